@@ -1,0 +1,106 @@
+"""`Message`: a frozen, typed, bounded value with a registered kind. The registry is closed when the package is loaded.
+
+On the wire a message is the canonical CBOR of `[kind, {field: value}]`. The kind is looked up in a table of ours; data
+never names a class, a module or a function.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, TypeVar
+
+import msgspec
+
+from sordino_common.errors import CodecError, LocalError
+from sordino_common.messages.array import Array
+from sordino_common.messages.codec import DEFAULT_LIMITS, Limits, decode, encode
+
+# Bounded field types that several messages share.
+NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,62}\Z"  # agents, datasets, fleets: safe in topics and file names
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Label = Annotated[str, msgspec.Meta(max_length=200)]  # column names, versions, metric names
+Text = Annotated[str, msgspec.Meta(max_length=4000)]  # a reason that a person reads
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]  # SHA-256
+RunId = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,79}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all commands and events. Fields are validated where they enter: by `decode_message`, and by
+    `encode_message`, which refuses to write what the other side would refuse to read."""
+
+    kind: ClassVar[str] = ""
+
+
+M = TypeVar("M", bound=type[Message])
+_REGISTRY: dict[str, type[Message]] = {}
+
+
+def register(kind: str) -> Any:
+    """Class decorator: give a message its kind on the wire."""
+
+    def put(cls: M) -> M:
+        if kind in _REGISTRY:
+            raise LocalError(f"message kind {kind!r} is registered twice")
+        cls.kind = kind
+        _REGISTRY[kind] = cls
+        return cls
+
+    return put
+
+
+def message_types() -> dict[str, type[Message]]:
+    """A copy of the registry: kind -> type."""
+    return dict(_REGISTRY)
+
+
+def encode_message(message: Message) -> bytes:
+    """Canonical CBOR of `[kind, fields]`. Raises `LocalError` if a field breaks its own bound."""
+    kind = type(message).kind
+    if _REGISTRY.get(kind) is not type(message):
+        raise LocalError(f"{type(message).__name__} is not a registered message")
+    fields = _plain(message)
+    try:
+        msgspec.convert(fields, type(message), dec_hook=_dec_hook)
+    except msgspec.ValidationError as error:
+        raise LocalError(f"message {kind}: {error}") from None
+    return encode([kind, fields])
+
+
+def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
+    """The message that `data` encodes. Raises `CodecError` naming kind and field; never anything else."""
+    outer = decode(data, limits)
+    if not (isinstance(outer, list) and len(outer) == 2 and isinstance(outer[0], str) and isinstance(outer[1], dict)):
+        raise CodecError("message: expected [kind, fields]")
+    kind, fields = outer
+    cls = _REGISTRY.get(kind)
+    if cls is None:
+        raise CodecError(f"message: unknown kind {kind[:80]!r}")
+    try:
+        message = msgspec.convert(fields, cls, dec_hook=_dec_hook)
+    except msgspec.ValidationError as error:
+        raise CodecError(f"message {kind}: {error}") from None
+    except CodecError as error:  # from a message's own __post_init__
+        raise CodecError(f"message {kind}: {error}") from None
+    # A field with a default that is spelled out and one that is left out must not be two encodings of one message.
+    if len(fields) != len(cls.__struct_fields__):
+        missing = sorted(set(cls.__struct_fields__) - set(fields))
+        raise CodecError(f"message {kind}: missing fields {', '.join(missing)}")
+    return message
+
+
+def _plain(value: Any) -> Any:
+    """Structs as maps, all the way down; everything else is left to the codec."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _dec_hook(expected: type, value: object) -> object:
+    if expected is Array and isinstance(value, Array):
+        return value
+    raise NotImplementedError(f"expected {expected.__name__}")

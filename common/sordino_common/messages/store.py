@@ -1,0 +1,70 @@
+"""Tensors that live on a device under names: put, compute with a Plan, fetch (policy decides), drop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from sordino_common.messages.array import Array
+from sordino_common.messages.base import Bytes, Count, Digest, Message, register
+
+TensorId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+TensorIds = Annotated[tuple[TensorId, ...], msgspec.Meta(max_length=4096)]
+
+
+@register("tensor-put")
+class TensorPut(Message, frozen=True, kw_only=True):
+    """Server: keep `value` under `tensor_id` for `lease_s` seconds. Answered by `TensorStored` or `Refused`."""
+
+    tensor_id: TensorId
+    value: Array
+    lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+
+
+@register("tensor-run")
+class TensorRun(Message, frozen=True, kw_only=True):
+    """Server: run a Plan on stored tensors; its outputs are stored under `outputs`. Answered by `TensorStored`."""
+
+    plan_id: Digest
+    inputs: TensorIds
+    outputs: TensorIds
+    lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+
+
+@register("tensor-stored")
+class TensorStored(Message, frozen=True, kw_only=True):
+    """Agent: the tensors are there. What the store holds and may hold, in bytes."""
+
+    tensor_ids: TensorIds
+    used_bytes: Bytes
+    budget_bytes: Bytes
+
+
+@register("tensor-get")
+class TensorGet(Message, frozen=True, kw_only=True):
+    """Server: send me this tensor. The device's policy decides. Answered by `TensorValue` or `Refused`."""
+
+    tensor_id: TensorId
+
+
+@register("tensor-value")
+class TensorValue(Message, frozen=True, kw_only=True):
+    """Agent: the tensor's value."""
+
+    tensor_id: TensorId
+    value: Array
+
+
+@register("tensor-drop")
+class TensorDrop(Message, frozen=True, kw_only=True):
+    """Server: forget these tensors. Answered by `TensorDropped`; unknown ids are no error."""
+
+    tensor_ids: TensorIds
+
+
+@register("tensor-dropped")
+class TensorDropped(Message, frozen=True, kw_only=True):
+    """Agent: how many of them were there."""
+
+    dropped: Count
