@@ -103,4 +103,5 @@ def _plain(value: Any) -> Any:
 def _dec_hook(expected: type, value: object) -> object:
     if expected is Array and isinstance(value, Array):
         return value
-    raise NotImplementedError(f"expected {expected.__name__}")
+    # msgspec turns a TypeError into a ValidationError that names the field.
+    raise TypeError(f"Expected `{expected.__name__}`, got `{type(value).__name__}`")

@@ -1,0 +1,43 @@
+# Each target does all of its own set-up: see scripts/setup.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin
+PY := .venv/bin/python
+STAMP := .venv/.ready
+WORKERS ?= 2
+
+.PHONY: setup demo test check fmt bench soak clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup
+	scripts/setup
+	@touch $@
+
+demo: $(STAMP)  ## ten real agents, a real broker: train on Boston Housing, show it, leave out/demo/report.html
+	@mkdir -p out/demo
+	.venv/bin/sordino-sim run examples/boston-fedavg.yaml --transport processes --report out/demo
+	@echo "report: out/demo/report.html   summary: out/demo/summary.json"
+
+test: $(STAMP)  ## everything, a real broker included
+	SORDINO_REQUIRE_MQTT=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
+
+check: $(STAMP)  ## lint, types, layers, and the tests that are not slow
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+	SORDINO_REQUIRE_MQTT=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
+
+fmt: $(STAMP)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: $(STAMP)  ## ratios and exact counts; benchmarks/README.md says how to read them
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+
+soak: $(STAMP)  ## the full trial counts that `make test` only samples
+	SORDINO_REQUIRE_MQTT=1 SORDINO_SOAK=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m soak
+
+clean:
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,114 @@
+"""One well-formed example of every message, and a Hypothesis-free mutator for fuzzing encoded bytes."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+from sordino_common import messages as m
+
+F32 = m.Array("float32", (2, 3), struct.pack("<6f", 1, 2, 3, 4, 5, 6.5))
+F64 = m.Array("float64", (2,), struct.pack("<2d", 0.5, -2))
+EMPTY = m.Array("int64", (0, 4), b"")
+PLAN_ID = bytes(range(32))
+TENSOR_ID = bytes(range(16))
+
+DATA = m.DataRef(
+    dataset="boston",
+    features=("CRIM", "ZN"),
+    target="MEDV",
+    split="train",
+    offset=(0.5, 0.25),
+    scale=(2.0, 4.0),
+    target_offset=22.5,
+    target_scale=9.0,
+)
+
+EXAMPLES: dict[str, m.Message] = {
+    "describe": m.Describe(),
+    "described": m.Described(
+        version="0.1.0",
+        executor="numpy",
+        memory_bytes=1 << 28,
+        store_bytes=1 << 26,
+        payload_bytes=1 << 26,
+        plan_seconds=60.0,
+        datasets=(
+            m.DatasetInfo(
+                name="boston",
+                tags=("housing",),
+                train_rows=40,
+                test_rows=10,
+                columns=(
+                    m.ColumnInfo(name="CRIM", dtype="float64", shape=()),
+                    m.ColumnInfo(name="image", dtype="uint8", shape=(28, 28)),
+                ),
+            ),
+        ),
+    ),
+    "health": m.Health(),
+    "health-report": m.HealthReport(
+        uptime_s=12.5,
+        resident_bytes=40_000_000,
+        store_used_bytes=0,
+        store_tensors=0,
+        plans=2,
+        tasks_done=7,
+        tasks_failed=1,
+        refusals=3,
+        running=("train",),
+    ),
+    "plan-put": m.PlanPut(plan=b"\x80"),
+    "plan-ready": m.PlanReady(plan_id=PLAN_ID, peak_bytes=4096, flops=123_456),
+    "refused": m.Refused(command="train", code="policy", reason="dataset `wages` is not offered"),
+    "moments": m.Moments(dataset="boston", columns=("CRIM", "ZN")),
+    "moments-result": m.MomentsResult(rows=40, sums=F64, squares=F64),
+    "train": m.Train(
+        run="boston-1",
+        round=3,
+        attempt=0,
+        plan_id=PLAN_ID,
+        data=DATA,
+        params=(F32, EMPTY),
+        batch_rows=32,
+        steps=0,
+        epochs=1.5,
+        seed=7,
+    ),
+    "trained": m.Trained(
+        run="boston-1", round=3, attempt=0, rows=40, steps=2, update=(F32, EMPTY), loss_sum=1.25, seconds=0.5
+    ),
+    "evaluate": m.Evaluate(run="boston-1", round=3, plan_id=PLAN_ID, data=DATA, params=(F32,), batch_rows=64),
+    "evaluated": m.Evaluated(run="boston-1", round=3, rows=10, names=("loss",), sums=(2.5,), seconds=0.25),
+    "cancel": m.Cancel(run="boston-1", round=None),
+    "tensor-put": m.TensorPut(tensor_id=TENSOR_ID, value=F32, lease_s=60.0),
+    "tensor-run": m.TensorRun(plan_id=PLAN_ID, inputs=(TENSOR_ID,), outputs=(TENSOR_ID,), lease_s=60.0),
+    "tensor-stored": m.TensorStored(tensor_ids=(TENSOR_ID,), used_bytes=24, budget_bytes=1 << 20),
+    "tensor-get": m.TensorGet(tensor_id=TENSOR_ID),
+    "tensor-value": m.TensorValue(tensor_id=TENSOR_ID, value=F32),
+    "tensor-drop": m.TensorDrop(tensor_ids=(TENSOR_ID,)),
+    "tensor-dropped": m.TensorDropped(dropped=1),
+}
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """One to four edits: flip a bit, set, insert, delete or repeat bytes, splice a CBOR head, cut the end."""
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(out)) if out else 0
+        match rng.randrange(7):
+            case 0 if out:
+                out[at] ^= 1 << rng.randrange(8)
+            case 1 if out:
+                out[at] = rng.choice((0x00, 0x1B, 0x3B, 0x5B, 0x7F, 0x9F, 0xBB, 0xC2, 0xD8, 0xF7, 0xFB, 0xFF))
+            case 2:
+                out[at:at] = rng.randbytes(rng.randint(1, 9))
+            case 3 if out:
+                del out[at : at + rng.randint(1, 9)]
+            case 4 if out:
+                out[at:at] = out[at : at + rng.randint(1, 40)]
+            case 5:
+                out[at:at] = bytes([rng.randrange(256)]) + rng.randbytes(8)
+            case _:
+                del out[at:]
+    return bytes(out)
