@@ -33,6 +33,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 M = TypeVar("M", bound=type[Message])
+S = TypeVar("S", bound=msgspec.Struct)
 _REGISTRY: dict[str, type[Message]] = {}
 
 
@@ -59,9 +60,9 @@ def encode_message(message: Message) -> bytes:
     kind = type(message).kind
     if _REGISTRY.get(kind) is not type(message):
         raise LocalError(f"{type(message).__name__} is not a registered message")
-    fields = _plain(message)
+    fields = to_plain(message)
     try:
-        msgspec.convert(fields, type(message), dec_hook=_dec_hook)
+        from_plain(fields, type(message))
     except msgspec.ValidationError as error:
         raise LocalError(f"message {kind}: {error}") from None
     return encode([kind, fields])
@@ -77,7 +78,7 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
     if cls is None:
         raise CodecError(f"message: unknown kind {kind[:80]!r}")
     try:
-        message = msgspec.convert(fields, cls, dec_hook=_dec_hook)
+        message = from_plain(fields, cls)
     except msgspec.ValidationError as error:
         raise CodecError(f"message {kind}: {error}") from None
     except CodecError as error:  # from a message's own __post_init__
@@ -89,15 +90,20 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
     return message
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Structs as maps, all the way down; everything else is left to the codec."""
     if isinstance(value, msgspec.Struct):
-        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: to_plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     return value
+
+
+def from_plain(fields: object, cls: type[S]) -> S:
+    """The struct that `to_plain` took apart. Raises `msgspec.ValidationError`, naming the field, on anything else."""
+    return msgspec.convert(fields, cls, dec_hook=_dec_hook)
 
 
 def _dec_hook(expected: type, value: object) -> object:
