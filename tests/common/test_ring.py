@@ -1,0 +1,132 @@
+"""Z_2^64 against Python's integers, at the edges; expansion against RFC 8439; sharing as laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sordino_common.errors import LocalError
+from sordino_common.ring.fixed import decode_fixed, encode_fixed
+from sordino_common.ring.matmul import matmul, split_balanced
+from sordino_common.ring.prg import Seed, expand_ring, label
+from sordino_common.ring.sharing import correction, reconstruct
+
+EDGES = [0, 1, -1, 2, -2, 1 << 21, -(1 << 21), (1 << 21) - 1, 1 << 43, (1 << 62), (1 << 63) - 1, -(1 << 63)]
+
+
+def oracle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b with Python integers, reduced to signed 64 bits."""
+    exact = a.astype(object) @ b.astype(object) if a.shape[1] else np.zeros((a.shape[0], b.shape[1]), dtype=object)
+    return ((exact + (1 << 63)) % (1 << 64) - (1 << 63)).astype(np.int64)
+
+
+@pytest.mark.parametrize("backend", ["direct", "limbs"])
+@pytest.mark.parametrize("inner", [0, 1, 2, 511, 512, 513, 1025])
+@pytest.mark.parametrize("values", ["edges", "uniform", "lowest", "ones"])
+def test_matmul_is_exact(backend: str, inner: int, values: str) -> None:
+    rng = np.random.default_rng(inner)
+    shape_a, shape_b = (3, inner), (inner, 4)
+    make = {
+        "edges": lambda shape: rng.choice(np.array(EDGES, dtype=np.int64), shape),
+        "uniform": lambda shape: rng.integers(-(1 << 63), (1 << 63) - 1, shape, endpoint=True),
+        "lowest": lambda shape: np.full(shape, -(1 << 63), dtype=np.int64),
+        "ones": lambda shape: np.full(shape, -1, dtype=np.int64),
+    }[values]
+    a, b = make(shape_a), make(shape_b)
+    assert np.array_equal(matmul(a, b, backend=backend), oracle(a, b))  # type: ignore[arg-type]
+
+
+def test_the_worst_case_for_float64_accumulation() -> None:
+    # every low limb at its largest size and of one sign: the diagonal sums reach 3 * 512 * 2^42 < 2^53
+    half = 1 << 21
+    worst = np.int64(-half - (half << 22))
+    a, b = np.full((1, 512), worst), np.full((512, 1), worst)
+    assert np.array_equal(matmul(a, b, backend="limbs"), oracle(a, b))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=30))
+def test_limbs_join_to_what_was_split(values: list[int]) -> None:
+    x = np.array(values, dtype=np.int64)
+    x0, x1, x2 = (limb.astype(np.int64) for limb in split_balanced(x))
+    assert np.array_equal(x0 + (x1 << np.int64(22)) + (x2 << np.int64(44)), x)
+    assert np.all(np.abs(x0) <= 1 << 21) and np.all(np.abs(x1) <= 1 << 21) and np.all(np.abs(x2) <= 1 << 19)
+
+
+def test_batched_products_and_refusals() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.integers(-(1 << 63), 1 << 62, (2, 1, 5, 6))
+    b = rng.integers(-(1 << 63), 1 << 62, (3, 6, 2))
+    assert np.array_equal(matmul(a, b, backend="limbs"), np.matmul(a, b))
+    with pytest.raises(LocalError, match=r"shapes \(2, 3\) and \(2, 3\) do not fit"):
+        matmul(np.zeros((2, 3), dtype=np.int64), np.zeros((2, 3), dtype=np.int64))
+    with pytest.raises(LocalError, match="expected int64 operands, got float64"):
+        matmul(np.zeros((2, 2)), np.zeros((2, 2)))  # type: ignore[arg-type]
+
+
+def test_expansion_is_deterministic_and_bound_to_its_info() -> None:
+    seed = Seed(bytes(range(32)))
+    a = expand_ring(seed, label("s", 1, b"x"), (1000,))
+    assert np.array_equal(a, expand_ring(seed, label("s", 1, b"x"), (1000,)))
+    assert not np.array_equal(a, expand_ring(seed, label("s", 2, b"x"), (1000,)))
+    assert np.array_equal(a[:10], expand_ring(seed, label("s", 1, b"x"), (10,)))
+    big = expand_ring(seed, b"", (100_000,))  # crosses the chunk of 2^18 bytes
+    assert np.array_equal(big[:32_768], expand_ring(seed, b"", (32_768,)))
+    assert expand_ring(seed, b"", (0, 3)).shape == (0, 3)
+    assert len(np.unique(big)) == big.size  # a collision has chance 3e-10
+
+
+def test_labels_do_not_collide() -> None:
+    labels = [
+        label("ab", "c"),
+        label("a", "bc"),
+        label("abc"),
+        label(b"abc"),
+        label("ab", b"c"),
+        label(1),
+        label("\x01"),
+        label(1, 1),
+        label(257),
+    ]
+    assert len(set(labels)) == len(labels)
+
+
+def test_a_seed_shows_and_compares_nothing() -> None:
+    seed = Seed(b"\x07" * 32)
+    assert "7" not in repr(seed).replace("32", "")
+    for act in (lambda: seed == seed, lambda: bool(seed), lambda: hash(seed)):
+        with pytest.raises(TypeError):
+            act()
+    with pytest.raises(LocalError, match="expected 32 bytes, got 31"):
+        Seed(bytes(31))
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.integers(1, 5), st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=8))
+def test_shares_sum_to_the_secret(parties: int, values: list[int]) -> None:
+    x = np.array(values, dtype=np.int64)
+    seeds = [Seed(bytes([party]) * 32) for party in range(parties - 1)]
+    shares = [expand_ring(seed, b"t", x.shape) for seed in seeds] + [correction(x, seeds, b"t")]
+    assert np.array_equal(reconstruct(shares), x)
+
+
+def test_a_correction_is_uniform() -> None:
+    """Chi-square over the top byte of 2^16 corrections of a constant; false alarm 1e-6 (255 degrees: 386)."""
+    x = np.full(1 << 16, 42, dtype=np.int64)
+    top = correction(x, [Seed(b"\x05" * 32)], b"u").view(np.uint64) >> np.uint64(56)
+    counts = np.bincount(top.astype(np.int64), minlength=256)
+    assert float(((counts - 256.0) ** 2 / 256.0).sum()) < 386.0
+
+
+def test_fixed_point() -> None:
+    values = np.array([0.0, 1.0, -1.0, 2.0**-15, 3 * 2.0**-15, 1e6, -123.456])
+    encoded = encode_fixed(values)
+    assert encoded.tolist()[:5] == [0, 1 << 14, -(1 << 14), 0, 2]  # ties to even
+    assert np.all(np.abs(decode_fixed(encoded) - values) <= 2.0**-15)
+    for bad in (np.nan, np.inf, 2.0**48, -(2.0**48)):
+        with pytest.raises(LocalError, match="not finite or not below"):
+            encode_fixed(np.array([bad]))
+    with pytest.raises(LocalError, match=r"0\.\.40, got 41"):
+        encode_fixed(values, 41)
