@@ -1,0 +1,34 @@
+"""Between `messages.Array` (bytes) and `numpy.ndarray`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.errors import LocalError
+from sordino_common.messages.array import DTYPES, Array
+
+NdArray = npt.NDArray[Any]
+
+
+def to_numpy(array: Array) -> NdArray:
+    """The array's data as an ndarray: no copy on a little-endian machine, and read-only."""
+    values = np.frombuffer(array.data, dtype=np.dtype(array.dtype).newbyteorder("<")).reshape(array.shape)
+    if sys.byteorder == "big":
+        values = values.astype(array.dtype)
+        values.setflags(write=False)
+    return values
+
+
+def from_numpy(values: NdArray) -> Array:
+    """`values` as it travels: C order, little-endian. bool travels as uint8. Raises `LocalError` on other dtypes."""
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8)
+    name = values.dtype.name
+    if name not in DTYPES:
+        raise LocalError(f"from_numpy: dtype {name} is not one of bool, {', '.join(DTYPES)}")
+    data = values.astype(values.dtype.newbyteorder("<"), order="C", copy=False).tobytes()
+    return Array(name, tuple(int(dim) for dim in values.shape), data)
