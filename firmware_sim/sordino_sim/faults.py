@@ -6,6 +6,7 @@
       - {round: 5, do: return, agents: [agent-02]}             # one comes back, as a new boot
       - {round: 4, do: leave, agents: [agent-07]}              # drains and says goodbye
       - {round: 4, do: slow, agents: [agent-08], factor: 20}   # computes twenty times slower from here on
+      - {round: 4, do: cut, agents: [agent-09], for_s: 3}      # its network fails for three seconds
       - {time_s: 12.5, do: broker-restart, down_s: 2.0}
       - {round: 6, do: server-kill}
 
@@ -28,8 +29,8 @@ from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Name
 
-Action = Literal["die", "leave", "return", "slow", "broker-restart", "server-kill"]
-_ON_AGENTS = ("die", "leave", "return", "slow")
+Action = Literal["die", "leave", "return", "slow", "cut", "broker-restart", "server-kill"]
+_ON_AGENTS = ("die", "leave", "return", "slow", "cut")
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +42,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     after_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     agents: Annotated[int, msgspec.Meta(ge=1)] | Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)] | None = None
     factor: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 10.0
+    for_s: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 5.0
     down_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 1.0
 
 
@@ -72,6 +74,8 @@ class PlannedFault:
                 return f"{whom} returned"
             case "slow":
                 return f"{whom} slowed down by a factor of {self.fault.factor:g}"
+            case "cut":
+                return f"{whom} cut off for {self.fault.for_s:g} s"
             case "broker-restart":
                 return f"broker restarted, down for {self.fault.down_s:g} s"
             case "server-kill":
@@ -128,7 +132,7 @@ def plan_faults(
             planned.append(PlannedFault(fault=fault, agents=tuple(sorted(rng.sample(pool, fault.agents)))))
         else:
             planned.append(PlannedFault(fault=fault))
-        if fault.do != "return":
+        if fault.do not in ("return", "cut"):
             taken.update(planned[-1].agents)
     return FaultSchedule(planned)
 

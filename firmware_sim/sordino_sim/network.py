@@ -131,6 +131,11 @@ class SimulatedNetwork:
         """The link of a client."""
         return self._links.get(client, self._default)
 
+    def cut(self, names: frozenset[str], *, start_s: float, end_s: float) -> None:
+        """One partition more. Packets that are already under way arrive."""
+        partitions = (*self._partitions, Partition(start_s=start_s, end_s=end_s, names=names))
+        self._partitions = tuple(sorted(partitions, key=lambda partition: partition.start_s))
+
     def deliveries(self, sender: str, receiver: str, nbytes: int, now_s: float) -> list[float]:
         """Absolute times at which a packet handed over at `now_s` arrives: none if lost, two if doubled."""
         client = sender if receiver == BROKER else receiver

@@ -1,128 +1,128 @@
 """The simulated world around a job: which boards, which network, who holds which rows.
 
-A job file says nothing of it. It comes from `--scenario FILE` (below), and `--profile` and `--set simulate.KEY=VALUE`
-change single figures:
-
-    profile: pi4                       # or a mix: {pi3: 6, pi-zero2: 4}, dealt out in this order, then again
-    data: {split: dirichlet, alpha: 0.3, min_rows: 8}
-    network:
-      latency_s: 0.02                  # each figure replaces the profiles' own
-      loss: 0.01
-      partitions: [{start_s: 10, end_s: 14, agents: [agent-03]}]
+It is the job's `simulation` section, with what the command line changes. A profile is a name (`pi4`) or a mix
+(`pi3:6,pi-zero2:4`: six and four, in this order, then again).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from sordino_common.config import load_config, parse_config
+from sordino_agent.data.table import Table, table_of
 from sordino_common.errors import ConfigError
-from sordino_common.messages.base import Name
-from sordino_sim.network import LinkSpec, Partition, SimulatedNetwork
+from sordino_server.job import Job
+from sordino_server.public_data import load_public, split_rows
+from sordino_sim.network import LinkSpec, SimulatedNetwork
 from sordino_sim.partition import Rows, partition_dirichlet, partition_iid
 from sordino_sim.profiles import DEFAULT_PROFILE, DeviceProfile, profile
 
-_Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
-_Chance = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
-_Bps = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """N agents by name, their boards, and their rows of the job's dataset."""
 
-class PartitionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Nothing passes between the broker and `agents` (none given: everybody) from `start_s` until `end_s`."""
+    job: Job
+    seed: int
+    boards: Mapping[str, DeviceProfile]
 
-    start_s: _Seconds
-    end_s: _Seconds
-    agents: tuple[Name, ...] = ()
+    @property
+    def agents(self) -> tuple[str, ...]:
+        return tuple(self.boards)
 
+    def network(self, *, server: str) -> SimulatedNetwork:
+        """The boards' links with the job's changes; the server sits beside the broker."""
+        spec = self.job.spec.simulation.network
+        bps = None if spec.bandwidth_bytes_s is None else 8.0 * spec.bandwidth_bytes_s
+        figures = {
+            "latency_s": spec.latency_s,
+            "jitter_s": spec.jitter_s,
+            "up_bps": bps,
+            "down_bps": bps,
+            "loss": spec.loss,
+            "duplicate": spec.duplication,
+            "reorder": spec.reordering,
+        }
+        changes = {name: value for name, value in figures.items() if value is not None}
+        links = {name: board.link.worse(**changes) for name, board in self.boards.items()}
+        return SimulatedNetwork(seed=self.seed, default=LinkSpec(), links=links | {server: profile("server").link})
 
-class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What replaces the profiles' links. `None` leaves a figure as the profile has it."""
-
-    latency_s: _Seconds | None = None
-    jitter_s: _Seconds | None = None
-    up_bps: _Bps | None = None
-    down_bps: _Bps | None = None
-    loss: _Chance | None = None
-    duplicate: _Chance | None = None
-    reorder: _Chance | None = None
-    reorder_s: _Seconds | None = None
-    lossy: bool = False
-    partitions: tuple[PartitionSettings, ...] = ()
-
-    def changes(self) -> dict[str, float]:
-        """The figures that were given."""
-        names = ("latency_s", "jitter_s", "up_bps", "down_bps", "loss", "duplicate", "reorder", "reorder_s")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
-class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the rows are dealt out to the agents."""
-
-    split: Literal["iid", "dirichlet"] = "iid"
-    alpha: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 1.0
-    min_rows: Annotated[int, msgspec.Meta(ge=1)] = 2  # one row to train on, one to test with
-
-
-class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Boards, network and data split of a simulation."""
-
-    profile: str | dict[str, Annotated[int, msgspec.Meta(ge=1)]] = DEFAULT_PROFILE
-    network: NetworkSettings = NetworkSettings()
-    data: DataSettings = DataSettings()
-
-    def profiles(self, agents: Sequence[str]) -> dict[str, DeviceProfile]:
-        """The board of every agent. Raises `ConfigError` for a profile that there is not."""
-        if isinstance(self.profile, str):
-            one = profile(self.profile)
-            return dict.fromkeys(agents, one)
-        if not self.profile:
-            raise ConfigError("scenario: `profile` is an empty mix; expected a name, or names with counts")
-        cycle = [profile(name) for name, count in self.profile.items() for _ in range(count)]
-        return {agent: cycle[index % len(cycle)] for index, agent in enumerate(agents)}
-
-    def simulated_network(self, agents: Sequence[str], *, server: str, seed: int) -> SimulatedNetwork:
-        """The links of these agents' boards with the scenario's changes; the server sits beside the broker."""
-        changes = self.network.changes()
-        links = {name: board.link.worse(**changes) for name, board in self.profiles(agents).items()}
-        return SimulatedNetwork(
-            seed=seed,
-            default=LinkSpec(),
-            links=links | {server: profile("server").link},
-            partitions=[
-                Partition(start_s=cut.start_s, end_s=cut.end_s, names=frozenset(cut.agents))
-                for cut in self.network.partitions
-            ],
-            lossy=self.network.lossy,
-        )
-
-    def split(self, targets: NDArray[np.generic], *, agents: int, seed: int) -> list[Rows]:
-        """Row indices per agent, every row once."""
-        data = self.data
-        if data.split == "iid":
-            return partition_iid(len(targets), agents=agents, seed=seed, min_rows=data.min_rows)
-        return partition_dirichlet(targets, agents=agents, alpha=data.alpha, seed=seed, min_rows=data.min_rows)
+    def tables(self) -> dict[str, Table]:
+        """Every agent's own rows. The test rows are those that the baseline is tested on, dealt out evenly; the train
+        rows are split as the job says. Every row of the source is with exactly one agent. Raises `ConfigError`."""
+        simulation, data = self.job.spec.simulation, self.job.spec.data
+        if simulation.data is None:
+            raise self.job.error("simulation.data", "the simulator needs a data set: boston, pima or mnist")
+        source = load_public(simulation.data)
+        for name in (*data.features, data.target):
+            if name not in source.columns:
+                known = ", ".join(source.columns)
+                raise self.job.error("data", f"{simulation.data} has no column {name!r}; it has {known}")
+        train, test = split_rows(source.rows, simulation.test_fraction, self.seed)
+        count = len(self.boards)
+        train_parts = self._split(np.asarray(source.columns[data.target])[train], count)
+        # With fewer test rows than agents some have none to test on; the sums over the fleet are the same.
+        test_parts = partition_iid(len(test), agents=count, seed=self.seed, min_rows=0)
+        tables = {}
+        for name, train_part, test_part in zip(self.boards, train_parts, test_parts, strict=True):
+            mine, held_out = source.take(train[train_part]), source.take(test[test_part])
+            tables[name] = table_of(
+                data.dataset, columns=mine.columns, tags=(simulation.data,), test_columns=held_out.columns
+            )
+        return tables
 
     def describe(self) -> dict[str, object]:
         """For the summary: what was simulated, as plain values."""
-        plain = msgspec.to_builtins(self)
-        assert isinstance(plain, dict)
-        network: dict[str, object] = dict(self.network.changes())
-        if self.network.lossy:
-            network["lossy"] = True
-        if self.network.partitions:
-            network["partitions"] = plain["network"]["partitions"]
-        plain["network"] = network
-        return plain
+        simulation = self.job.spec.simulation
+        counts: dict[str, int] = {}
+        for board in self.boards.values():
+            counts[board.name] = counts.get(board.name, 0) + 1
+        network = simulation.network
+        changed = {name: getattr(network, name) for name in network.__struct_fields__}
+        return {
+            "profile": next(iter(counts)) if len(counts) == 1 else counts,
+            "network": {name: value for name, value in changed.items() if value is not None},
+            "partition": simulation.partition,
+            "alpha": simulation.alpha if simulation.partition == "dirichlet" else None,
+            "seed": self.seed,
+        }
+
+    def _split(self, targets: NDArray[np.generic], count: int) -> list[Rows]:
+        simulation = self.job.spec.simulation
+        if simulation.partition == "iid":
+            return partition_iid(len(targets), agents=count, seed=self.seed)
+        return partition_dirichlet(targets, agents=count, alpha=simulation.alpha, seed=self.seed)
 
 
-def load_scenario(path: Path | None, *, overrides: Sequence[str] = ()) -> Scenario:
-    """The scenario in the file at `path`, or the default one, after `overrides` of the form key.path=value."""
-    if path is None:
-        return parse_config("{}", Scenario, where="scenario", overrides=overrides)
-    return load_config(path, Scenario, overrides=overrides)
+def scenario_of(
+    job: Job, *, agents: int | None = None, seed: int | None = None, profile_name: str | None = None
+) -> Scenario:
+    """The scenario of a job; what is given here comes before the job's `simulation`. Raises `ConfigError`."""
+    simulation = job.spec.simulation
+    count = simulation.agents if agents is None else agents
+    if count < 1:
+        raise ConfigError(f"--agents {count}: at least 1 is needed")
+    if seed is None:
+        seed = job.spec.train.seed if simulation.seed is None else simulation.seed
+    boards = _mix(profile_name or simulation.profile or DEFAULT_PROFILE)
+    names = agent_names(count)
+    return Scenario(job=job, seed=seed, boards={name: boards[index % len(boards)] for index, name in enumerate(names)})
+
+
+def agent_names(count: int) -> tuple[str, ...]:
+    """agent-00 .. agent-09: as many digits as the last one needs, two at least, so that they sort as they count."""
+    digits = max(2, len(str(count - 1)))
+    return tuple(f"agent-{index:0{digits}d}" for index in range(count))
+
+
+def _mix(text: str) -> Sequence[DeviceProfile]:
+    boards: list[DeviceProfile] = []
+    for part in text.split(","):
+        name, colon, number = part.strip().partition(":")
+        if colon and not (number.isdigit() and 1 <= int(number) <= 100_000):
+            raise ConfigError(f"profile {text!r}: expected a name, or names with counts such as pi3:6,pi-zero2:4")
+        boards += [profile(name)] * (int(number) if colon else 1)
+    return boards

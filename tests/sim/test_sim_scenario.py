@@ -4,41 +4,64 @@ import numpy as np
 import pytest
 
 from sordino_common.errors import ConfigError
+from sordino_server.job import Job, load_job
+from sordino_server.public_data import load_public, split_rows
 from sordino_sim.network import BROKER
-from sordino_sim.scenario import load_scenario
+from sordino_sim.scenario import agent_names, scenario_of
 
-AGENTS = [f"agent-{index}" for index in range(5)]
-
-
-def test_a_mix_of_boards_is_dealt_out_in_turn(tmp_path: Path) -> None:
-    path = tmp_path / "scenario.yaml"
-    path.write_text("profile: {pi3: 2, pi-zero2: 1}\ndata: {split: dirichlet, alpha: 0.2}\n")
-    scenario = load_scenario(path)
-    assert [board.name for board in scenario.profiles(AGENTS).values()] == ["pi3", "pi3", "pi-zero2", "pi3", "pi3"]
-    parts = scenario.split(np.arange(60) % 3, agents=5, seed=1)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(60))
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_figures_replace_those_of_the_board() -> None:
-    scenario = load_scenario(None, overrides=["profile=pi3", "network.latency_s=0.5", "network.jitter_s=0"])
-    network = scenario.simulated_network(AGENTS, server="server", seed=1)
-    assert network.link("agent-0").latency_s == 0.5 and network.link("agent-0").up_bps == 94e6
+def job(*overrides: str) -> Job:
+    return load_job(EXAMPLES / "boston-fedavg.yaml", overrides=overrides)
+
+
+def test_a_mix_of_boards_is_dealt_out_in_turn() -> None:
+    scenario = scenario_of(job(), agents=5, profile_name="pi3:2,pi-zero2")
+    assert [board.name for board in scenario.boards.values()] == ["pi3", "pi3", "pi-zero2", "pi3", "pi3"]
+    assert scenario.describe()["profile"] == {"pi3": 4, "pi-zero2": 1}
+
+
+def test_the_jobs_figures_replace_those_of_the_board() -> None:
+    scenario = scenario_of(job("simulation.network.latency_s=0.5", "simulation.network.jitter_s=0"), profile_name="pi3")
+    network = scenario.network(server="server")
+    assert network.link("agent-00").latency_s == 0.5 and network.link("agent-00").up_bps == 94e6
     assert network.link("server").latency_s == 0.0005
-    assert network.deliveries("agent-0", BROKER, 0, 0.0)[0] == pytest.approx(0.5, abs=1e-4)
-    assert scenario.describe()["network"] == {"latency_s": 0.5, "jitter_s": 0}
+    assert network.deliveries("agent-00", BROKER, 0, 0.0)[0] == pytest.approx(0.5, abs=1e-4)
+    assert scenario.describe()["network"] == {"latency_s": 0.5, "jitter_s": 0.0}
 
 
-def test_a_partition_names_its_agents(tmp_path: Path) -> None:
-    path = tmp_path / "scenario.yaml"
-    path.write_text("network: {partitions: [{start_s: 1, end_s: 4, agents: [agent-1]}]}\n")
-    network = load_scenario(path).simulated_network(AGENTS, server="server", seed=1)
-    assert network.deliveries(BROKER, "agent-1", 10, 2.0)[0] > 4.0 > network.deliveries(BROKER, "agent-2", 10, 2.0)[0]
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_every_row_is_with_one_agent_and_the_test_rows_are_the_baselines(partition: str) -> None:
+    scenario = scenario_of(job(f"simulation.partition={partition}", "simulation.alpha=0.1"), seed=4)
+    tables = scenario.tables()
+    assert tuple(tables) == agent_names(10) == scenario.agents
+    source = load_public("boston")
+    train, test = split_rows(source.rows, 0.2, 4)
+    for split, expected in (("train", train), ("test", test)):
+        found = np.concatenate([table.column("MEDV")[table.rows(split)] for table in tables.values()])  # type: ignore[arg-type]
+        other = np.concatenate([table.column("LSTAT")[table.rows(split)] for table in tables.values()])  # type: ignore[arg-type]
+        pairs = sorted(zip(found.tolist(), other.tolist(), strict=True))
+        assert pairs == sorted(zip(source.columns["MEDV"][expected], source.columns["LSTAT"][expected], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("override", "text"),
-    [("profile=pi9", "pi9"), ("profile={}", "empty mix"), ("network.loss=1.5", "loss"), ("data.split=odd", "split")],
-)
-def test_what_is_wrong_is_refused(override: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        load_scenario(None, overrides=[override]).profiles(AGENTS)
+def test_names_sort_as_they_count() -> None:
+    assert agent_names(3) == ("agent-00", "agent-01", "agent-02")
+    assert list(agent_names(1000)) == sorted(agent_names(1000))
+    assert agent_names(1000)[-1] == "agent-999"
+
+
+@pytest.mark.parametrize("name", ["pi9", "pi3:0", "pi3:x", ""])
+def test_a_profile_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="profile"):
+        scenario_of(job(f"simulation.profile='{name}'" if name else "simulation.profile=','"))
+
+
+def test_more_agents_than_rows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="405 rows for 406 agents"):
+        scenario_of(job(), agents=406).tables()
+
+
+def test_a_column_that_the_source_lacks_is_named_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"no column 'HEIGHT'.*CRIM"):
+        scenario_of(job("data.target=HEIGHT")).tables()
