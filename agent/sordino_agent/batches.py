@@ -1,0 +1,121 @@
+"""Rows into what a Plan is fed: scaled features and targets, and the stream of batches.
+
+Legend: R rows of the split, B rows of a batch, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino_agent.data.table import Rows, Table
+from sordino_agent.errors import BadCommand
+from sordino_common.messages import DataRef, encode
+from sordino_common.plan.spec import TensorSpec
+
+
+def row_stream(rows: int, *, batch_rows: int, seed: int, round: int, name: str) -> Iterator[Rows]:
+    """Batches of B row numbers in [0, rows), for ever: shuffled passes end to end, cut into pieces of B.
+
+    Pass after pass is a permutation from one generator, seeded by SHA-256 of canonical CBOR of
+    ["sordino/rows", seed, round, name]: the same arguments give the same stream on every device, and two devices
+    never shuffle alike. An epoch's leftover rows begin the next batch; with rows < B one batch spans passes.
+    The permutation is the order of 64-bit draws of PCG64, which NumPy promises to keep (NEP 19 keeps the streams of
+    bit generators, not those of `Generator.permutation`); ties, of chance rows²/2^65, keep their order."""
+    if rows < 1 or batch_rows < 1:
+        raise BadCommand(f"row stream: {rows} rows in batches of {batch_rows}; both must be at least 1")
+    digest = hashlib.sha256(encode(["sordino/rows", seed, round, name])).digest()
+    source = np.random.PCG64(int.from_bytes(digest, "big"))
+    left = np.empty(0, dtype=np.int64)
+    while True:
+        parts, have = [left], len(left)
+        while have < batch_rows:
+            fresh = np.argsort(source.random_raw(rows), kind="stable")
+            parts.append(fresh)
+            have += rows
+        pool = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for start in range(0, have - batch_rows + 1, batch_rows):
+            yield pool[start : start + batch_rows]
+        left = pool[have - have % batch_rows :]
+
+
+def step_count(*, steps: int, epochs: float, rows: int, batch_rows: int) -> int:
+    """Local steps of a `Train`: `steps`, or if that is 0, max(1, round(epochs * rows / batch_rows))."""
+    return steps or max(1, round(epochs * rows / batch_rows))
+
+
+def feature_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
+    """x [R, *spec.shape[1:]] of the split, scaled as (x - offset) / scale in float64, then in the Plan's dtype."""
+    rows = table.rows(data.split)
+    columns = [table.column(name) for name in data.features]
+    if len(columns) == 1:
+        raw = columns[0][rows]
+    elif all(column.ndim <= 2 for column in columns):
+        raw = np.concatenate([column[rows].reshape(len(rows), -1) for column in columns], axis=1)
+    else:
+        raise BadCommand(
+            f"dataset {table.name!r}: features of more than one dimension can't be joined; name one of them"
+        )
+    width = int(np.prod(raw.shape[1:], dtype=np.int64))
+    return _fit(
+        raw.reshape(len(rows), width),
+        _vector(data.offset, width, "offset"),
+        _vector(data.scale, width, "scale"),
+        spec,
+        f"dataset {table.name!r}: features {', '.join(data.features[:8])}{' ...' if len(data.features) > 8 else ''}",
+    )
+
+
+def target_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
+    """y [R, *spec.shape[1:]] of the split, scaled as (y - target_offset) / target_scale, in the Plan's dtype."""
+    rows = table.rows(data.split)
+    raw = table.column(data.target)[rows]
+    scaled = data.target_offset != 0.0 or data.target_scale != 1.0
+    return _fit(
+        raw.reshape(len(rows), int(np.prod(raw.shape[1:], dtype=np.int64))),
+        _vector((data.target_offset,), 1, "target_offset") if scaled else None,
+        _vector((data.target_scale,), 1, "target_scale") if scaled else None,
+        spec,
+        f"dataset {table.name!r}: target {data.target}",
+    )
+
+
+def _vector(values: tuple[float, ...], width: int, what: str) -> NDArray[np.float64] | None:
+    if not values:
+        return None
+    if len(values) != width:
+        raise BadCommand(f"data: {what} has {len(values)} entries, expected one per feature: {width}")
+    vector = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(vector).all() or ("scale" in what and not vector.all()):
+        raise BadCommand(f"data: {what} has an entry that is zero, NaN or infinite")
+    return vector
+
+
+def _fit(
+    raw: NDArray[Any],
+    offset: NDArray[np.float64] | None,
+    scale: NDArray[np.float64] | None,
+    spec: TensorSpec,
+    what: str,
+) -> NDArray[Any]:
+    """`raw` [R, D] scaled, cast to the spec's dtype and shaped as its entries; refuses what would lose integers."""
+    shape = tuple(spec.shape[1:])
+    if int(np.prod(shape, dtype=np.int64)) != raw.shape[1] or not spec.shape:
+        raise BadCommand(f"{what}: {raw.shape[1]} numbers a row, but the Plan takes {spec.dtype}{list(spec.shape)}")
+    values = raw
+    if offset is not None:
+        values = values.astype(np.float64) - offset
+    if scale is not None:
+        values = values.astype(np.float64) / scale
+    dtype = np.dtype(spec.dtype)
+    with np.errstate(all="ignore"):
+        cast = np.ascontiguousarray(values, dtype=dtype)
+    if dtype.kind not in "f" and not np.array_equal(cast, values):
+        raise BadCommand(f"{what}: not all are {spec.dtype}, which the Plan takes")
+    if dtype.kind == "f" and not np.isfinite(cast).all():
+        raise BadCommand(f"{what}: some are too large for {spec.dtype} once they are scaled")
+    return cast.reshape(len(raw), *shape)

@@ -1,0 +1,560 @@
+"""`AgentCore`: what an agent does with a command. Policy first, then the executor, then the answer.
+
+    command -> is it the fleet's server? -> does the policy allow it? -> is there room? -> task -> answer
+
+Everything that does not get through is answered with `Refused` (code and reason) and counted; nothing that a peer sends
+changes anything before it has been checked. Answers are never answered, so that two parties can't refuse each other for
+ever. A repeated `Train` (run, round, attempt) is computed once: while it runs the repeat waits with it, afterwards it
+gets the same answer from a bounded cache, and a repeat with other contents is refused.
+
+No socket, no clock of its own, no NumPy: the same object runs in the daemon and, a thousand times, in the simulator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sordino_agent.errors import Busy, Conflict, Draining, UnknownPlan
+from sordino_agent.executor import Cancel as CancelTask
+from sordino_agent.executor import Executor
+from sordino_agent.policy import Limits, Policy
+from sordino_agent.store import ByteCache, TensorStore
+from sordino_agent.tasks import (
+    DatasetList,
+    DescribeTask,
+    Done,
+    EvaluateFacts,
+    EvaluateTask,
+    Facts,
+    MomentsFacts,
+    MomentsTask,
+    Outcome,
+    PlanFacts,
+    PlanTask,
+    RunFacts,
+    RunTask,
+    Task,
+    TrainFacts,
+    TrainTask,
+)
+from sordino_common import messages as m
+from sordino_common.clock import Loop
+from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
+from sordino_common.messages.base import to_plain
+
+if TYPE_CHECKING:
+    from sordino_common.transport.endpoint import Incoming
+
+    from sordino_common.channel.roster import Roster
+
+log = logging.getLogger("sordino.agent")
+
+_ANSWERS: Final = (
+    m.Described,
+    m.HealthReport,
+    m.PlanReady,
+    m.Refused,
+    m.MomentsResult,
+    m.Trained,
+    m.Evaluated,
+    m.TensorStored,
+    m.TensorValue,
+    m.TensorDropped,
+)
+_REASON_CHARS: Final = 1000
+
+
+class Sender(Protocol):
+    """What the core needs of an `Endpoint`."""
+
+    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None) -> bytes: ...
+
+
+TrainKey = tuple[str, int, int]  # run, round, attempt
+
+
+class _Pending:
+    """A task under way, and who waits for its answer: (name, correlation), in the order of asking."""
+
+    __slots__ = ("cancel", "command", "digest", "label", "round", "run", "waiting")
+
+    def __init__(self, command: str, label: str, *, run: str | None, round: int | None, digest: bytes) -> None:
+        self.command = command
+        self.label = label
+        self.run = run
+        self.round = round
+        self.digest = digest
+        self.waiting: dict[tuple[str, bytes], None] = {}
+        self.cancel: CancelTask = lambda: None
+
+
+class _KnownPlan:
+    __slots__ = ("data", "facts")
+
+    def __init__(self, data: bytes, facts: PlanFacts) -> None:
+        self.data = data
+        self.facts = facts
+
+
+class AgentCore:
+    """One agent's handler for its endpoint. Call `attach` with the endpoint, then `start`.
+
+    `resident_bytes` reports the process's memory for `HealthReport`; the simulator leaves it at 0."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        server: str,
+        policy: Policy,
+        limits: Limits,
+        executor: Executor,
+        store: TensorStore,
+        loop: Loop,
+        version: str,
+        executor_name: str = "numpy",
+        resident_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.name: Final = name
+        self.tasks_done = 0
+        self.tasks_failed = 0
+        self.refusals = 0
+        self.connected = False
+        self._server = server
+        self._roster_server: str | None = None
+        self._policy = policy
+        self._limits = limits
+        self._executor = executor
+        self._store = store
+        self._loop = loop
+        self._version = version
+        self._executor_name = executor_name
+        self._resident_bytes = resident_bytes
+        self._started_s = loop.now_s()
+        self._sender: Sender | None = None
+        self._draining = False
+        self._datasets: DatasetList | None = None
+        self._describing = False
+        self._wait_describe: list[tuple[str, bytes]] = []
+        self._pending: dict[int, _Pending] = {}
+        self._pending_count = 0
+        self._trains: dict[TrainKey, _Pending] = {}
+        self._plans: ByteCache[bytes, _KnownPlan] = ByteCache(
+            budget_bytes=limits.plans_bytes, size_of=lambda plan: len(plan.data)
+        )
+        self._results: ByteCache[TrainKey, tuple[bytes, m.Trained]] = ByteCache(
+            budget_bytes=limits.results_bytes, size_of=lambda result: payload_bytes(result[1])
+        )
+        self._idle: Callable[[], None] = lambda: None
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    def attach(self, sender: Sender) -> None:
+        """Answers go out through `sender`."""
+        self._sender = sender
+
+    def start(self) -> None:
+        """Have the datasets described once, so that the first `Describe` is answered at once."""
+        self._describe()
+
+    def reconfigure(self, policy: Policy) -> None:
+        """Another policy from now on, and the datasets described again. What runs goes on."""
+        self._policy = policy
+        self._datasets = None
+        self._describe()
+
+    def drain(self, on_idle: Callable[[], None]) -> None:
+        """Take no more tasks; call `on_idle` once none is left (now, if none is)."""
+        self._draining = True
+        self._idle = on_idle
+        if not self._pending:
+            self._idle()
+
+    def cancel_all(self) -> None:
+        for pending in list(self._pending.values()):
+            pending.cancel()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """What runs or waits, oldest first."""
+        return tuple(pending.label for pending in self._pending.values())
+
+    @property
+    def datasets(self) -> DatasetList | None:
+        """None until the executor has read them."""
+        return self._datasets
+
+    def health(self) -> m.HealthReport:
+        self._store.expire(self._loop.now_s())
+        return m.HealthReport(
+            uptime_s=self._loop.now_s() - self._started_s,
+            resident_bytes=self._resident_bytes(),
+            store_used_bytes=self._store.used_bytes,
+            store_tensors=len(self._store),
+            plans=len(self._plans),
+            tasks_done=self.tasks_done,
+            tasks_failed=self.tasks_failed,
+            refusals=self.refusals,
+            running=self.running[:64],
+        )
+
+    # --- EndpointHandler -------------------------------------------------------------------------------------------
+
+    def on_message(self, incoming: Incoming) -> None:
+        message = incoming.message
+        if isinstance(message, _ANSWERS):
+            self.refusals += 1
+            log.warning("event=unexpected-answer kind=%s from=%s", message.kind, incoming.sender)
+            return
+        try:
+            self._require_server(incoming.sender)
+            self._command(message, (incoming.sender, incoming.correlation))
+        except SordinoError as error:
+            self._refuse(message.kind, (incoming.sender, incoming.correlation), error.code, str(error))
+        except Exception as error:  # a bug here must not end the daemon: the server is told, the log has the trace
+            log.exception("event=bug command=%s", message.kind)
+            reason = f"a bug in the agent ({type(error).__name__}); its log has the trace"
+            self._refuse(message.kind, (incoming.sender, incoming.correlation), LocalError.code, reason)
+
+    def on_presence(self, name: str, online: bool, boot: int) -> None:
+        log.info("event=presence name=%s online=%s boot=%d", name, online, boot)
+
+    def on_connection(self, connected: bool, reason: str) -> None:
+        self.connected = connected
+        log.info("event=connection connected=%s reason=%r", connected, reason)
+
+    def on_roster(self, roster: Roster) -> None:
+        self._roster_server = roster.server.name
+        log.info("event=roster epoch=%d server=%s", roster.epoch, self._roster_server)
+
+    def on_refusal(self, sender: str, error: RemoteError) -> None:
+        self.refusals += 1
+        log.warning("event=refused-packet from=%s code=%s reason=%r", sender, error.code, str(error)[:_REASON_CHARS])
+
+    # --- commands --------------------------------------------------------------------------------------------------
+
+    def _require_server(self, sender: str) -> None:
+        if self._roster_server is not None and self._roster_server != self._server:
+            raise PolicyRefusal(
+                f"the roster names {self._roster_server!r} as the server, this agent's configuration {self._server!r}"
+            )
+        if sender != self._server:
+            raise PolicyRefusal(f"commands are taken from {self._server!r} only, this came from {sender!r}")
+
+    def _command(self, message: m.Message, asker: tuple[str, bytes]) -> None:
+        if payload_bytes(message) > self._limits.payload_bytes:
+            raise LimitExceeded(
+                f"{message.kind}: {payload_bytes(message)} bytes of arrays; limits.payload_bytes on the device is "
+                f"{self._limits.payload_bytes}"
+            )
+        match message:
+            case m.Describe():
+                self._policy.require_job("describe")
+                self._wait_describe.append(asker)
+                self._answer_describe()
+            case m.Health():
+                self._send(asker, self.health())
+            case m.PlanPut():
+                self._plan_put(message, asker)
+            case m.Moments():
+                self._policy.require_dataset(message.dataset, "moments")
+                task = MomentsTask(command=message, min_rows=self._policy.min_rows)
+                self._submit(task, asker, label=f"moments {message.dataset}", answer=_moments_answer)
+            case m.Train():
+                self._train(message, asker)
+            case m.Evaluate():
+                self._evaluate(message, asker)
+            case m.Cancel():
+                self._cancel(message)
+            case m.TensorPut():
+                self._policy.require_job("tensors")
+                now_s = self._loop.now_s()
+                self._store.put(
+                    [(message.tensor_id, message.value)], made_by=None, lease_s=message.lease_s, now_s=now_s
+                )
+                self._send(asker, self._stored((message.tensor_id,)))
+            case m.TensorRun():
+                self._tensor_run(message, asker)
+            case m.TensorGet():
+                self._policy.require_job("tensors")
+                tensor = self._store.get(message.tensor_id, now_s=self._loop.now_s())
+                self._policy.require_fetch(tensor.made_by)
+                self._send(asker, m.TensorValue(tensor_id=message.tensor_id, value=tensor.value))
+            case m.TensorDrop():
+                self._policy.require_job("tensors")
+                self._send(asker, m.TensorDropped(dropped=self._store.drop(message.tensor_ids)))
+            case _:
+                raise PolicyRefusal(f"commands of kind {message.kind!r} are not known to this agent ({self._version})")
+
+    def _plan_put(self, message: m.PlanPut, asker: tuple[str, bytes]) -> None:
+        plan_id = hashlib.sha256(message.plan).digest()
+        self._policy.require_plan(plan_id)
+        known = self._plans.get(plan_id)
+        if known is not None:
+            self._send(asker, _plan_ready(known.facts))
+            return
+        if len(message.plan) > self._limits.plans_bytes // 2:
+            raise LimitExceeded(
+                f"the Plan takes {len(message.plan)} bytes; a device whose limits.plans_bytes is "
+                f"{self._limits.plans_bytes} takes at most half of that"
+            )
+
+        def answer(facts: Facts, _seconds: float) -> m.Message:
+            assert isinstance(facts, PlanFacts)
+            self._plans.put(plan_id, _KnownPlan(message.plan, facts))
+            return _plan_ready(facts)
+
+        self._submit(PlanTask(plan=message.plan), asker, label=f"plan {plan_id.hex()[:12]}", answer=answer)
+
+    def _train(self, message: m.Train, asker: tuple[str, bytes]) -> None:
+        self._policy.require_dataset(message.data.dataset, "train")
+        self._policy.require_plan(message.plan_id)
+        key = (message.run, message.round, message.attempt)
+        digest = _digest(message)
+        running = self._trains.get(key)
+        kept = self._results.get(key)
+        before = running.digest if running is not None else kept[0] if kept is not None else digest
+        if before != digest:
+            raise Conflict(
+                f"train: run {message.run}, round {message.round}, attempt {message.attempt} was asked for before with "
+                "other contents; raise the attempt"
+            )
+        if running is not None:
+            running.waiting[asker] = None
+            return
+        if kept is not None:
+            self._send(asker, kept[1])
+            return
+        task = TrainTask(
+            command=message, plan=self._plan(message.plan_id), agent=self.name, min_rows=self._policy.min_rows
+        )
+
+        def answer(facts: Facts, seconds: float) -> m.Message:
+            assert isinstance(facts, TrainFacts)
+            trained = m.Trained(
+                run=message.run,
+                round=message.round,
+                attempt=message.attempt,
+                rows=facts.rows,
+                steps=facts.steps,
+                update=facts.update,
+                loss_sum=facts.loss_sum,
+                seconds=seconds,
+            )
+            self._results.put(key, (digest, trained))
+            return trained
+
+        label = f"train {message.run} round {message.round}"
+        self._submit(
+            task, asker, label=label, answer=answer, run=message.run, round=message.round, key=key, digest=digest
+        )
+
+    def _evaluate(self, message: m.Evaluate, asker: tuple[str, bytes]) -> None:
+        self._policy.require_dataset(message.data.dataset, "evaluate")
+        self._policy.require_plan(message.plan_id)
+        task = EvaluateTask(command=message, plan=self._plan(message.plan_id), min_rows=self._policy.min_rows)
+
+        def answer(facts: Facts, seconds: float) -> m.Message:
+            assert isinstance(facts, EvaluateFacts)
+            return m.Evaluated(
+                run=message.run,
+                round=message.round,
+                rows=facts.rows,
+                names=facts.names,
+                sums=facts.sums,
+                seconds=seconds,
+            )
+
+        label = f"evaluate {message.run} round {message.round}"
+        self._submit(task, asker, label=label, answer=answer, run=message.run, round=message.round)
+
+    def _tensor_run(self, message: m.TensorRun, asker: tuple[str, bytes]) -> None:
+        self._policy.require_job("tensors")
+        self._policy.require_plan(message.plan_id)
+        now_s = self._loop.now_s()
+        inputs = tuple(self._store.get(tensor_id, now_s=now_s).value for tensor_id in message.inputs)
+
+        def answer(facts: Facts, _seconds: float) -> m.Message:
+            assert isinstance(facts, RunFacts)
+            if len(facts.outputs) != len(message.outputs):
+                raise Conflict(f"the Plan gives {len(facts.outputs)} tensors, the command names {len(message.outputs)}")
+            self._store.put(
+                list(zip(message.outputs, facts.outputs, strict=True)),
+                made_by=message.plan_id,
+                lease_s=message.lease_s,
+                now_s=self._loop.now_s(),
+            )
+            return self._stored(message.outputs)
+
+        task = RunTask(plan=self._plan(message.plan_id), inputs=inputs)
+        self._submit(task, asker, label=f"tensors {message.plan_id.hex()[:12]}", answer=answer)
+
+    def _cancel(self, message: m.Cancel) -> None:
+        for pending in list(self._pending.values()):
+            if pending.run == message.run and message.round in (None, pending.round):
+                log.info("event=cancel task=%r", pending.label)
+                pending.cancel()
+
+    # --- tasks -----------------------------------------------------------------------------------------------------
+
+    def _plan(self, plan_id: bytes) -> bytes:
+        known = self._plans.get(plan_id)
+        if known is None:
+            raise UnknownPlan(f"Plan {plan_id.hex()} is not here; put it, then repeat the command")
+        return known.data
+
+    def _submit(
+        self,
+        task: Task,
+        asker: tuple[str, bytes],
+        *,
+        label: str,
+        answer: Callable[[Facts, float], m.Message],
+        run: str | None = None,
+        round: int | None = None,
+        key: TrainKey | None = None,
+        digest: bytes = b"",
+    ) -> None:
+        if self._draining:
+            raise Draining("this agent is about to stop and takes no new work")
+        if len(self._pending) >= self._limits.queue:
+            raise Busy(f"{len(self._pending)} tasks are under way, as many as limits.queue on the device allows")
+        number = self._pending_count = self._pending_count + 1
+        command = "plan-put" if task.kind == "plan" else "tensor-run" if task.kind == "tensors" else task.kind
+        pending = _Pending(command, label, run=run, round=round, digest=digest)
+        pending.waiting[asker] = None
+        self._pending[number] = pending
+        if key is not None:
+            self._trains[key] = pending
+
+        def done(outcome: Outcome) -> None:
+            del self._pending[number]
+            if key is not None:
+                del self._trains[key]
+            self._finish(pending, outcome, answer)
+            if self._draining and not self._pending:
+                self._idle()
+
+        pending.cancel = self._executor.submit(task, done)
+
+    def _finish(self, pending: _Pending, outcome: Outcome, answer: Callable[[Facts, float], m.Message]) -> None:
+        failure: tuple[str, str]
+        if isinstance(outcome, Done):
+            try:
+                message = answer(outcome.result, outcome.seconds)
+                if payload_bytes(message) > self._limits.payload_bytes:
+                    raise LimitExceeded(
+                        f"{pending.command}: the answer has {payload_bytes(message)} bytes; limits.payload_bytes on "
+                        f"the device is {self._limits.payload_bytes}"
+                    )
+            except SordinoError as error:
+                failure = (error.code, str(error))
+            else:
+                self.tasks_done += 1
+                log.info("event=task-done task=%r seconds=%.3f", pending.label, outcome.seconds)
+                for asker in pending.waiting:
+                    self._send(asker, message)
+                return
+        else:
+            failure = (outcome.code, outcome.reason)
+        self.tasks_failed += 1
+        for asker in pending.waiting:
+            self._refuse(pending.command, asker, *failure)
+
+    def _describe(self) -> None:
+        if self._describing:
+            return
+        self._describing = True
+
+        def done(outcome: Outcome) -> None:
+            self._describing = False
+            if isinstance(outcome, Done):
+                assert isinstance(outcome.result, DatasetList)
+                self._datasets = outcome.result
+                for problem in outcome.result.problems:
+                    log.error("event=dataset-unreadable dataset=%s reason=%r", problem.dataset, problem.detail)
+                self._answer_describe()
+            else:
+                askers, self._wait_describe = self._wait_describe, []
+                for asker in askers:
+                    self._refuse("describe", asker, outcome.code, outcome.reason)
+
+        self._executor.submit(DescribeTask(), done)
+
+    def _answer_describe(self) -> None:
+        if self._datasets is None:
+            self._describe()
+            return
+        askers, self._wait_describe = self._wait_describe, []
+        described = m.Described(
+            version=self._version,
+            executor=self._executor_name,
+            memory_bytes=self._limits.memory_bytes,
+            store_bytes=self._limits.store_bytes,
+            payload_bytes=self._limits.payload_bytes,
+            plan_seconds=self._limits.plan_seconds,
+            datasets=tuple(info for info in self._datasets.datasets if self._policy.shows_dataset(info.name)),
+        )
+        for asker in askers:
+            self._send(asker, described)
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def _stored(self, tensor_ids: tuple[bytes, ...]) -> m.TensorStored:
+        return m.TensorStored(
+            tensor_ids=tensor_ids, used_bytes=self._store.used_bytes, budget_bytes=self._store.budget_bytes
+        )
+
+    def _refuse(self, command: str, asker: tuple[str, bytes], code: str, reason: str) -> None:
+        self.refusals += 1
+        log.warning("event=refused command=%s to=%s code=%s reason=%r", command, asker[0], code, reason[:_REASON_CHARS])
+        self._send(asker, m.Refused(command=command, code=code, reason=reason[:_REASON_CHARS]))
+
+    def _send(self, asker: tuple[str, bytes], message: m.Message) -> None:
+        if self._sender is None:
+            raise LocalError("AgentCore: attach an endpoint before messages arrive")
+        try:
+            self._sender.send(asker[0], message, correlation=asker[1])
+        except SordinoError as error:  # the outbox is full, or the asker left the roster: its deadline will tell it
+            log.warning("event=answer-lost kind=%s to=%s code=%s", message.kind, asker[0], error.code)
+
+
+def payload_bytes(message: m.Message) -> int:
+    """Bytes of arrays and Plans in a message: what makes it large."""
+
+    def count(value: object) -> int:
+        if isinstance(value, m.Array):
+            return value.nbytes
+        if isinstance(value, bytes):
+            return len(value)
+        if isinstance(value, tuple):
+            return sum(count(item) for item in value if isinstance(item, m.Array | tuple | bytes))
+        return 0
+
+    return sum(count(getattr(message, field)) for field in message.__struct_fields__)
+
+
+def _digest(message: m.Train) -> bytes:
+    """SHA-256 over everything that a `Train` says, without encoding its arrays a second time."""
+    hashed = hashlib.sha256()
+    for field in message.__struct_fields__:
+        value = getattr(message, field)
+        if field == "params":
+            for array in value:
+                hashed.update(repr((array.dtype, array.shape)).encode())
+                hashed.update(array.data)
+        else:
+            hashed.update(m.encode([field, to_plain(value)]))
+    return hashed.digest()
+
+
+def _plan_ready(facts: PlanFacts) -> m.PlanReady:
+    return m.PlanReady(plan_id=facts.plan_id, peak_bytes=facts.peak_bytes, flops=facts.flops)
+
+
+def _moments_answer(facts: Facts, _seconds: float) -> m.Message:
+    assert isinstance(facts, MomentsFacts)
+    return facts.result

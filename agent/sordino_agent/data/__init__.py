@@ -1,0 +1,1 @@
+"""The worker's side of datasets: files into tables. Imports NumPy; the daemon never imports this."""

@@ -1,0 +1,89 @@
+"""What this device lets a server ask of it. Deny by default: what the policy does not name is refused.
+
+A command from the server is a request. The checks here need no data and run before any work starts; the minimum number
+of rows is checked where the rows are (`compute.py`). Every refusal says which setting to change on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from sordino_common.errors import PolicyRefusal
+from sordino_common.messages.base import Name
+
+JobKind = Literal["describe", "moments", "train", "evaluate", "tensors"]
+JOB_KINDS: Final[tuple[JobKind, ...]] = ("describe", "moments", "train", "evaluate", "tensors")
+DataJob = Literal["moments", "train", "evaluate"]
+
+PlanHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The device owner's rules.
+
+    `jobs`: kinds of command that are served. `plans`: "any", or the SHA-256 (hex) of every Plan that may run here.
+    With "any" a hostile server can write a Plan whose update encodes rows (see SECURITY.md); pin Plans where that
+    matters. `datasets`: for which jobs each dataset may be used; a dataset that is not named is open to all of `jobs`
+    if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none",
+    "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over."""
+
+    jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate")
+    plans: Literal["any"] | tuple[PlanHex, ...] = ()
+    datasets: dict[Name, tuple[DataJob, ...]] | None = None
+    fetch: Literal["none", "any"] | tuple[PlanHex, ...] = "none"
+    min_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 10
+
+    def require_job(self, kind: JobKind) -> None:
+        """Raise `PolicyRefusal` unless this kind of job is served here."""
+        if kind not in self.jobs:
+            served = ", ".join(self.jobs) or "none"
+            raise PolicyRefusal(
+                f"jobs of kind `{kind}` are not served here (served: {served}); its owner can add it to policy.jobs"
+            )
+
+    def require_plan(self, plan_id: bytes) -> None:
+        """Raise `PolicyRefusal` unless the Plan with this SHA-256 may run here."""
+        if self.plans != "any" and plan_id.hex() not in self.plans:
+            raise PolicyRefusal(
+                f"Plan {plan_id.hex()} is not among the {len(self.plans)} Plans that may run here; "
+                "the device's owner can add it to policy.plans"
+            )
+
+    def require_dataset(self, dataset: str, job: DataJob) -> None:
+        """Raise `PolicyRefusal` unless `dataset` may be used for `job`."""
+        self.require_job(job)
+        if self.datasets is not None and job not in self.datasets.get(dataset, ()):
+            raise PolicyRefusal(
+                f"dataset {dataset!r} may not be used for `{job}` here; its owner can allow it in policy.datasets"
+            )
+
+    def shows_dataset(self, dataset: str) -> bool:
+        """Whether a description lists `dataset`: only if some job may use it."""
+        return self.datasets is None or bool(self.datasets.get(dataset))
+
+    def require_fetch(self, made_by: bytes | None) -> None:
+        """Raise `PolicyRefusal` unless a tensor may leave that the Plan `made_by` made (None: the server put it)."""
+        if self.fetch == "any" or (made_by is not None and made_by.hex() in self.fetch):
+            return
+        raise PolicyRefusal("this tensor may not leave the device; the device's owner can allow it in policy.fetch")
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds on what one device spends. The defaults suit a board with 1 GB of memory.
+
+    `memory_bytes`: what one task may hold in the worker (rows, Plan's peak, parameters). `plan_seconds`: longest task.
+    `payload_bytes`: largest command or answer. `store_bytes`, `plans_bytes`, `results_bytes`: what the daemon keeps of
+    tensors, Plans, and answers already given. `queue`: tasks waiting or running. `threads`: of the worker's linear
+    algebra (with 1, the same command gives the same bytes). `idle_s`: an idle worker process ends after this time."""
+
+    memory_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)] = 256 << 20
+    plan_seconds: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 300.0
+    payload_bytes: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)] = 64 << 20
+    store_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 32 << 20
+    plans_bytes: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)] = 16 << 20
+    results_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 8 << 20
+    queue: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    idle_s: Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)] = 60.0

@@ -1,0 +1,137 @@
+"""What the daemon keeps in memory, each kind under a byte budget: tensors with leases, Plans, answers already given.
+
+State is passed the time (`now_s`, a monotonic clock); nothing here reads a clock or sets a timer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from sordino_agent.errors import Conflict, UnknownTensor
+from sordino_common.errors import LimitExceeded
+from sordino_common.messages import Array
+
+# Beside its bytes, an entry costs this much for keys and objects; it also bounds the number of empty tensors.
+ENTRY_BYTES: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A tensor with the Plan (SHA-256) that made it, None if the server put it, and the time its lease is over."""
+
+    value: Array
+    made_by: bytes | None
+    until_s: float
+
+
+class TensorStore:
+    """Tensors by id, each under a lease, together at most `budget_bytes` (values plus `ENTRY_BYTES` each).
+
+    A full store refuses; it never evicts a tensor whose lease runs."""
+
+    def __init__(self, *, budget_bytes: int) -> None:
+        self.budget_bytes: Final = budget_bytes
+        self.used_bytes = 0
+        self._tensors: dict[bytes, StoredTensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def put(
+        self, tensors: Sequence[tuple[bytes, Array]], *, made_by: bytes | None, lease_s: float, now_s: float
+    ) -> None:
+        """Store all of `tensors`, or raise and store none. The same value again renews its lease; another value
+        under a live id raises `Conflict`; no room raises `LimitExceeded`."""
+        self.expire(now_s)
+        added = 0
+        for tensor_id, value in tensors:
+            present = self._tensors.get(tensor_id)
+            if present is None:
+                added += value.nbytes + ENTRY_BYTES
+            elif present.value != value or present.made_by != made_by:
+                raise Conflict(f"tensor {tensor_id.hex()} is there with another value; drop it first, or take a new id")
+        if len({tensor_id for tensor_id, _ in tensors}) != len(tensors):
+            raise Conflict("one command stores the same tensor id twice")
+        if self.used_bytes + added > self.budget_bytes:
+            raise LimitExceeded(
+                f"tensor store: {added} bytes do not fit, {self.used_bytes} of {self.budget_bytes} are used "
+                "(limits.store_bytes on the device); drop tensors first"
+            )
+        for tensor_id, value in tensors:
+            self._tensors[tensor_id] = StoredTensor(value=value, made_by=made_by, until_s=now_s + lease_s)
+        self.used_bytes += added
+
+    def get(self, tensor_id: bytes, *, now_s: float) -> StoredTensor:
+        """The tensor of that id. Raises `UnknownTensor`."""
+        self.expire(now_s)
+        try:
+            return self._tensors[tensor_id]
+        except KeyError:
+            raise UnknownTensor(
+                f"tensor {tensor_id.hex()} is not here: never put, dropped, or its lease is over"
+            ) from None
+
+    def drop(self, tensor_ids: Sequence[bytes]) -> int:
+        """Forget these tensors; returns how many were there."""
+        return sum(self._forget(tensor_id) for tensor_id in tensor_ids)
+
+    def expire(self, now_s: float) -> None:
+        """Forget what is out of lease."""
+        for tensor_id in [key for key, tensor in self._tensors.items() if tensor.until_s <= now_s]:
+            self._forget(tensor_id)
+
+    def _forget(self, tensor_id: bytes) -> bool:
+        tensor = self._tensors.pop(tensor_id, None)
+        if tensor is None:
+            return False
+        self.used_bytes -= tensor.value.nbytes + ENTRY_BYTES
+        return True
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ByteCache(Generic[K, V]):
+    """The most recently used values that fit into `budget_bytes`; `size_of` says what a value takes.
+
+    A value larger than the budget is not kept, and `put` says so."""
+
+    def __init__(self, *, budget_bytes: int, size_of: Callable[[V], int]) -> None:
+        self.budget_bytes: Final = budget_bytes
+        self.used_bytes = 0
+        self._size_of = size_of
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: K) -> V | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> bool:
+        """Keep `value`, at the cost of the least recently used. False if it can't fit at all."""
+        size = self._size_of(value) + ENTRY_BYTES
+        self.drop(key)
+        if size > self.budget_bytes:
+            return False
+        while self.used_bytes + size > self.budget_bytes:
+            _, old = self._values.popitem(last=False)
+            self.used_bytes -= self._size_of(old) + ENTRY_BYTES
+        self._values[key] = value
+        self.used_bytes += size
+        return True
+
+    def drop(self, key: K) -> None:
+        old = self._values.pop(key, None)
+        if old is not None:
+            self.used_bytes -= self._size_of(old) + ENTRY_BYTES
+
+    def clear(self) -> None:
+        self._values.clear()
+        self.used_bytes = 0

@@ -1,0 +1,245 @@
+"""The workshop: a task is first prepared (validated, priced), then run. Used by the worker process and, in the
+simulator, in this process. Holds what is worth keeping between tasks: tables, prepared rows, programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+from sordino_common.plan.executors import load_program
+
+from sordino_agent import compute
+from sordino_agent.batches import feature_rows, row_stream, step_count, target_rows
+from sordino_agent.compute import Check, Layout
+from sordino_agent.data.catalogue import Catalogue
+from sordino_agent.data.table import Table
+from sordino_agent.errors import BadCommand
+from sordino_agent.store import ByteCache
+from sordino_agent.tasks import (
+    DescribeTask,
+    EvaluateFacts,
+    EvaluateTask,
+    Facts,
+    MomentsFacts,
+    MomentsTask,
+    PlanFacts,
+    PlanTask,
+    RunFacts,
+    RunTask,
+    Task,
+    TaskCost,
+    TrainFacts,
+    TrainTask,
+)
+from sordino_common.errors import LimitExceeded
+from sordino_common.messages import Array, DataRef
+from sordino_common.plan.analysis import analyse
+from sordino_common.plan.plan import decode_plan, plan_id
+from sordino_common.plan.spec import TensorSpec
+from sordino_common.plan.values import Plan, PlanLimits
+
+ExecutorName = Literal["numpy", "torch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPlan:
+    """A validated Plan with its price, ready to run."""
+
+    plan: Plan
+    encoded_bytes: int
+    facts: PlanFacts
+    program: compute.Program
+
+    def cost(self, kind: str, runs: int) -> TaskCost:
+        return TaskCost(kind=kind, nodes=len(self.plan.nodes), flops=self.facts.flops, runs=runs)
+
+
+class Programs:
+    """Plans by SHA-256, decoded and made ready once. May be shared by the workshops of one process."""
+
+    def __init__(self, *, executor: ExecutorName, limits: PlanLimits, cache_bytes: int = 64 << 20) -> None:
+        self._executor = executor
+        self._limits = limits
+        # A program takes a small multiple of its Plan's encoding; 8 was seen for the example models.
+        self._cache: ByteCache[bytes, LoadedPlan] = ByteCache(
+            budget_bytes=cache_bytes, size_of=lambda loaded: 8 * loaded.encoded_bytes
+        )
+
+    def load(self, data: bytes) -> LoadedPlan:
+        """Raises `PlanError` or `CodecError` on a Plan that may not run here."""
+        key = plan_id(data)
+        loaded = self._cache.get(key)
+        if loaded is None:
+            plan = decode_plan(data, self._limits)
+            cost = analyse(plan)
+            loaded = LoadedPlan(
+                plan=plan,
+                encoded_bytes=len(data),
+                facts=PlanFacts(plan_id=key, peak_bytes=cost.peak_bytes, flops=cost.flops),
+                program=load_program(plan, self._executor),
+            )
+            self._cache.put(key, loaded)
+        return loaded
+
+
+def plan_limits(memory_bytes: int) -> PlanLimits:
+    """The bounds of a device whose tasks may take `memory_bytes`."""
+    return PlanLimits(value_bytes=memory_bytes, peak_bytes=memory_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A task that may run: its cost, and the function that runs it."""
+
+    cost: TaskCost
+    run: Callable[[Check | None], Facts]
+
+
+class Workshop:
+    """Turns tasks into facts, within `memory_bytes` for rows, parameters and a Plan's peak."""
+
+    def __init__(self, *, catalogue: Catalogue, programs: Programs, memory_bytes: int) -> None:
+        self._catalogue = catalogue
+        self._programs = programs
+        self._memory_bytes = memory_bytes
+        self._rows: ByteCache[tuple[str, DataRef, TensorSpec], NDArray[Any]] = ByteCache(
+            budget_bytes=memory_bytes // 4, size_of=lambda rows: rows.nbytes
+        )
+
+    def prepare(self, task: Task) -> Prepared:
+        """Check everything that can be checked before running. Raises a `SordinoError` that says what does not fit."""
+        match task:
+            case DescribeTask():
+                return Prepared(cost=TaskCost(kind=task.kind), run=lambda _: self._catalogue.describe())
+            case PlanTask():
+                facts = self._programs.load(task.plan).facts
+                return Prepared(cost=TaskCost(kind=task.kind), run=lambda _: facts)
+            case MomentsTask():
+                return self._moments(task)
+            case TrainTask():
+                return self._train(task)
+            case EvaluateTask():
+                return self._evaluate(task)
+            case RunTask():
+                return self._run(task)
+
+    def _moments(self, task: MomentsTask) -> Prepared:
+        command = task.command
+        table = self._catalogue.table(command.dataset)
+        compute.require_rows(len(table.train), task.min_rows, dataset=table.name, what="moments")
+        return Prepared(
+            cost=TaskCost(kind=task.kind, flops=3 * len(table.train) * len(command.columns), runs=1),
+            run=lambda _: MomentsFacts(result=compute.moments(table, command.columns)),
+        )
+
+    def _train(self, task: TrainTask) -> Prepared:
+        command = task.command
+        loaded = self._programs.load(task.plan)
+        layout = compute.training_layout(loaded.plan)
+        self._check_batch(loaded.plan, layout, command.batch_rows)
+        compute.check_params(loaded.plan, layout, command.params)
+        if command.data.split != "train":
+            raise BadCommand("train: the rows of the split `test` are for evaluation only")
+        table = self._catalogue.table(command.data.dataset)
+        rows = len(table.train)
+        compute.require_rows(rows, task.min_rows, dataset=table.name, what="training")
+        self._require_memory(loaded, table, rows, layout, command.params)
+        x, y = self._feeds(table, command.data, loaded.plan, layout)
+        steps = step_count(steps=command.steps, epochs=command.epochs, rows=rows, batch_rows=command.batch_rows)
+        batches = row_stream(
+            rows, batch_rows=command.batch_rows, seed=command.seed, round=command.round, name=task.agent
+        )
+
+        def run(check: Check | None) -> TrainFacts:
+            assert y is not None
+            update, loss_sum = compute.train(
+                loaded.plan,
+                loaded.program,
+                layout,
+                x=x,
+                y=y,
+                params=command.params,
+                batches=batches,
+                steps=steps,
+                check=check,
+            )
+            return TrainFacts(rows=rows, steps=steps, update=update, loss_sum=loss_sum)
+
+        return Prepared(cost=loaded.cost(task.kind, steps), run=run)
+
+    def _evaluate(self, task: EvaluateTask) -> Prepared:
+        command = task.command
+        loaded = self._programs.load(task.plan)
+        layout = compute.evaluation_layout(loaded.plan)
+        self._check_batch(loaded.plan, layout, command.batch_rows)
+        compute.check_params(loaded.plan, layout, command.params)
+        table = self._catalogue.table(command.data.dataset)
+        rows = len(table.rows(command.data.split))
+        compute.require_rows(rows, task.min_rows, dataset=table.name, what="evaluation")
+        self._require_memory(loaded, table, rows, layout, command.params)
+        x, y = self._feeds(table, command.data, loaded.plan, layout)
+
+        def run(check: Check | None) -> EvaluateFacts:
+            names, sums = compute.evaluate(
+                loaded.plan, loaded.program, layout, x=x, y=y, params=command.params, check=check
+            )
+            return EvaluateFacts(rows=rows, names=names, sums=sums)
+
+        return Prepared(cost=loaded.cost(task.kind, -(-rows // command.batch_rows)), run=run)
+
+    def _run(self, task: RunTask) -> Prepared:
+        loaded = self._programs.load(task.plan)
+        self._require_memory(loaded, None, 0, None, task.inputs)
+        return Prepared(
+            cost=loaded.cost(task.kind, 1),
+            run=lambda check: RunFacts(outputs=compute.run_plan(loaded.plan, loaded.program, task.inputs, check=check)),
+        )
+
+    def _feeds(
+        self, table: Table, data: DataRef, plan: Plan, layout: Layout
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        x = self._prepared("x", feature_rows, table, data, plan.inputs[layout.x].spec)
+        if layout.y is None:
+            return x, None
+        return x, self._prepared("y", target_rows, table, data, plan.inputs[layout.y].spec)
+
+    def _prepared(
+        self,
+        role: str,
+        make: Callable[[Table, DataRef, TensorSpec], NDArray[Any]],
+        table: Table,
+        data: DataRef,
+        spec: TensorSpec,
+    ) -> NDArray[Any]:
+        key = (role, data, TensorSpec(spec.dtype, spec.shape[1:]))
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = make(table, data, spec)
+            self._rows.put(key, rows)
+        return rows
+
+    def _require_memory(
+        self, loaded: LoadedPlan, table: Table | None, rows: int, layout: Layout | None, params: tuple[Array, ...]
+    ) -> None:
+        """Before anything of size is made: the table, its prepared rows, parameters and the Plan's peak must fit."""
+        held = table.nbytes if table is not None else 0
+        if layout is not None:
+            for index in (layout.x, *(() if layout.y is None else (layout.y,))):
+                spec = loaded.plan.inputs[index].spec
+                entry = TensorSpec(spec.dtype, spec.shape[1:])
+                held += rows * (entry.nbytes + 16 * entry.numel)  # the result, and two float64 steps on the way
+        # The command's parameters and the answer of the same size are there beside the Plan's own peak.
+        needed = loaded.facts.peak_bytes + held + 2 * sum(array.nbytes for array in params)
+        if needed > self._memory_bytes:
+            raise LimitExceeded(
+                f"Plan {loaded.plan.name!r} needs {needed} bytes here (peak {loaded.facts.peak_bytes}, rows {held}); "
+                f"limits.memory_bytes on the device is {self._memory_bytes}; a smaller batch needs less"
+            )
+
+    @staticmethod
+    def _check_batch(plan: Plan, layout: Layout, batch_rows: int) -> None:
+        traced = plan.inputs[layout.x].spec.shape[0]
+        if traced != batch_rows:
+            raise BadCommand(f"Plan {plan.name!r} takes batches of {traced} rows, the command says {batch_rows}")
