@@ -1,0 +1,79 @@
+"""Encoded messages under way, shared and bounded.
+
+A message is encoded when its transmission begins, and its bytes are let go when it is acknowledged or its peer has
+gone quiet. A message sent to 50 peers (the same object) is encoded, hashed and held once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from sordino_common.errors import LimitExceeded, LocalError
+from sordino_common.messages import Array, Message, encode_message
+
+_FIELD_BYTES: Final = 9  # CBOR's longest head; an estimate needs no more
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A message's bytes and their SHA-256, held for `users` parcels."""
+
+    message: Message
+    data: memoryview
+    digest: bytes
+    users: int = 0
+
+
+class EncodedPool:
+    """At most `limit_bytes` of encoded messages, and one message more."""
+
+    def __init__(self, *, limit_bytes: int, max_message_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._max_message_bytes = max_message_bytes
+        self._held: dict[int, Encoded] = {}  # by id(): an entry keeps its message alive, so the id stays its own
+        self.bytes = 0
+
+    def admits(self, message: Message) -> bool:
+        """Whether `acquire` may be called now: there is room, or the message is here anyway."""
+        return self.bytes < self._limit_bytes or id(message) in self._held
+
+    def acquire(self, message: Message) -> Encoded:
+        """The message's bytes; call `release` once for each. Raises `LocalError` if it has no encoding, and
+        `LimitExceeded` if that is too long."""
+        entry = self._held.get(id(message))
+        if entry is None:
+            data = encode_message(message)
+            if len(data) > self._max_message_bytes:
+                raise LimitExceeded(
+                    f"message {message.kind}: {len(data)} bytes encoded, at most {self._max_message_bytes} are sent"
+                )
+            entry = Encoded(message, memoryview(data), hashlib.sha256(data).digest())
+            self._held[id(message)] = entry
+            self.bytes += len(data)
+        entry.users += 1
+        return entry
+
+    def release(self, entry: Encoded) -> None:
+        if entry.users < 1:
+            raise LocalError("EncodedPool: released more often than acquired")
+        entry.users -= 1
+        if entry.users == 0:
+            del self._held[id(entry.message)]
+            self.bytes -= len(entry.data)
+
+
+def estimate_bytes(value: object) -> int:
+    """About how many bytes `value` will take: exact in the bulk (arrays, byte strings, text), without encoding."""
+    if isinstance(value, Array):
+        return value.nbytes + 4 * _FIELD_BYTES
+    if isinstance(value, bytes | str):
+        return len(value) + _FIELD_BYTES
+    if isinstance(value, msgspec.Struct):
+        return sum(len(name) + estimate_bytes(getattr(value, name)) for name in value.__struct_fields__)
+    if isinstance(value, tuple | list):
+        return _FIELD_BYTES + sum(map(estimate_bytes, value))
+    return _FIELD_BYTES

@@ -1,0 +1,501 @@
+"""`Link`: reliable messages to many peers over sealed packets that may be lost, doubled or overtaken. Sans-IO.
+
+A lane is one peer in one context; it has a `Sender` and a `Receiver` (see `outbound`, `inbound`). The link owns what
+lanes share: the turn (round robin, so that one slow peer stalls nobody), the memory budgets, the deadlines, the
+expiry of messages. It knows no keys and no topics: the `Endpoint` says which lanes are up (have a session), takes
+plaintexts from `poll` for as long as its transport takes packets, and hands opened ones to `receive`.
+
+Delivery: a message is delivered at most once per boot of its sender and its receiver, in any order; `Delivered` events
+carry it. Its sender learns one `Outcome`: delivered, or why not, at the latest when the message expires.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sordino_common.errors import CodecError, LimitExceeded, LocalError, RemoteError, SessionError
+from sordino_common.messages import Limits, Message, decode_message
+from sordino_common.transport.chunks import MAX_CHUNKS
+from sordino_common.transport.encoded import EncodedPool, estimate_bytes
+from sordino_common.transport.frames import (
+    CORRELATION_BYTES,
+    PART_OVERHEAD,
+    REASON_CHARS,
+    Ack,
+    Frame,
+    Part,
+    Probe,
+    Refuse,
+    decode_frames,
+    encode_frames,
+)
+from sordino_common.transport.inbound import Budget, Receiver
+from sordino_common.transport.outbound import Outgoing, Sender
+from sordino_common.transport.settings import LinkCounters, LinkSettings
+
+_LIST_BYTES = 8  # heads of the lists around the frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """A message arrived, whole and for the first time."""
+
+    peer: str
+    context: bytes
+    message: Message
+    correlation: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The end of a message that was sent: call `report(delivered, reason)`."""
+
+    report: Callable[[bool, str], None] | None
+    peer: str
+    delivered: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stuck:
+    """Several timeouts in a row: the session with the peer may have died on its side."""
+
+    peer: str
+    context: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A whole message arrived and was refused, to its sender too."""
+
+    peer: str
+    error: RemoteError
+
+
+Event = Delivered | Outcome | Stuck | Unreadable
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    peer: str
+    context: bytes
+    sender: Sender
+    receiver: Receiver
+    up: bool = False
+    peer_boot: int = -1
+    obstacle: str = ""
+    in_ring: bool = False
+    wake_s: float = math.inf
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What one peer has waiting, over all contexts."""
+
+    messages: int = 0
+    nbytes: int = 0
+    contexts: dict[bytes, _Lane] = field(default_factory=dict)
+
+
+class Link:
+    """See the module's text. All times are of one monotonic clock, passed in."""
+
+    def __init__(self, *, settings: LinkSettings, counters: LinkCounters) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._limits = Limits(payload_bytes=settings.max_message_bytes)
+        self._pool = EncodedPool(limit_bytes=settings.encoded_bytes, max_message_bytes=settings.max_message_bytes)
+        self._budget = Budget(settings.reassembly_bytes)
+        self._peers: dict[str, _Queue] = {}
+        self._ring: deque[_Lane] = deque()
+        self._starved: dict[_Lane, None] = {}
+        self._holding: dict[_Lane, None] = {}
+        self._wanting: dict[tuple[str, bytes], None] = {}
+        self._wakes: list[tuple[float, int, _Lane]] = []
+        self._expiries: list[tuple[float, int, list[Outgoing], _Lane]] = []
+        self._live = 0  # messages that are not over
+        self._order = itertools.count()
+        self._events: deque[Event] = deque()
+        self._lane_count = 0
+        self._connected = False
+        self._room = 0
+        self._chunk_bytes = settings.chunk_bytes
+
+    # --- for the caller ---------------------------------------------------------------------------------------------
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The size that messages are cut to now."""
+        return self._chunk_bytes
+
+    @property
+    def encoded_bytes(self) -> int:
+        """Bytes of encoded messages held now."""
+        return self._pool.bytes
+
+    @property
+    def reassembly_bytes(self) -> int:
+        """Bytes reserved by half-received messages now."""
+        return self._budget.limit - self._budget.left
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting to be sent, acknowledged or to acknowledge."""
+        lanes = [lane for queue in self._peers.values() for lane in queue.contexts.values()]
+        return all(lane.sender.idle and not (lane.up and lane.receiver.pending) for lane in lanes)
+
+    def unacknowledged(self) -> dict[str, int]:
+        """How many messages each peer has not acknowledged, for those that have any."""
+        return {peer: queue.messages for peer, queue in self._peers.items() if queue.messages}
+
+    def wanting(self) -> list[tuple[str, bytes]]:
+        """Lanes (peer, context) with messages to send and no session."""
+        return list(self._wanting)
+
+    def take_events(self) -> list[Event]:
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def send(
+        self,
+        to: str,
+        message: Message,
+        *,
+        correlation: bytes,
+        context: bytes,
+        expires_s: float | None,
+        on_outcome: Callable[[bool, str], None] | None,
+        now_s: float,
+    ) -> None:
+        """Queue a message. Raises `LimitExceeded` if it is too long or the queue for `to` is full."""
+        settings = self._settings
+        if len(correlation) != CORRELATION_BYTES:
+            raise LocalError(f"Link: a correlation has {CORRELATION_BYTES} bytes, got {len(correlation)}")
+        patience_s = settings.expires_s if expires_s is None else expires_s
+        if not 0 < patience_s < math.inf:
+            raise LocalError(f"Link: a message expires after {patience_s} s; expected more than 0, and an end")
+        estimate = estimate_bytes(message)
+        if estimate > 2 * settings.max_message_bytes:  # the exact size is checked when it is encoded
+            raise LimitExceeded(
+                f"message {message.kind} to {to}: about {estimate} bytes, at most {settings.max_message_bytes} are sent"
+            )
+        queue = self._peers.get(to)
+        if queue is not None and queue.messages >= settings.queue_messages:
+            raise LimitExceeded(f"{to}: {queue.messages} messages are waiting to be sent, which is the limit")
+        if queue is not None and queue.messages and queue.nbytes + estimate > settings.queue_bytes:
+            raise LimitExceeded(
+                f"{to}: {queue.nbytes} bytes are waiting to be sent; {estimate} more would pass the limit of "
+                f"{settings.queue_bytes}"
+            )
+        lane = self._lane(to, context)
+        cell: list[Outgoing] = []
+        parcel = Outgoing(
+            message=message,
+            correlation=correlation,
+            estimate=estimate,
+            patience_s=patience_s,
+            cell=cell,
+            on_outcome=on_outcome,
+        )
+        cell.append(parcel)
+        queue = self._peers[to]
+        queue.messages += 1
+        queue.nbytes += estimate
+        lane.sender.enqueue(parcel)
+        self._live += 1
+        if len(self._expiries) > 64 + 4 * self._live:  # most are over
+            self._expiries = [entry for entry in self._expiries if entry[2]]
+            heapq.heapify(self._expiries)
+        heapq.heappush(self._expiries, (now_s + patience_s, next(self._order), cell, lane))
+        if not lane.up:
+            self._wanting[(to, context)] = None
+        self._touch(lane, now_s)
+
+    # --- for the endpoint --------------------------------------------------------------------------------------------
+
+    def connected(self, plaintext_bytes: int, now_s: float) -> None:
+        """The transport has a (new) connection, whose packets have room for `plaintext_bytes`. Raises `LimitExceeded`
+        if that is too little for the messages that the settings allow."""
+        chunk_bytes = min(self._settings.chunk_bytes, plaintext_bytes - PART_OVERHEAD - _LIST_BYTES)
+        least = max(512, -(-self._settings.max_message_bytes // MAX_CHUNKS))
+        if chunk_bytes < least:
+            raise LimitExceeded(
+                f"the broker's packets have room for chunks of {chunk_bytes} bytes; messages of up to "
+                f"{self._settings.max_message_bytes} bytes need {least}: raise the broker's max_packet_size"
+            )
+        shrunk = chunk_bytes < self._chunk_bytes
+        self._room, self._chunk_bytes, self._connected = plaintext_bytes, chunk_bytes, True
+        for lane in self._lanes():
+            if shrunk:
+                lane.sender.recut(chunk_bytes)
+            lane.sender.reconnected(now_s)
+            self._touch(lane, now_s)
+
+    def disconnected(self) -> None:
+        self._connected = False
+
+    def lane_up(self, peer: str, context: bytes, *, peer_boot: int, now_s: float) -> None:
+        """There is a session with `peer`, which has booted for the `peer_boot`th time."""
+        try:
+            lane = self._lane(peer, context)
+        except LimitExceeded as error:
+            raise SessionError(str(error)) from None
+        if lane.peer_boot not in (-1, peer_boot):
+            lane.sender.restart()
+            lane.receiver.reset()
+        else:
+            lane.sender.reconnected(now_s)
+        lane.up, lane.peer_boot, lane.obstacle = True, peer_boot, ""
+        self._wanting.pop((peer, context), None)
+        self._touch(lane, now_s)
+
+    def lane_down(self, peer: str, context: bytes) -> None:
+        """The session is gone. Messages wait for the next one."""
+        queue = self._peers.get(peer)
+        lane = queue.contexts.get(context) if queue else None
+        if lane is None:
+            return
+        lane.up = False
+        lane.sender.park()
+        self._feed_starved()
+        if not lane.sender.idle:
+            self._wanting[(peer, context)] = None
+
+    def obstacle(self, peer: str, context: bytes, reason: str) -> None:
+        """Why there is no session yet, for the text of the outcome."""
+        queue = self._peers.get(peer)
+        lane = queue.contexts.get(context) if queue else None
+        if lane is not None:
+            lane.obstacle = reason
+
+    def nudge(self, peer: str, now_s: float) -> None:
+        """The peer has just connected: what was in flight to it may be gone, and waiting longer makes no sense."""
+        queue = self._peers.get(peer)
+        for lane in queue.contexts.values() if queue else ():
+            lane.sender.reconnected(now_s)
+            self._touch(lane, now_s)
+
+    def remove(self, peer: str, reason: str) -> None:
+        """The peer is not of the fleet any more: its messages end, what it half sent is dropped."""
+        queue = self._peers.get(peer)
+        if queue is None:
+            return
+        for context, lane in list(queue.contexts.items()):
+            for parcel in lane.sender.waiting():
+                self._end(lane, parcel, delivered=False, reason=reason)
+            lane.receiver.reset()
+            lane.up = False
+            self._wanting.pop((peer, context), None)
+        self._lane_count -= len(queue.contexts)
+        queue.contexts.clear()
+
+    def poll(self, now_s: float) -> tuple[str, bytes, bytes] | None:
+        """The next packet to seal and send: (peer, context, plaintext). Lanes take turns."""
+        while self._ring and self._connected:
+            lane = self._ring.popleft()
+            lane.in_ring = False
+            plaintext = self._packet(lane, now_s) if lane.up else None
+            self._touch(lane, now_s)
+            if plaintext is not None:
+                return lane.peer, lane.context, plaintext
+        return None
+
+    def receive(self, peer: str, context: bytes, plaintext: bytes, now_s: float) -> None:
+        """Take an opened packet of a lane that is up; what comes of it is in `take_events`. Raises `RemoteError`,
+        with the frames before the faulty one taken, if it is malformed or contradicts what came before."""
+        queue = self._peers.get(peer)
+        lane = queue.contexts.get(context) if queue else None
+        if lane is None or not lane.up:
+            raise LocalError(f"Link: a packet of {peer}, with which there is no session")
+        frames = decode_frames(plaintext)
+        try:
+            for frame in frames:
+                self._take(lane, frame, now_s)
+        finally:
+            if lane.receiver.held:
+                self._holding[lane] = None
+            self._invite(now_s)
+            self._touch(lane, now_s)
+
+    def next_deadline_s(self) -> float:
+        """When `on_time` has something to do; infinity if never."""
+        wake_s = self._wakes[0][0] if self._wakes else math.inf
+        return min(wake_s, self._expiries[0][0] if self._expiries else math.inf)
+
+    def on_time(self, now_s: float) -> None:
+        """Expire messages, retransmit, send delayed acks, drop stalled reassemblies: whatever is due."""
+        while self._expiries and (self._expiries[0][0] <= now_s or not self._expiries[0][2]):
+            _, _, cell, lane = heapq.heappop(self._expiries)
+            for parcel in list(cell):
+                why = f" ({lane.obstacle})" if lane.obstacle else ""
+                text = f"{parcel.message.kind}: not acknowledged by {lane.peer} within {parcel.patience_s:g} s{why}"
+                self._end(lane, parcel, delivered=False, reason=text)
+                self._touch(lane, now_s)
+        while self._wakes and self._wakes[0][0] <= now_s:
+            wake_s, _, lane = heapq.heappop(self._wakes)
+            if wake_s != lane.wake_s:
+                continue  # was put forward
+            lane.wake_s = math.inf
+            lane.receiver.drop_stalled(now_s)
+            if lane.up and self._connected:
+                self._timer(lane, now_s)
+            self._touch(lane, now_s)
+        self._invite(now_s)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _lanes(self) -> list[_Lane]:
+        return [lane for queue in self._peers.values() for lane in queue.contexts.values()]
+
+    def _lane(self, peer: str, context: bytes) -> _Lane:
+        queue = self._peers.setdefault(peer, _Queue())
+        lane = queue.contexts.get(context)
+        if lane is None:
+            if len(queue.contexts) >= self._settings.contexts_per_peer:
+                idle = next((known for known in queue.contexts.values() if not known.up and known.sender.idle), None)
+                if idle is None:
+                    raise LimitExceeded(f"{peer}: {len(queue.contexts)} contexts are open, which is the limit")
+                idle.receiver.reset()
+                del queue.contexts[idle.context]
+                self._lane_count -= 1
+            sender, receiver = Sender(self._settings, self._pool), Receiver(self._settings, self._budget)
+            lane = queue.contexts[context] = _Lane(peer, context, sender, receiver)
+            self._lane_count += 1
+        return lane
+
+    def _touch(self, lane: _Lane, now_s: float) -> None:
+        """Put the lane in the ring if it has something to send, and its next deadline on the heap."""
+        sender, receiver = lane.sender, lane.receiver
+        due_s = receiver.next_stall_s()
+        if lane.up and self._connected:
+            if not lane.in_ring and (receiver.due_s <= now_s or sender.has_work(now_s)):
+                lane.in_ring = True
+                self._ring.append(lane)
+            if receiver.due_s > now_s:
+                due_s = min(due_s, receiver.due_s)
+            due_s = min(due_s, sender.due_s(now_s))
+        if sender.starved:
+            self._starved[lane] = None
+        if due_s < lane.wake_s:
+            lane.wake_s = due_s
+            if len(self._wakes) > 64 + 4 * self._lane_count:  # most were put forward
+                self._wakes = [entry for entry in self._wakes if entry[0] == entry[2].wake_s and entry[2] is not lane]
+                heapq.heapify(self._wakes)
+            heapq.heappush(self._wakes, (due_s, next(self._order), lane))
+
+    def _packet(self, lane: _Lane, now_s: float) -> bytes | None:
+        """What this lane has to say now: acks if they are due or can ride along, and one part or probe if it fits."""
+        sender, receiver = lane.sender, lane.receiver
+        frames: list[Frame] = []
+        room = self._room - _LIST_BYTES
+        if receiver.pending and (receiver.due_s <= now_s or sender.has_work(now_s)):
+            frames = receiver.frames()
+            room -= len(encode_frames(frames))
+        before = sender.retransmissions
+        frame = sender.next(now_s, room=room, chunk_bytes=self._chunk_bytes)
+        if frame is not None:
+            frames.append(frame)
+        for parcel, reason in sender.failed:
+            self._settle(lane, parcel, delivered=False, reason=reason)
+        sender.failed.clear()
+        self._count_lost(lane, before)
+        return encode_frames(frames) if frames else None
+
+    def _take(self, lane: _Lane, frame: Frame, now_s: float) -> None:
+        sender, receiver = lane.sender, lane.receiver
+        before, doubles = sender.retransmissions, receiver.duplicates
+        match frame:
+            case Ack():
+                for parcel in sender.on_ack(frame, now_s):
+                    self._settle(lane, parcel, delivered=True, reason="")
+                self._count_lost(lane, before)
+            case Refuse(parcel=number, code=code, reason=reason):
+                refused = sender.on_refuse(number)
+                if refused is not None:
+                    self._settle(lane, refused, delivered=False, reason=f"refused by {lane.peer}: {reason} [{code}]")
+            case Probe():
+                receiver.on_probe(frame, now_s)
+            case Part():
+                self._take_part(lane, frame, now_s)
+        if receiver.duplicates > doubles:
+            self._counters.add(lane.peer, duplicates=receiver.duplicates - doubles)
+
+    def _take_part(self, lane: _Lane, part: Part, now_s: float) -> None:
+        arrived = lane.receiver.on_part(part, now_s)
+        if arrived is None:
+            return
+        try:
+            message = decode_message(arrived.data, self._limits)
+        except CodecError as error:
+            refusal = Refuse(parcel=arrived.parcel, code=error.code, reason=str(error)[:REASON_CHARS])
+            lane.receiver.finish(arrived.parcel, now_s, refusal)
+            self._counters.add(lane.peer, refusals=1)
+            self._events.append(Unreadable(peer=lane.peer, error=error))
+            return
+        lane.receiver.finish(arrived.parcel, now_s)
+        self._counters.add(lane.peer, messages_received=1, message_bytes_received=len(arrived.data))
+        self._events.append(
+            Delivered(peer=lane.peer, context=lane.context, message=message, correlation=arrived.correlation)
+        )
+
+    def _timer(self, lane: _Lane, now_s: float) -> None:
+        before, timeouts = lane.sender.retransmissions, lane.sender.timeouts
+        lane.sender.on_time(now_s)
+        self._count_lost(lane, before)
+        if lane.sender.timeouts > timeouts and lane.sender.timeouts >= self._settings.rekey_after:
+            self._events.append(Stuck(peer=lane.peer, context=lane.context))
+            self._feed_starved()
+
+    def _end(self, lane: _Lane, parcel: Outgoing, *, delivered: bool, reason: str) -> None:
+        lane.sender.finish(parcel)
+        self._settle(lane, parcel, delivered=delivered, reason=reason)
+
+    def _settle(self, lane: _Lane, parcel: Outgoing, *, delivered: bool, reason: str) -> None:
+        """Book a message that its lane's sender has forgotten."""
+        queue = self._peers[lane.peer]
+        parcel.cell.clear()
+        self._live -= 1
+        queue.messages -= 1
+        queue.nbytes -= parcel.estimate
+        if lane.sender.idle:
+            self._wanting.pop((lane.peer, lane.context), None)
+        if delivered and parcel.cutter is not None:
+            self._counters.add(lane.peer, messages_sent=1, message_bytes_sent=parcel.cutter.shape.size)
+        outcome = Outcome(report=parcel.on_outcome, peer=lane.peer, delivered=delivered, reason=reason)
+        self._events.append(outcome)
+        self._feed_starved()
+
+    def _feed_starved(self) -> None:
+        """Encoded bytes were let go: lanes that waited for room get their turn."""
+        starved, self._starved = list(self._starved), {}
+        for lane in starved:
+            lane.sender.starved = False
+            if not lane.in_ring:
+                lane.in_ring = True
+                self._ring.append(lane)
+
+    def _invite(self, now_s: float) -> None:
+        """Reassembly memory came back: ask for parcels that were told to hold, as many as fit."""
+        if not self._budget.freed:
+            return
+        self._budget.freed = False
+        room = self._budget.left
+        for lane in list(self._holding):
+            for number, size in list(lane.receiver.held.items()):
+                if size <= room:
+                    room -= size
+                    lane.receiver.invite(number, now_s)
+            if not lane.receiver.held:
+                del self._holding[lane]
+            self._touch(lane, now_s)
+
+    def _count_lost(self, lane: _Lane, before: int) -> None:
+        lost = lane.sender.retransmissions - before
+        if lost:
+            self._counters.add(lane.peer, retransmissions=lost)

@@ -1,0 +1,381 @@
+"""The sending half of a lane (one peer, one context): which chunk goes next, what is lost, when to ask again.
+
+A sliding window of packets, no stop-and-wait. Losses are found by comparing transmissions, not by guessing: every part
+carries a stamp, an ack echoes the highest stamp that arrived, and a part is lost if it is not acknowledged although
+one sent clearly later is: by three stamps, a quarter of a round trip (RFC 9002 section 6.1), or on a newer connection.
+When nothing comes back, the timer (RFC 6298, doubled each time) sends the oldest part again if that is small, else a
+probe: a few bytes that ask what is there. So a slow link is never filled with copies of a large chunk.
+
+A lane carries one bulky message at a time; small ones pass it by. Messages may arrive in another order than sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sordino_common.errors import CodecError, LimitExceeded, LocalError
+from sordino_common.messages import Message
+from sordino_common.transport.chunks import Cutter, Shape
+from sordino_common.transport.encoded import Encoded, EncodedPool
+from sordino_common.transport.frames import MAX_PROBED, PART_OVERHEAD, Ack, Part, Probe, State
+from sordino_common.transport.settings import KIB, LinkSettings
+
+SPREAD = 256  # most parcel numbers between the oldest unfinished and the next: the receiver remembers all of those
+_REORDER_STAMPS = 3  # RFC 9002 section 6.1.1
+_CHEAP_BYTES = 4 * KIB  # a part this small is its own probe
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One message on its way. `number`, `encoded` and `cutter` come when its transmission begins."""
+
+    message: Message
+    correlation: bytes
+    estimate: int
+    patience_s: float
+    cell: list[Outgoing]  # holds this very message until it is over: what a timer may keep without keeping the message
+    on_outcome: Callable[[bool, str], None] | None
+    number: int = -1
+    encoded: Encoded | None = None
+    cutter: Cutter | None = None
+    incarnation: int = 0
+    hold_until_s: float = 0.0
+    bulk: bool = False
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    stamp: int
+    parcel: int
+    index: int
+    nbytes: int
+    sent_s: float
+    generation: int
+
+
+_NOTHING = _Sent(stamp=-1, parcel=-1, index=0, nbytes=0, sent_s=-math.inf, generation=-1)
+
+
+class Sender:
+    """Sans-IO. `next` gives the next frame to send; `on_ack` and `on_refuse` return the messages that are over."""
+
+    def __init__(self, settings: LinkSettings, pool: EncodedPool) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._queues: dict[bool, deque[Outgoing]] = {False: deque(), True: deque()}  # bulk? -> not begun
+        self._active: dict[int, Outgoing] = {}
+        self._flight: dict[int, _Sent] = {}  # by stamp, ascending
+        self._probe = _NOTHING
+        self._echo = _NOTHING
+        self._next_number = 0
+        self._next_stamp = 0
+        self._generation = 0
+        self._window = float(settings.window_chunks)
+        self._recovered_stamp = -1
+        self._round_trip_s: float | None = None
+        self._deviation_s = 0.0
+        self._timer_base_s = 0.0
+        self._ask = False
+        self._bulk_turn = False
+        self.timeouts = 0  # in a row
+        self.retransmissions = 0
+        self.starved = False  # had to wait for the pool; to be tried again when something is released
+        self.failed: list[tuple[Outgoing, str]] = []  # messages that could not be encoded
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        return not self._active and not any(self._queues.values())
+
+    @property
+    def floor(self) -> int:
+        return next(iter(self._active), self._next_number)
+
+    @property
+    def rto_s(self) -> float:
+        """The retransmission time-out now, back-off included."""
+        settings = self._settings
+        if self._round_trip_s is None:
+            base_s = settings.rto_initial_s
+        else:
+            base_s = max(settings.rto_min_s, self._round_trip_s + 4 * self._deviation_s)
+        return min(settings.rto_max_s, base_s * 2.0 ** min(self.timeouts, 16))
+
+    def due_s(self, now_s: float) -> float:
+        """When `on_time` has something to do."""
+        due_s = self._timer_base_s + self.rto_s if self._flight else math.inf
+        for parcel in self._active.values():
+            if parcel.hold_until_s > now_s:
+                due_s = min(due_s, parcel.hold_until_s)
+        return due_s
+
+    def has_work(self, now_s: float) -> bool:
+        """Whether `next` would give a frame, as far as can be said without encoding anything."""
+        if self._ask and self._flight:
+            return True
+        return len(self._flight) < int(self._window) and self._candidate(now_s) is not None
+
+    def waiting(self) -> list[Outgoing]:
+        """All messages that are not over, oldest first."""
+        return [*self._active.values(), *self._queues[False], *self._queues[True]]
+
+    # --- sending ---------------------------------------------------------------------------------------------------
+
+    def enqueue(self, parcel: Outgoing) -> None:
+        parcel.bulk = parcel.estimate > self._settings.small_bytes
+        self._queues[parcel.bulk].append(parcel)
+
+    def next(self, now_s: float, *, room: int, chunk_bytes: int) -> Part | Probe | None:
+        """The next frame, if there is one of at most `room` bytes; new messages are cut every `chunk_bytes`."""
+        if self._ask and self._flight:
+            self._ask = False
+            self._probe = replace(_NOTHING, stamp=self._stamp(), sent_s=now_s, generation=self._generation)
+            flying = dict.fromkeys(sent.parcel for sent in self._flight.values())
+            return Probe(stamp=self._probe.stamp, floor=self.floor, parcels=tuple(flying)[:MAX_PROBED])
+        while len(self._flight) < int(self._window):
+            parcel = self._candidate(now_s)
+            if parcel is None:
+                return None
+            if parcel.encoded is None and not self._begin(parcel, chunk_bytes):
+                continue
+            return self._part(parcel, now_s, room)
+        return None
+
+    def _candidate(self, now_s: float) -> Outgoing | None:
+        """The message whose chunk goes next; bulk and small take turns."""
+        return self._pick(now_s, bulk=self._bulk_turn) or self._pick(now_s, bulk=not self._bulk_turn)
+
+    def _pick(self, now_s: float, *, bulk: bool) -> Outgoing | None:
+        begun = False
+        for parcel in self._active.values():
+            if parcel.bulk is bulk:
+                begun = True
+                if parcel.hold_until_s <= now_s and parcel.cutter is not None and parcel.cutter.next_index is not None:
+                    return self._if_room(parcel)
+        queue = self._queues[bulk]
+        if not queue or (bulk and begun) or self._next_number - self.floor >= SPREAD:
+            return None
+        return self._if_room(queue[0])
+
+    def _if_room(self, parcel: Outgoing) -> Outgoing | None:
+        if parcel.encoded is None and not self._pool.admits(parcel.message):
+            self.starved = True
+            return None
+        return parcel
+
+    def _begin(self, parcel: Outgoing, chunk_bytes: int) -> bool:
+        """Encode; give a number if it has none. False if the message can't be sent at all: it is in `failed`."""
+        fresh = parcel.cutter is None
+        try:
+            encoded = self._pool.acquire(parcel.message)
+        except (LocalError, LimitExceeded) as error:
+            self.finish(parcel)
+            self.failed.append((parcel, str(error)))
+            return False
+        parcel.encoded = encoded
+        if fresh:
+            self._queues[parcel.bulk].popleft()
+            parcel.number = self._next_number
+            self._next_number += 1
+            self._active[parcel.number] = parcel
+            parcel.cutter = Cutter(Shape(size=len(encoded.data), chunk_bytes=chunk_bytes, digest=encoded.digest))
+        return True
+
+    def _part(self, parcel: Outgoing, now_s: float, room: int) -> Part | None:
+        cutter, encoded = parcel.cutter, parcel.encoded
+        index = cutter.next_index if cutter is not None else None
+        if cutter is None or encoded is None or index is None:
+            raise LocalError(f"Sender: message {parcel.number} has no chunk to send")
+        nbytes = cutter.shape.length(index)
+        if nbytes + PART_OVERHEAD > room:
+            return None
+        self._bulk_turn = not parcel.bulk
+        cutter.sent(index)
+        if not self._flight:
+            self._timer_base_s = now_s
+        sent = _Sent(
+            stamp=self._stamp(),
+            parcel=parcel.number,
+            index=index,
+            nbytes=nbytes,
+            sent_s=now_s,
+            generation=self._generation,
+        )
+        self._flight[sent.stamp] = sent
+        return Part(
+            stamp=sent.stamp,
+            floor=self.floor,
+            parcel=parcel.number,
+            index=index,
+            shape=cutter.shape,
+            correlation=parcel.correlation,
+            data=bytes(cutter.chunk(encoded.data, index)),
+        )
+
+    def _stamp(self) -> int:
+        self._next_stamp += 1
+        return self._next_stamp - 1
+
+    # --- what comes back -------------------------------------------------------------------------------------------
+
+    def on_ack(self, ack: Ack, now_s: float) -> list[Outgoing]:
+        """The messages that this ack says are delivered. Raises `CodecError`, and changes nothing, if it speaks of
+        chunks that never were."""
+        if ack.stamp >= self._next_stamp:
+            raise CodecError(f"ack: stamp {ack.stamp} was never sent (the next is {self._next_stamp})")
+        known: list[tuple[Outgoing, Cutter, State]] = []
+        for state in ack.states:
+            parcel = self._active.get(state.parcel)
+            if parcel is not None and parcel.cutter is not None:
+                shape = parcel.cutter.shape
+                if state.chunk_bytes == shape.chunk_bytes and state.holding.end > shape.count:
+                    raise CodecError(f"ack: chunk {state.holding.end - 1} of {shape.count} of parcel {state.parcel}")
+                known.append((parcel, parcel.cutter, state))
+        self._take_echo(ack.stamp, now_s)
+        over = [parcel for number in ack.done if (parcel := self._active.get(number)) is not None]
+        news = len(over)
+        for parcel in over:
+            self.finish(parcel)
+        for parcel, cutter, state in known:
+            news += self._take_state(parcel, cutter, state)
+        for number in ack.held:
+            self._hold(number, now_s)
+        self._flight = {stamp: sent for stamp, sent in self._flight.items() if not self._arrived(sent)}
+        if news:
+            self._window = min(self._settings.window_chunks, self._window + news / self._window)
+            self._timer_base_s, self.timeouts = now_s, 0
+        self._find_lost()
+        return over
+
+    def on_refuse(self, number: int) -> Outgoing | None:
+        """The message that the peer will never take, if it is under way."""
+        parcel = self._active.get(number)
+        if parcel is not None:
+            self.finish(parcel)
+        return parcel
+
+    def finish(self, parcel: Outgoing) -> None:
+        """Forget a message: delivered, refused, expired or given up."""
+        if parcel.over:
+            return
+        parcel.over = True
+        if parcel.number < 0:
+            self._queues[parcel.bulk].remove(parcel)
+            return
+        self._active.pop(parcel.number, None)
+        self._flight = {stamp: sent for stamp, sent in self._flight.items() if sent.parcel != parcel.number}
+        self._release(parcel)
+
+    def _take_echo(self, stamp: int, now_s: float) -> None:
+        sent = self._probe if stamp == self._probe.stamp else self._flight.get(stamp)
+        if sent is None or stamp <= self._echo.stamp:
+            return
+        self._echo = sent
+        self._timer_base_s, self.timeouts = now_s, 0
+        sample_s = now_s - sent.sent_s
+        if self._round_trip_s is None:  # RFC 6298 section 2
+            self._round_trip_s, self._deviation_s = sample_s, sample_s / 2
+        else:
+            self._deviation_s += (abs(self._round_trip_s - sample_s) - self._deviation_s) / 4
+            self._round_trip_s += (sample_s - self._round_trip_s) / 8
+
+    def _take_state(self, parcel: Outgoing, cutter: Cutter, state: State) -> int:
+        if state.incarnation < parcel.incarnation:
+            return 0  # overtaken by a newer one
+        if state.incarnation > parcel.incarnation:
+            parcel.incarnation = state.incarnation
+            cutter.forget()
+        parcel.hold_until_s = 0.0
+        return cutter.acknowledge(state.holding) if state.chunk_bytes == cutter.shape.chunk_bytes else 0
+
+    def _hold(self, number: int, now_s: float) -> None:
+        parcel = self._active.get(number)
+        if parcel is None or parcel.cutter is None:
+            return
+        parcel.hold_until_s = now_s + self._settings.hold_s
+        for stamp in [stamp for stamp, sent in self._flight.items() if sent.parcel == number]:
+            parcel.cutter.lost(self._flight.pop(stamp).index)
+
+    def _arrived(self, sent: _Sent) -> bool:
+        parcel = self._active.get(sent.parcel)
+        return parcel is None or parcel.cutter is None or parcel.cutter.is_acknowledged(sent.index)
+
+    def _find_lost(self) -> None:
+        echo = self._echo
+        reorder_s = (self._round_trip_s or 0.0) / 4 + 0.01
+        for sent in list(self._flight.values()):
+            if sent.stamp > echo.stamp:
+                break
+            reconnected = sent.generation < echo.generation
+            overtaken = echo.stamp - sent.stamp >= _REORDER_STAMPS or echo.sent_s - sent.sent_s > reorder_s
+            if reconnected or overtaken:
+                self._lose(sent)
+            if overtaken and not reconnected and sent.stamp > self._recovered_stamp:
+                self._window = max(1.0, self._window / 2)
+                self._recovered_stamp = self._next_stamp
+
+    def _lose(self, sent: _Sent) -> None:
+        del self._flight[sent.stamp]
+        parcel = self._active.get(sent.parcel)
+        if parcel is not None and parcel.cutter is not None and parcel.cutter.lost(sent.index):
+            self.retransmissions += 1
+
+    # --- time, connections, sessions -------------------------------------------------------------------------------
+
+    def on_time(self, now_s: float) -> None:
+        """The retransmission timer, if it is due."""
+        if not self._flight or now_s < self._timer_base_s + self.rto_s:
+            return
+        self._stir(now_s)
+        self.timeouts += 1
+        if self.timeouts >= self._settings.park_after:
+            self.park()
+
+    def reconnected(self, now_s: float) -> None:
+        """Ours or the peer's connection is new: what was in flight may be gone. Ask at once."""
+        self._generation += 1
+        self.timeouts = 0
+        if self._flight:
+            self._stir(now_s)
+
+    def restart(self) -> None:
+        """The peer has started anew and knows nothing: every message under way begins again."""
+        self._flight.clear()
+        self._echo = self._probe = _NOTHING
+        self._ask = False
+        self.timeouts = 0
+        for parcel in self._active.values():
+            if parcel.cutter is not None:
+                parcel.cutter = Cutter(parcel.cutter.shape)
+            parcel.incarnation, parcel.hold_until_s = 0, 0.0
+
+    def recut(self, chunk_bytes: int) -> None:
+        """Packets have become smaller: what is under way in larger chunks begins again in small ones."""
+        for parcel in self._active.values():
+            if parcel.cutter is not None and parcel.cutter.shape.chunk_bytes > chunk_bytes:
+                parcel.cutter = Cutter(replace(parcel.cutter.shape, chunk_bytes=chunk_bytes))
+                for stamp in [stamp for stamp, sent in self._flight.items() if sent.parcel == parcel.number]:
+                    del self._flight[stamp]
+
+    def park(self) -> None:
+        """The peer is quiet: let go of encoded bytes. They are made again when they are needed."""
+        for parcel in self._active.values():
+            self._release(parcel)
+
+    def _stir(self, now_s: float) -> None:
+        self._timer_base_s = now_s
+        oldest = next(iter(self._flight.values()))
+        if oldest.nbytes <= _CHEAP_BYTES:
+            self._lose(oldest)
+        else:
+            self._ask = True
+
+    def _release(self, parcel: Outgoing) -> None:
+        if parcel.encoded is not None:
+            self._pool.release(parcel.encoded)
+            parcel.encoded = None
