@@ -255,6 +255,11 @@ def _check_data(job: Job) -> None:
         raise job.error("data.target", f"{data.target} is also a feature: the model would be told the answer")
     if data.shape is not None and len(data.features) != 1 and data.shape != (len(data.features),):
         raise job.error("data.shape", f"shape {list(data.shape)} needs one tensor-valued feature column")
+    if data.standardize != "none" and math.prod(data.x_shape) > 4096:
+        raise job.error(
+            "data.standardize",
+            f"{math.prod(data.x_shape)} numbers a row, at most 4096 can be scaled; scale in the model",
+        )
     entries = len(data.features)
     for key in ("offset", "scale"):
         given = len(getattr(data, key))

@@ -1,0 +1,177 @@
+"""What plain PyTorch reaches: same model and first parameters, same rows pooled, same epochs, batch size and optimizer.
+
+Nothing of Plans, rounds or the wire is in here on purpose: this is what the user would have written without us.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sordino_server.job import Job, JobSpec, SgdSpec
+from sordino_server.model import make_model
+from sordino_server.public_data import Table, load_public, split_rows
+from sordino_server.rounds.effects import Scaling
+from sordino_server.rounds.fedavg import test_metrics
+from sordino_server.rounds.scaling import given_scaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    """All agents' train rows and all their held-out rows, each in one table."""
+
+    train: Table
+    test: Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """`metrics` after the last epoch; `curve[r]` after the epochs of r + 1 rounds. `seconds`: training and the last
+    evaluation, without those in between."""
+
+    metrics: Mapping[str, float]
+    curve: tuple[Mapping[str, float], ...]
+    epochs: float
+    seconds: float
+
+
+def public_pool(job: Job) -> Pooled | None:
+    """The job's public data, split as the simulator splits it; None if the job names none."""
+    simulation = job.spec.simulation
+    if simulation.data is None:
+        return None
+    table = load_public(simulation.data)
+    seed = job.spec.train.seed if simulation.seed is None else simulation.seed
+    train, test = split_rows(table.rows, simulation.test_fraction, seed)
+    return Pooled(train=table.take(train), test=table.take(test))
+
+
+def run_baseline(
+    job: Job,
+    pooled: Pooled,
+    *,
+    agents: int,
+    rounds: int | None = None,
+    stopwatch: Callable[[], float] = time.perf_counter,
+) -> Baseline:
+    """Train on the pooled rows. `agents` turns local steps into epochs; `rounds`: how many were trained in the end."""
+    spec = job.spec
+    rounds = spec.train.rounds if rounds is None else rounds
+    scaling = pooled_scaling(spec, pooled.train)
+    x, y = _tensors(spec, scaling, pooled.train)
+    test_x, test_y = _tensors(spec, scaling, pooled.test)
+    model = make_model(job)
+    optimizer = _optimizer(spec, model)
+    loss = _LOSSES[spec.loss]()
+    batch = spec.train.batch_rows
+    per_round = _epochs_per_round(spec, len(x), agents)
+    generator = torch.Generator().manual_seed(spec.train.seed)
+    curve: list[Mapping[str, float]] = []
+    steps = 0
+    order = torch.empty(0, dtype=torch.int64)
+    seconds = 0.0
+    for number in range(1, rounds + 1):
+        began_s = stopwatch()
+        model.train()
+        for _ in range(max(1, round(number * per_round * len(x) / batch)) - steps):
+            if len(order) == 0:
+                order = torch.randperm(len(x), generator=generator)
+            rows, order = order[:batch], order[batch:]
+            optimizer.zero_grad()
+            loss(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            steps += 1
+        seconds += stopwatch() - began_s
+        began_s = stopwatch()
+        curve.append(_evaluate(spec, model, scaling, test_x, test_y))
+        last_s = stopwatch() - began_s
+    return Baseline(metrics=curve[-1], curve=tuple(curve), epochs=rounds * per_round, seconds=seconds + last_s)
+
+
+def pooled_scaling(spec: JobSpec, train: Table) -> Scaling:
+    """As the fleet's (`rounds/scaling.py`), computed on the pooled rows."""
+    data, stated = spec.data, given_scaling(spec.data)
+
+    def moments(name: str) -> tuple[float, float]:
+        column = train.columns[name].astype(np.float64)
+        deviation = float(column.std())
+        return float(column.mean()), deviation if deviation > 0.0 else 1.0
+
+    features = [moments(name) for name in data.features] if data.standardize == "fleet" else []
+    target = moments(data.target) if data.target_standardize == "fleet" else (stated.target_offset, stated.target_scale)
+    return Scaling(
+        offset=tuple(mean for mean, _ in features) or stated.offset,
+        scale=tuple(deviation for _, deviation in features) or stated.scale,
+        target_offset=target[0],
+        target_scale=target[1],
+    )
+
+
+_LOSSES: Mapping[str, Callable[[], nn.Module]] = {
+    "mse": nn.MSELoss,
+    "bce_with_logits": nn.BCEWithLogitsLoss,
+    "cross_entropy": nn.CrossEntropyLoss,
+}
+
+
+def _epochs_per_round(spec: JobSpec, rows: int, agents: int) -> float:
+    if spec.train.local_epochs is not None:
+        return spec.train.local_epochs
+    assert spec.train.local_steps is not None
+    return spec.train.local_steps * spec.train.batch_rows * agents / rows
+
+
+def _tensors(spec: JobSpec, scaling: Scaling, table: Table) -> tuple[torch.Tensor, torch.Tensor]:
+    data = spec.data
+    columns: list[NDArray[np.float64]] = []
+    for k, name in enumerate(data.features):
+        column = table.columns[name].astype(np.float64)
+        columns.append((column - scaling.offset[k]) / scaling.scale[k] if scaling.offset else column)
+    x = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
+    target = table.columns[data.target].astype(np.float64)
+    y = (target - scaling.target_offset) / scaling.target_scale
+    return (
+        torch.from_numpy(x.reshape(table.rows, *data.x_shape).astype(np.float32)),
+        torch.from_numpy(y.astype(np.int64 if spec.loss == "cross_entropy" else np.float32)),
+    )
+
+
+def _optimizer(spec: JobSpec, model: nn.Module) -> torch.optim.Optimizer:
+    chosen = spec.optimizer
+    if isinstance(chosen, SgdSpec):
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=chosen.lr,
+            momentum=chosen.momentum,
+            nesterov=chosen.nesterov,
+            weight_decay=chosen.weight_decay,
+        )
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=chosen.lr,
+        betas=(chosen.beta1, chosen.beta2),
+        eps=chosen.eps,
+        weight_decay=chosen.weight_decay,
+    )
+
+
+def _evaluate(
+    spec: JobSpec, model: nn.Module, scaling: Scaling, x: torch.Tensor, y: torch.Tensor
+) -> Mapping[str, float]:
+    model.eval()
+    with torch.no_grad():
+        out = model(x)
+        if spec.loss != "cross_entropy":
+            out = out.reshape(y.shape)
+        means = {"loss": float(_LOSSES[spec.loss]()(out, y))}
+        if spec.loss == "bce_with_logits":
+            means["correct"] = float(((out > 0) == (y > 0.5)).double().mean())
+        elif spec.loss == "cross_entropy":
+            means["correct"] = float((out.argmax(1) == y).double().mean())
+    return test_metrics(spec, scaling, means)

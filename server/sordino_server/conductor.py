@@ -1,0 +1,449 @@
+"""Performs a round generator's effects through an `Endpoint`: sends, matches replies, keeps deadlines and presence.
+
+One generator at a time, driven by callbacks of one loop; the generator is resumed from a fresh callback, never from
+inside a send. An agent that goes offline in mid-question has `gone_s` to come back (a link that flaps); one that comes
+back under a new boot has forgotten the question and counts as missing at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sordino_common.clock import Loop, Timer
+from sordino_common.errors import LocalError, RemoteError, SordinoError
+from sordino_common.messages import Cancel, Message, Refused
+from sordino_server.rounds.effects import (
+    Answers,
+    Ask,
+    Checkpoint,
+    Effect,
+    Gather,
+    Look,
+    Meter,
+    Metered,
+    Present,
+    Report,
+    Result,
+    Save,
+)
+from sordino_server.rounds.events import Answered, Note, Observer, Outcome, Waiting, silent
+
+
+class Incoming(Protocol):
+    """What an endpoint delivers (`sordino_common.transport.endpoint.Incoming`)."""
+
+    @property
+    def sender(self) -> str: ...
+    @property
+    def message(self) -> Message: ...
+    @property
+    def correlation(self) -> bytes: ...
+
+
+class Sender(Protocol):
+    """What the conductor needs of an endpoint."""
+
+    def send(
+        self,
+        to: str,
+        message: Message,
+        *,
+        expires_s: float | None = None,
+        on_outcome: Callable[[bool, str], None] | None = None,
+    ) -> bytes: ...
+
+
+class Interrupted(SordinoError):
+    """The run was stopped by a signal. Its last checkpoint is kept; `--resume` goes on from there.
+
+    Exit code 130, the shell's own for SIGINT, so that no script takes it for one of the error classes."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Question:
+    """An `Ask` under way."""
+
+    ask: Ask
+    started_s: float
+    waiting: dict[str, bytes | None] = field(default_factory=dict)  # name -> correlation
+    boots: dict[str, int] = field(default_factory=dict)
+    gone_since: dict[str, float] = field(default_factory=dict)
+    replies: dict[str, Message] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    quorum_at: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Gathering:
+    """A `Gather` under way."""
+
+    gather: Gather
+    started_s: float
+
+
+Traffic = Callable[[], tuple[int, int]]
+
+
+class Conductor:
+    """An `EndpointHandler`. `attach` it to its endpoint, `start` a generator, run the loop until `done`.
+
+    `members`: names of the data agents in the current roster. `traffic`: payload bytes (received, sent) so far."""
+
+    def __init__(self, *, loop: Loop, observer: Observer = silent, gone_s: float = 5.0, remind_s: float = 5.0) -> None:
+        self.observer = observer
+        self._loop = loop
+        self._gone_s = gone_s
+        self._remind_s = remind_s
+        self._endpoint: Sender | None = None
+        self._members: Callable[[], Sequence[str]] = tuple
+        self._traffic: Traffic = lambda: (0, 0)
+        self._boots: dict[str, int] = {}
+        self._connected = True
+        self._generator: Generator[Effect, Result, Any] | None = None
+        self._save: Callable[[Checkpoint], None] = _no_store
+        self._run: str | None = None
+        self._pending: _Question | _Gathering | None = None
+        self._timer: Timer | None = None
+        self._reminded_s = 0.0
+        self._base = (0, 0)
+        self.done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def attach(self, endpoint: Sender, *, members: Callable[[], Sequence[str]], traffic: Traffic) -> None:
+        self._endpoint, self._members, self._traffic = endpoint, members, traffic
+
+    @property
+    def online(self) -> Mapping[str, int]:
+        """Members that are online, with their boot numbers."""
+        members = set(self._members())
+        return {name: boot for name, boot in sorted(self._boots.items()) if name in members}
+
+    def start(
+        self,
+        generator: Generator[Effect, Result, Any],
+        *,
+        run: str | None = None,
+        save: Callable[[Checkpoint], None] | None = None,
+    ) -> None:
+        """Begin. `run`: whose tasks an interruption cancels. `save` must return when the checkpoint is durable."""
+        if self._endpoint is None:
+            raise LocalError("Conductor.start before attach")
+        if self._generator is not None and not self.done:
+            raise LocalError("Conductor.start while another generator runs")
+        self._generator, self._run, self._save = generator, run, save or _no_store
+        self._pending, self.done, self._result, self._error = None, False, None, None
+        self._base = self._traffic()
+        self._loop.call_at(self._loop.now_s(), lambda: self._advance(None))
+
+    def result(self) -> Any:
+        """What the generator returned; raises what it raised."""
+        if not self.done:
+            raise LocalError("Conductor.result before the end")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def interrupt(self, reason: str) -> None:
+        """Stop in order: the agents are told to stop, the generator is closed, `result` raises `Interrupted`."""
+        if self.done or self._generator is None:
+            return
+        if self._run is not None:
+            self._cancel(tuple(self.online), Cancel(run=self._run, round=None))
+        self._stop_timer()
+        self._pending = None
+        self._generator.close()
+        resumable = f"; go on with --resume {self._run}" if self._run else ""
+        self._end(error=Interrupted(f"{reason}{resumable}"))
+
+    # --- EndpointHandler -------------------------------------------------------------------------------------------
+
+    def on_message(self, incoming: Incoming) -> None:
+        question = self._pending
+        if not isinstance(question, _Question):
+            return  # late: its question is over
+        name, message = incoming.sender, incoming.message
+        if name not in question.waiting or question.waiting[name] != incoming.correlation:
+            return
+        del question.waiting[name]
+        question.gone_since.pop(name, None)
+        refusal = self._refusal(question.ask, name, message)
+        if refusal is None:
+            question.replies[name] = message
+            self._answered(question, name, "answered", "")
+        else:
+            question.refusals[name] = refusal
+            self._answered(question, name, "refused", refusal)
+        self._review()
+
+    def on_presence(self, name: str, online: bool, boot: int) -> None:
+        before = self._boots.get(name)
+        if online:
+            self._boots[name] = boot
+        elif before is not None and boot >= before:
+            del self._boots[name]
+        if name in self._members() and (before is not None) != (name in self._boots):
+            self._tell(Note(text=f"{name} is {'online' if online else 'offline'}"))
+        question = self._pending
+        if isinstance(question, _Question) and name in question.waiting:
+            if not online:
+                question.gone_since.setdefault(name, self._loop.now_s())
+            elif question.boots.get(name) == boot:
+                question.gone_since.pop(name, None)
+            else:
+                self._miss(question, name, "restarted")
+        self._review()
+
+    def on_connection(self, connected: bool, reason: str) -> None:
+        if connected != self._connected:
+            text = "the broker is back" if connected else f"the broker is away: {reason}"
+            self._tell(Note(text=text, level="info" if connected else "warning"))
+        self._connected = connected
+        question = self._pending
+        if connected and isinstance(question, _Question):
+            # While the server itself was cut off it could not see who came back: give everybody their time again.
+            question.gone_since = dict.fromkeys(question.gone_since, self._loop.now_s())
+        self._review()
+
+    def on_roster(self, roster: object) -> None:
+        self._review()
+
+    def on_refusal(self, sender: str, error: RemoteError) -> None:
+        self._tell(Note(text=f"a packet of {sender or 'an unknown sender'} was refused: {error}", level="warning"))
+
+    # --- effects ---------------------------------------------------------------------------------------------------
+
+    def _advance(self, value: Result) -> None:
+        """Resume the generator; perform effects until one has to wait."""
+        generator = self._generator
+        if generator is None or self.done:
+            return
+        try:
+            while True:
+                effect = generator.send(value)
+                value = None
+                match effect:
+                    case Ask():
+                        self._begin_question(effect)
+                        return
+                    case Gather():
+                        self._pending = _Gathering(gather=effect, started_s=self._loop.now_s())
+                        self._reminded_s = self._loop.now_s()
+                        self._review()
+                        return
+                    case Look():
+                        value = self._present()
+                    case Meter():
+                        value = Metered(**self._bytes(), now_s=self._loop.now_s())
+                    case Save(checkpoint=checkpoint):
+                        self._save(checkpoint)
+                    case Report(event=event):
+                        self._tell(event)
+        except StopIteration as stop:
+            self._end(result=stop.value)
+        except Exception as error:  # noqa: BLE001  # handed to whoever asks for the result
+            self._end(error=error)
+
+    def _begin_question(self, ask: Ask) -> None:
+        now_s = self._loop.now_s()
+        question = _Question(ask=ask, started_s=now_s)
+        self._pending, self._reminded_s = question, now_s
+        online = self.online
+        for name in sorted(ask.messages):
+            if name in online:
+                question.boots[name] = online[name]
+                question.waiting[name] = None
+            else:
+                question.missing[name] = "offline"
+        for name in tuple(question.waiting):
+            self._send(question, name, ask.messages[name])
+        self._review()
+
+    def _send(self, question: _Question, name: str, message: Message) -> None:
+        assert self._endpoint is not None
+
+        def outcome(delivered: bool, reason: str) -> None:
+            if not delivered and self._pending is question and name in question.waiting:
+                self._miss(question, name, reason or "the command could not be delivered")
+                self._review()
+
+        correlation = self._endpoint.send(name, message, expires_s=question.ask.deadline_s, on_outcome=outcome)
+        if name in question.waiting:
+            question.waiting[name] = correlation
+
+    def _refusal(self, ask: Ask, name: str, message: Message) -> str | None:
+        """Why this reply doesn't count; None if it does."""
+        if isinstance(message, Refused):
+            return f"{message.code}: {message.reason}"
+        if type(message) is not ask.expects:
+            return f"answered with {type(message).kind}, expected {ask.expects.kind}"
+        if ask.check is not None:
+            try:
+                ask.check(name, message)
+            except RemoteError as error:
+                return str(error)
+        return None
+
+    def _miss(self, question: _Question, name: str, why: str) -> None:
+        del question.waiting[name]
+        question.gone_since.pop(name, None)
+        question.missing[name] = why
+        self._answered(question, name, "missing", why)
+
+    # --- when is it enough? ----------------------------------------------------------------------------------------
+
+    def _review(self) -> None:
+        """End the pending wait if its rules say so; otherwise set the timer to when they may."""
+        self._stop_timer()
+        match self._pending:
+            case _Question() as question:
+                due_s = self._review_question(question)
+            case _Gathering() as gathering:
+                due_s = self._review_gathering(gathering)
+            case None:
+                return
+        if due_s is not None:
+            due_s = min(due_s, self._reminded_s + self._remind_s)
+            self._timer = self._loop.call_at(due_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now_s = self._loop.now_s()
+        if now_s >= self._reminded_s + self._remind_s:
+            self._reminded_s = now_s
+            self._remind(now_s)
+        self._review()
+
+    def _review_question(self, question: _Question) -> float | None:
+        ask, now_s = question.ask, self._loop.now_s()
+        deadline_s = question.started_s + ask.deadline_s
+        dues = [deadline_s]
+        if question.quorum_at is None and len(question.replies) >= ask.quorum:
+            question.quorum_at = now_s
+        if question.quorum_at is not None:
+            dues.append(question.quorum_at + ask.straggler_s)
+        lost_s = self._lost_at(question)
+        if lost_s is not None:
+            dues.append(lost_s)
+        if not question.waiting or now_s >= min(dues):
+            self._close(question, now_s >= deadline_s)
+            return None
+        return min(dues)
+
+    def _lost_at(self, question: _Question) -> float | None:
+        """When everybody who is still awaited will have been gone for `gone_s`; None while somebody is there."""
+        if not self._connected or any(name not in question.gone_since for name in question.waiting):
+            return None
+        return max((since + self._gone_s for since in question.gone_since.values()), default=None)
+
+    def _review_gathering(self, gathering: _Gathering) -> float | None:
+        gather, now_s = gathering.gather, self._loop.now_s()
+        present = self._present()
+        wanted = present.members - gather.without
+        have = len(wanted & present.boots.keys())
+        enough = have >= gather.quorum
+        join_s, deadline_s = gathering.started_s + gather.join_s, gathering.started_s + gather.deadline_s
+        if have == len(wanted) or now_s >= deadline_s or (enough and now_s >= join_s):
+            self._pending = None
+            self._loop.call_at(now_s, lambda: self._advance(self._present()))
+            return None
+        return join_s if enough else deadline_s
+
+    def _close(self, question: _Question, at_deadline: bool) -> None:
+        self._pending = None
+        late = tuple(question.waiting)
+        for name in late:
+            if name in question.gone_since:
+                why = "went offline"
+            elif at_deadline:
+                why = f"no answer within {question.ask.deadline_s:g} s"
+            else:
+                why = f"no answer within {question.ask.straggler_s:g} s of the quorum"
+            self._miss(question, name, why)
+        if late and question.ask.cancel is not None:
+            self._cancel(late, question.ask.cancel)
+        answers = Answers(
+            replies=dict(sorted(question.replies.items())),
+            refusals=dict(sorted(question.refusals.items())),
+            missing=dict(sorted(question.missing.items())),
+        )
+        self._loop.call_at(self._loop.now_s(), lambda: self._advance(answers))
+
+    # --- small things ----------------------------------------------------------------------------------------------
+
+    def _cancel(self, names: Sequence[str], message: Message) -> None:
+        assert self._endpoint is not None
+        for name in names:
+            if name in self._boots:
+                self._endpoint.send(name, message, expires_s=30.0)
+
+    def _present(self) -> Present:
+        return Present(boots=self.online, members=frozenset(self._members()))
+
+    def _bytes(self) -> dict[str, int]:
+        up, down = self._traffic()
+        return {"bytes_up": up - self._base[0], "bytes_down": down - self._base[1]}
+
+    def _answered(self, question: _Question, name: str, outcome: Outcome, note: str) -> None:
+        self._tell(
+            Answered(
+                purpose=question.ask.purpose,
+                name=name,
+                outcome=outcome,
+                note=note,
+                have=len(question.replies),
+                asked=len(question.ask.messages),
+                **self._bytes(),
+            )
+        )
+
+    def _remind(self, now_s: float) -> None:
+        match self._pending:
+            case _Question() as question:
+                self._tell(
+                    Waiting(
+                        purpose=question.ask.purpose,
+                        names=tuple(question.waiting),
+                        have=len(question.replies),
+                        quorum=question.ask.quorum,
+                        waited_s=now_s - question.started_s,
+                        left_s=question.started_s + question.ask.deadline_s - now_s,
+                    )
+                )
+            case _Gathering() as gathering:
+                present = self._present()
+                self._tell(
+                    Waiting(
+                        purpose=gathering.gather.purpose,
+                        names=tuple(sorted(present.members - gathering.gather.without - present.boots.keys())),
+                        have=len((present.members - gathering.gather.without) & present.boots.keys()),
+                        quorum=gathering.gather.quorum,
+                        waited_s=now_s - gathering.started_s,
+                        left_s=gathering.started_s + gathering.gather.deadline_s - now_s,
+                    )
+                )
+            case None:
+                pass
+
+    def _tell(self, event: Any) -> None:
+        self.observer(event)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self, *, result: Any = None, error: BaseException | None = None) -> None:
+        self._stop_timer()
+        self._pending = None
+        self.done, self._result, self._error = True, result, error
+
+
+def _no_store(checkpoint: Checkpoint) -> None:
+    raise LocalError("this generator saves checkpoints, but the conductor was started without a store")

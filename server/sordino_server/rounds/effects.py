@@ -1,0 +1,163 @@
+"""What a round generator may ask of the world, and what it gets back.
+
+A generator yields an effect and is sent the answer:
+
+    Ask     -> Answers    messages to agents; ends by the rules below
+    Gather  -> Present    wait for agents to be online
+    Look    -> Present    who is online now
+    Meter   -> Metered    bytes and time so far
+    Save    -> None       a durable checkpoint: when the generator goes on, it is on disk
+    Report  -> None       tell the observers
+
+The helper functions of the same names in lower case do it with types: `answers = yield from ask(Ask(...))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sordino_common.errors import LocalError
+from sordino_common.messages import Message
+from sordino_server.rounds.events import Event, RoundRecord
+
+Params = tuple[NDArray[np.generic], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Send `messages` and wait until
+
+    - all have answered, refused, or are lost for good (restarted, or offline for a while), or
+    - `quorum` have answered and `straggler_s` have passed since, or
+    - `deadline_s` have passed.
+
+    A reply counts if it is of type `expects` and `check(name, reply)` doesn't raise `RemoteError`; what doesn't count
+    is a refusal. Those whose answer is still due at the end are sent `cancel`."""
+
+    purpose: str
+    messages: Mapping[str, Message]
+    expects: type[Message]
+    quorum: int
+    deadline_s: float
+    straggler_s: float
+    check: Callable[[str, Message], None] | None = None
+    cancel: Message | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """`replies` passed the check. Why the others are not there: `refusals` and `missing`, name -> reason."""
+
+    replies: Mapping[str, Message]
+    refusals: Mapping[str, str]
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gather:
+    """Wait until all members but `without` are online; after `join_s`, until `quorum` are; at most `deadline_s`."""
+
+    purpose: str
+    without: frozenset[str]
+    quorum: int
+    join_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Who is there, at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """`boots`: the members online, each with its boot number. `members`: all data agents of the roster."""
+
+    boots: Mapping[str, int]
+    members: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """How much has gone over the wire since the run (or its resumption) began, and what time it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metered:
+    bytes_up: int
+    bytes_down: int
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """x = (x - offset) / scale, y = (y - target_offset) / target_scale; empty vectors: x as it is."""
+
+    offset: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    target_offset: float = 0.0
+    target_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """All that the rounds after `record.round` depend on, apart from the job. Seeds derive from job and round."""
+
+    params: Params
+    scaling: Scaling
+    steps: int
+    record: RoundRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    event: Event
+
+
+Effect = Ask | Gather | Look | Meter | Save | Report
+Result = Answers | Present | Metered | None
+
+
+def ask(effect: Ask) -> Generator[Effect, Result, Answers]:
+    result = yield effect
+    if not isinstance(result, Answers):
+        raise LocalError(f"an Ask was answered by {type(result).__name__}")
+    return result
+
+
+def gather(effect: Gather) -> Generator[Effect, Result, Present]:
+    result = yield effect
+    if not isinstance(result, Present):
+        raise LocalError(f"a Gather was answered by {type(result).__name__}")
+    return result
+
+
+def look() -> Generator[Effect, Result, Present]:
+    result = yield Look()
+    if not isinstance(result, Present):
+        raise LocalError(f"a Look was answered by {type(result).__name__}")
+    return result
+
+
+def meter() -> Generator[Effect, Result, Metered]:
+    result = yield Meter()
+    if not isinstance(result, Metered):
+        raise LocalError(f"a Meter was answered by {type(result).__name__}")
+    return result
+
+
+def report(event: Event) -> Generator[Effect, Result, None]:
+    yield Report(event=event)
+
+
+def save(checkpoint: Checkpoint) -> Generator[Effect, Result, None]:
+    yield Save(checkpoint=checkpoint)

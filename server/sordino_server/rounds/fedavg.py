@@ -1,0 +1,309 @@
+"""Federated averaging, round by round.
+
+    once            describe the agents, give them the Plans, measure the columns (unless the job states the scaling)
+    every round     newcomers join; every chosen agent trains from the same parameters; the mean of the updates,
+                    weighted by rows, is applied; every so often the agents evaluate on their held-out rows (sums only);
+                    a checkpoint is on disk before the next round begins
+
+Messages per round and agent: one command and one reply, two of each where it is evaluated. Security: the server sees
+each agent's update; this is the baseline that the private modes are measured against.
+
+A round that misses its quorum is repeated under a new attempt number, for those who are missing only: an update that
+is already here was computed from the same parameters and stays good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
+from sordino_common.messages import Cancel, DataRef, Evaluate, Evaluated, Message, Train, Trained
+from sordino_common.plan.arrays import from_numpy
+from sordino_server.job import JobSpec, metrics_of
+from sordino_server.rounds.average import averaged, check_update
+from sordino_server.rounds.effects import (
+    Ask,
+    Checkpoint,
+    Effect,
+    Metered,
+    Params,
+    Result,
+    Scaling,
+    ask,
+    meter,
+    report,
+    save,
+)
+from sordino_server.rounds.events import Note, Outcome, RoundDone, RoundRecord, RoundStarted, Share
+from sordino_server.rounds.roll import Names, Program, Roll
+from sordino_server.rounds.scaling import measure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """The run's two Plans. `train` takes and gives `params` tensors first; `evaluate` has `row_names` as outputs."""
+
+    train: Program
+    evaluate: Program
+    evaluate_rows: int
+    row_names: tuple[str, ...]
+
+
+def federated_averaging(
+    spec: JobSpec, *, run: str, programs: Programs, params: Params, resumed: Checkpoint | None = None
+) -> Generator[Effect, Result, Checkpoint]:
+    """Train until `spec.train` says enough; returns the last checkpoint. `resumed`: where to go on instead of
+    `params`. Raises `FleetUnavailable`."""
+    counted = yield from meter()
+    roll = Roll(data=spec.data, train=spec.train, programs=(programs.train, programs.evaluate))
+    first = 1 if resumed is None else resumed.record.round + 1
+    if resumed is None:
+        scaling = yield from measure(spec.data, spec.train, roll, first)
+        state = Checkpoint(params=params, scaling=scaling, steps=0, record=_nothing())
+    else:
+        state = resumed
+    for number in range(first, spec.train.rounds + 1):
+        if _enough(spec, state):
+            break
+        this = _Round(spec=spec, run=run, programs=programs, roll=roll, number=number)
+        state, counted = yield from this.play(state, counted)
+        yield from save(state)
+        yield from report(RoundDone(record=state.record))
+    return state
+
+
+def _enough(spec: JobSpec, state: Checkpoint) -> bool:
+    return spec.train.max_steps is not None and state.steps >= spec.train.max_steps
+
+
+def _nothing() -> RoundRecord:
+    return RoundRecord(
+        round=0, loss=None, metrics={}, shares={}, steps=0, attempts=0, bytes_up=0, bytes_down=0, seconds=0.0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    spec: JobSpec
+    run: str
+    programs: Programs
+    roll: Roll
+    number: int
+
+    def play(self, state: Checkpoint, counted: Metered) -> Generator[Effect, Result, tuple[Checkpoint, Metered]]:
+        """The state after the round. `counted`: bytes up to there belong to earlier rounds; what came before the first
+        round (descriptions, Plans, moments) belongs to it. Its seconds are its own."""
+        begin_s = (yield from meter()).now_s
+        replies, shares, attempts = yield from self._train(state)
+        params = averaged(state.params, replies)
+        if not all(np.isfinite(param).all() for param in params):
+            raise ConfigError(
+                f"round {self.number}: the averaged parameters are not finite: the training diverges. "
+                "Lower optimizer.lr, or standardize the data. The last checkpoint is kept."
+            )
+        steps = sum(reply.steps for reply in replies.values())
+        after = replace(state, params=params, steps=state.steps + steps)
+        metrics = yield from self._metrics(after)
+        end = yield from meter()
+        rows = sum(reply.rows for reply in replies.values())
+        loss = math.fsum(replies[name].loss_sum / replies[name].steps * replies[name].rows for name in sorted(replies))
+        record = RoundRecord(
+            round=self.number,
+            loss=loss / rows,
+            metrics=metrics,
+            shares=shares,
+            steps=steps,
+            attempts=attempts,
+            bytes_up=end.bytes_up - counted.bytes_up,
+            bytes_down=end.bytes_down - counted.bytes_down,
+            seconds=end.now_s - begin_s,
+        )
+        return replace(after, record=record), end
+
+    def _train(self, state: Checkpoint) -> Generator[Effect, Result, tuple[dict[str, Trained], dict[str, Share], int]]:
+        train = self.spec.train
+        arrays = tuple(from_numpy(param) for param in state.params)
+        replies: dict[str, Trained] = {}
+        shares: dict[str, Share] = {}
+        for attempt in range(train.retries + 1):
+            names, need = yield from self.roll.assemble(self.number, done=frozenset(replies))
+            names = self._choose(names, attempt, len(replies))
+            yield from report(RoundStarted(round=self.number, attempt=attempt, asked=names))
+            command = Train(
+                run=self.run,
+                round=self.number,
+                attempt=attempt,
+                plan_id=self.programs.train.plan_id,
+                data=data_ref(self.spec, state.scaling, "train"),
+                params=arrays,
+                batch_rows=train.batch_rows,
+                steps=train.local_steps or 0,
+                epochs=train.local_epochs or 0.0,
+                seed=train.seed,
+            )
+            answers = yield from ask(
+                Ask(
+                    purpose=f"round {self.number}: training",
+                    messages=dict.fromkeys(names, command),
+                    expects=Trained,
+                    quorum=need,
+                    deadline_s=train.round_deadline_s,
+                    straggler_s=train.straggler_s,
+                    check=self._check(command, state.params),
+                    cancel=Cancel(run=self.run, round=self.number),
+                )
+            )
+            for name, reply in answers.replies.items():
+                assert isinstance(reply, Trained)
+                replies[name] = reply
+                shares[name] = _share_of(reply)
+            for outcome, reasons in (("refused", answers.refusals), ("missing", answers.missing)):
+                yield from self._excuse(outcome, reasons, shares)
+            if len(answers.replies) >= need:
+                return replies, shares, attempt + 1
+            left = f"{train.retries - attempt} attempts left" if attempt < train.retries else "no attempt left"
+            text = f"round {self.number}: {len(answers.replies)} answers, {need} are needed; {left}"
+            yield from report(Note(text=text, level="warning"))
+        missing = ", ".join(f"{n} ({s.note})" for n, s in sorted(shares.items()) if s.outcome != "answered")
+        raise FleetUnavailable(
+            f"round {self.number}: quorum missed in {train.retries + 1} attempts; missing: {missing}. "
+            "The last checkpoint is kept: go on with --resume."
+        )
+
+    def _excuse(
+        self, outcome: str, reasons: Mapping[str, str], shares: dict[str, Share]
+    ) -> Generator[Effect, Result, None]:
+        kind: Outcome = "refused" if outcome == "refused" else "missing"
+        for name, why in sorted(reasons.items()):
+            shares[name] = Share(outcome=kind, note=why)
+            if kind == "refused":
+                self.roll.forget(name)
+            yield from report(Note(text=f"round {self.number}: without {name}: {why}", level="warning"))
+
+    def _choose(self, names: Names, attempt: int, have: int) -> Names:
+        """All, or so many drawn by a generator that depends on job, round and attempt only."""
+        wanted = self.spec.train.agents
+        if wanted == "all" or len(names) <= wanted - have:
+            return names
+        seed = [self.spec.train.seed, self.number, attempt]
+        picked = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))[: wanted - have]
+        return tuple(names[k] for k in sorted(picked.tolist()))
+
+    def _check(self, command: Train, params: Params) -> Callable[[str, Message], None]:
+        limits = self.spec.limits
+
+        def check(_: str, reply: Message) -> None:
+            assert isinstance(reply, Trained)
+            if (reply.run, reply.round, reply.attempt) != (command.run, command.round, command.attempt):
+                raise RemoteError(f"answers {reply.run} round {reply.round} attempt {reply.attempt}")
+            check_update(reply, params, norm_limit=limits.update_norm, row_limit=limits.rows_per_agent)
+
+        return check
+
+    def _metrics(self, state: Checkpoint) -> Generator[Effect, Result, dict[str, float]]:
+        """The job's metrics over the held-out rows of whoever is ready; {} if it is not this round's turn."""
+        train, every = self.spec.train, self.spec.train.evaluate_every
+        final = self.number == train.rounds or _enough(self.spec, state)
+        if not final and (every == 0 or self.number % every != 0):
+            return {}
+        params = tuple(from_numpy(param) for param in state.params)
+        replies: dict[str, Evaluated] = {}
+        for _ in range(train.retries + 1 if final else 1):
+            names, need = yield from self.roll.assemble(self.number, done=frozenset(replies))
+            holders = [name for name in names if self.roll.able[name].data.test_rows > 0]
+            if not holders:
+                break
+            command = Evaluate(
+                run=self.run,
+                round=self.number,
+                plan_id=self.programs.evaluate.plan_id,
+                data=data_ref(self.spec, state.scaling, "test"),
+                params=params,
+                batch_rows=self.programs.evaluate_rows,
+            )
+            need = min(need, len(holders))
+            answers = yield from ask(
+                Ask(
+                    purpose=f"round {self.number}: evaluation",
+                    messages=dict.fromkeys(holders, command),
+                    expects=Evaluated,
+                    quorum=need,
+                    deadline_s=train.round_deadline_s,
+                    straggler_s=train.straggler_s,
+                    check=self._check_sums,
+                    cancel=Cancel(run=self.run, round=self.number),
+                )
+            )
+            for name, reply in answers.replies.items():
+                assert isinstance(reply, Evaluated)
+                replies[name] = reply
+            for name, why in sorted({**answers.refusals, **answers.missing}.items()):
+                yield from report(Note(text=f"round {self.number}: evaluation without {name}: {why}", level="warning"))
+            if len(answers.replies) >= need:
+                break
+        if not replies:
+            yield from report(Note(text=f"round {self.number}: no agent has evaluated", level="warning"))
+            return {}
+        return metrics_from_sums(self.spec, self.programs.row_names, state.scaling, replies)
+
+    def _check_sums(self, _: str, reply: Message) -> None:
+        assert isinstance(reply, Evaluated)
+        if (reply.run, reply.round) != (self.run, self.number):
+            raise RemoteError(f"answers {reply.run} round {reply.round}")
+        if reply.names != self.programs.row_names or len(reply.sums) != len(reply.names):
+            raise RemoteError(f"its sums are named {list(reply.names)}, expected {list(self.programs.row_names)}")
+        if reply.rows < 1 or not all(math.isfinite(number) for number in reply.sums):
+            raise RemoteError("its sums are not finite, or of no rows")
+
+
+def data_ref(spec: JobSpec, scaling: Scaling, split: str) -> DataRef:
+    data = spec.data
+    # A tensor-valued column has one offset and scale for all its elements; a `DataRef` names them one by one.
+    times = math.prod(data.x_shape) if len(data.features) == 1 else 1
+    return DataRef(
+        dataset=data.dataset,
+        features=data.features,
+        target=data.target,
+        split="train" if split == "train" else "test",
+        offset=scaling.offset * times,
+        scale=scaling.scale * times,
+        target_offset=scaling.target_offset,
+        target_scale=scaling.target_scale,
+    )
+
+
+def metrics_from_sums(
+    spec: JobSpec, row_names: Sequence[str], scaling: Scaling, replies: Mapping[str, Evaluated]
+) -> dict[str, float]:
+    """`test_<metric>` for each of the job's metrics; squared errors in the target's own unit."""
+    rows = sum(reply.rows for reply in replies.values())
+    means = {
+        row: math.fsum(replies[name].sums[k] for name in sorted(replies)) / rows for k, row in enumerate(row_names)
+    }
+    return test_metrics(spec, scaling, means)
+
+
+def test_metrics(spec: JobSpec, scaling: Scaling, means: Mapping[str, float]) -> dict[str, float]:
+    """From mean row outputs (`loss`, `correct`) to the job's named metrics."""
+    mse = means["loss"] * scaling.target_scale**2
+    known = {"loss": means["loss"], "mse": mse, "rmse": math.sqrt(max(mse, 0.0)), "accuracy": means.get("correct")}
+    result = {}
+    for metric in metrics_of(spec):
+        value = known[metric]
+        if value is not None:
+            result[f"test_{metric}"] = value
+    return result
+
+
+def _share_of(reply: Trained) -> Share:
+    return Share(
+        outcome="answered",
+        rows=reply.rows,
+        steps=reply.steps,
+        loss=reply.loss_sum / reply.steps,
+        seconds=reply.seconds,
+    )

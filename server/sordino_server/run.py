@@ -1,0 +1,188 @@
+"""One run from job to summary: model, Plans, rounds, checkpoints, baseline. For `sordino train` and the simulator.
+
+`run_job` needs a conductor that is attached to an open endpoint, the loop that drives both, and a store. It knows
+nothing of brokers or sockets, so the simulator runs the very same function on a virtual clock.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from sordino_common.clock import Loop
+from sordino_common.errors import ConfigError, SordinoError
+from sordino_server.baseline import Baseline, Pooled, run_baseline
+from sordino_server.conductor import Conductor, Interrupted
+from sordino_server.job import Job, job_from_json, job_to_json
+from sordino_server.model import make_model, model_digest, trace_job
+from sordino_server.rounds.effects import Checkpoint
+from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, silent
+from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.store import RunStore, Tensors
+
+
+class RunnableLoop(Loop, Protocol):
+    """`VirtualLoop` and `Reactor`."""
+
+    def run_until(self, done: Callable[[], bool], *, deadline_s: float) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """`summary` is what `--json` prints; the rest is for the report."""
+
+    run: str
+    job: Job
+    summary: Mapping[str, Any]
+    records: tuple[RoundRecord, ...]
+    baseline: Baseline | None
+    tensors: Tensors
+
+
+def new_run_id(job: Job, *, wall_s: float, token: str) -> str:
+    """`<job>-<UTC date and time>-<token>`: a valid `RunId`; `token` keeps two of one second apart."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(wall_s))
+    return f"{job.spec.job[:50]}-{stamp}-{token}"
+
+
+def resumed_job(store: RunStore, run: str) -> Job:
+    """The job as the run recorded it. `ConfigError` if its model file is gone or not the same any more."""
+    row = store.row(run)
+    job = job_from_json(row.job_json, Path(row.job_path))
+    if not job.model_file.is_file():
+        raise ConfigError(f"run {run}: its model file {job.model_file} is gone")
+    if model_digest(job) != row.model_sha256:
+        raise ConfigError(
+            f"run {run}: {job.model_file} has changed since the run began; resumed, it would not give the same result. "
+            "Restore the file, or start a new run."
+        )
+    return job
+
+
+def run_job(
+    job: Job,
+    *,
+    run: str,
+    conductor: Conductor,
+    loop: RunnableLoop,
+    store: RunStore,
+    members: Sequence[str],
+    observer: Observer = silent,
+    resume: bool = False,
+    pooled: Pooled | None = None,
+    stopwatch: Callable[[], float] = time.perf_counter,
+) -> RunResult:
+    """Train the job to its end (from the last checkpoint of `run`, if `resume`) and compare with plain PyTorch.
+
+    `members`: the data agents of the roster, for the record. `pooled`: the rows for the baseline; without them there is
+    none. `stopwatch`: real time, whatever the loop's. Raises the named errors; the run's record says how it ended."""
+    if re.match(r"^[a-z0-9][a-z0-9-]{0,79}\Z", run) is None:
+        raise ConfigError(f"run id {run!r}: expected lower-case letters, digits and hyphens, at most 80")
+    model = make_model(job)
+    traced = trace_job(job, model)
+    checkpoint: Checkpoint | None = None
+    if not resume:
+        store.create(
+            run,
+            job=job.spec.job,
+            mode=job.spec.mode,
+            job_path=str(job.path.resolve()),
+            job_json=job_to_json(job),
+            model_sha256=model_digest(job),
+            names=traced.names,
+        )
+    with store.hold(run):
+        if resume:
+            checkpoint = store.checkpoint(run)
+            store.finish(run, "running")
+        before_s = store.elapsed_s(run)
+        began_s = stopwatch()
+        observer(
+            RunStarted(
+                run=run,
+                job=job.spec.job,
+                mode=job.spec.mode,
+                security="plain",
+                rounds=job.spec.train.rounds,
+                first_round=1 if checkpoint is None else checkpoint.record.round + 1,
+                members=tuple(sorted(members)),
+            )
+        )
+        conductor.observer = observer
+        conductor.start(
+            federated_averaging(job.spec, run=run, programs=traced.programs, params=traced.params, resumed=checkpoint),
+            run=run,
+            save=lambda state: store.save(run, state, elapsed_s=before_s + stopwatch() - began_s),
+        )
+        try:
+            loop.run_until(lambda: conductor.done, deadline_s=math.inf)
+            final: Checkpoint = conductor.result()
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            store.finish(run, "interrupted" if stopped else "failed", error=_one_line(error))
+            raise
+        seconds = before_s + stopwatch() - began_s
+        records = store.records(run)
+        baseline = None
+        if pooled is not None:
+            observer(Note(text="the same training by plain PyTorch, for comparison"))
+            agents = len({name for record in records for name in record.shares})
+            baseline = run_baseline(job, pooled, agents=agents, rounds=final.record.round, stopwatch=stopwatch)
+        summary = summarise(job, run, records, final, seconds=seconds, baseline=baseline)
+        store.finish(run, "done", summary=summary)
+    observer(RunDone(summary=summary))
+    return RunResult(run=run, job=job, summary=summary, records=records, baseline=baseline, tensors=store.tensors(run))
+
+
+def summarise(
+    job: Job,
+    run: str,
+    records: Sequence[RoundRecord],
+    final: Checkpoint,
+    *,
+    seconds: float,
+    baseline: Baseline | None,
+) -> dict[str, Any]:
+    """The JSON summary. `null`: this mode has no such thing. `steps`: optimizer steps of all agents together whose
+    updates were averaged; `dropouts`: how often an agent was asked and gave no usable answer; `seconds`: real time."""
+    metrics = next((dict(record.metrics) for record in reversed(records) if record.metrics), {})
+    return {
+        "job": job.spec.job,
+        "run": run,
+        "mode": job.spec.mode,
+        "security": "plain",
+        "agents": len({name for record in records for name, s in record.shares.items() if s.outcome == "answered"}),
+        "compute_agents": None,
+        "rounds": len(records),
+        "steps": final.steps,
+        "metrics": metrics,
+        "baseline": None
+        if baseline is None
+        else {**baseline.metrics, "seconds": baseline.seconds, "epochs": baseline.epochs},
+        "seconds": seconds,
+        "overhead_vs_torch": None if baseline is None else seconds / baseline.seconds,
+        "bytes_up": sum(record.bytes_up for record in records),
+        "bytes_down": sum(record.bytes_down for record in records),
+        "dropouts": sum(record.dropouts for record in records),
+        "privacy": None,
+        "seed": job.spec.train.seed,
+        "train_loss": records[-1].loss if records else None,
+        "round_seconds": [record.seconds for record in records],
+    }
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """One JSON object on one line; infinities and NaN, which JSON lacks, never get here (msgspec writes null)."""
+    return msgspec.json.encode(value).decode()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, SordinoError) else f"{type(error).__name__}: {text}"

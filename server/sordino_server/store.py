@@ -1,0 +1,306 @@
+"""What outlives the process: runs, rounds and who took part (SQLite), parameters (safetensors). One writer per run.
+
+Order of a checkpoint: the parameters' file is written under another name, fsynced, renamed, its folder fsynced; then
+one SQLite transaction (WAL, synchronous=FULL) makes the round count. A crash in between leaves a file that no row
+names. So the last row always has its file, and a run goes on from there, after kill -9 too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from sordino_common.errors import ConfigError
+from sordino_server.rounds.effects import Checkpoint, Scaling
+from sordino_server.rounds.events import RoundRecord, Share
+
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE runs (
+    run TEXT PRIMARY KEY, job TEXT NOT NULL, mode TEXT NOT NULL, status TEXT NOT NULL, created_s REAL NOT NULL,
+    changed_s REAL NOT NULL, job_path TEXT NOT NULL, job_json TEXT NOT NULL, model_sha256 TEXT NOT NULL,
+    names_json TEXT NOT NULL, summary_json TEXT, error TEXT
+) STRICT;
+CREATE TABLE rounds (
+    run TEXT NOT NULL REFERENCES runs(run), round INTEGER NOT NULL, loss REAL, metrics_json TEXT NOT NULL,
+    steps INTEGER NOT NULL, attempts INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
+    seconds REAL NOT NULL, total_steps INTEGER NOT NULL, elapsed_s REAL NOT NULL, scaling_json TEXT NOT NULL,
+    file TEXT NOT NULL, PRIMARY KEY (run, round)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE shares (
+    run TEXT NOT NULL, round INTEGER NOT NULL, agent TEXT NOT NULL, outcome TEXT NOT NULL, rows INTEGER NOT NULL,
+    steps INTEGER NOT NULL, loss REAL, seconds REAL NOT NULL, note TEXT NOT NULL, PRIMARY KEY (run, round, agent)
+) STRICT, WITHOUT ROWID;
+"""
+_KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """One run as `sordino runs` lists it."""
+
+    run: str
+    job: str
+    mode: str
+    status: str  # running | done | failed | interrupted
+    created_s: float
+    changed_s: float
+    job_path: str
+    job_json: str
+    model_sha256: str
+    names: tuple[str, ...]
+    summary: Mapping[str, Any] | None
+    error: str | None
+
+
+class RunStore:
+    """Runs under `folder` (`runs.sqlite`, `runs/<run>/`). `wall_s` dates the records."""
+
+    def __init__(self, folder: Path, *, wall_s: Any) -> None:
+        self.folder = folder
+        self._wall_s = wall_s
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "runs.sqlite"
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            with self._transaction():
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    for statement in _SCHEMA.split(";\n"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+                elif version != _SCHEMA_VERSION:
+                    raise ConfigError(f"{path}: written by another version of sordino (schema {version})")
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"{path}: can't be used: {error}") from None
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def create(
+        self, run: str, *, job: str, mode: str, job_path: str, job_json: str, model_sha256: str, names: tuple[str, ...]
+    ) -> None:
+        now_s = self._wall_s()
+        row = (run, job, mode, "running", now_s, now_s, job_path, job_json, model_sha256, json.dumps(names))
+        try:
+            self._db.execute(
+                "INSERT INTO runs (run, job, mode, status, created_s, changed_s, job_path, job_json, model_sha256,"
+                " names_json) VALUES (?,?,?,?,?,?,?,?,?,?)",
+                row,
+            )
+        except sqlite3.IntegrityError:
+            raise ConfigError(f"there is already a run {run} in {self.folder}") from None
+
+    def save(self, run: str, checkpoint: Checkpoint, *, elapsed_s: float) -> None:
+        """Durable when it returns."""
+        record = checkpoint.record
+        names = self.row(run).names
+        home = self.folder / "runs" / run
+        home.mkdir(parents=True, exist_ok=True)
+        file = f"round-{record.round:06d}.safetensors"
+        tensors = dict(zip(names, checkpoint.params, strict=True))
+        write_durably(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO rounds VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    *(run, record.round, record.loss, json.dumps(dict(record.metrics)), record.steps, record.attempts),
+                    *(record.bytes_up, record.bytes_down, record.seconds, checkpoint.steps, elapsed_s),
+                    *(json.dumps(asdict(checkpoint.scaling)), file),
+                ),
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO shares VALUES (?,?,?,?,?,?,?,?,?)",
+                [
+                    (run, record.round, agent, s.outcome, s.rows, s.steps, s.loss, s.seconds, s.note)
+                    for agent, s in record.shares.items()
+                ],
+            )
+            self._db.execute("UPDATE runs SET changed_s=? WHERE run=?", (self._wall_s(), run))
+        for old in sorted(home.glob("round-*.safetensors"))[:-_KEEP_FILES]:
+            if old.name < file:
+                old.unlink(missing_ok=True)
+
+    def finish(
+        self, run: str, status: str, *, summary: Mapping[str, object] | None = None, error: str | None = None
+    ) -> None:
+        self._db.execute(
+            "UPDATE runs SET status=?, summary_json=?, error=?, changed_s=? WHERE run=?",
+            (status, None if summary is None else json.dumps(summary), error, self._wall_s(), run),
+        )
+
+    @contextmanager
+    def hold(self, run: str) -> Iterator[None]:
+        """Be the one process that writes this run. The system lets go of it when the process ends, however it ends."""
+        home = self.folder / "runs" / run
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"run {run} is being trained by another process") from None
+            yield
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def runs(self) -> tuple[RunRow, ...]:
+        """All runs, the oldest first."""
+        rows = self._db.execute(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY created_s, run").fetchall()  # noqa: S608
+        return tuple(_run_row(row) for row in rows)
+
+    def row(self, run: str) -> RunRow:
+        row = self._db.execute(f"SELECT {_RUN_COLUMNS} FROM runs WHERE run=?", (run,)).fetchone()  # noqa: S608
+        if row is None:
+            known = ", ".join(entry.run for entry in self.runs()[-5:]) or "none yet"
+            raise ConfigError(f"there is no run {run} in {self.folder}; the latest: {known}")
+        return _run_row(row)
+
+    def records(self, run: str) -> tuple[RoundRecord, ...]:
+        """The finished rounds in order, with who took part."""
+        shares: dict[int, dict[str, Share]] = {}
+        for number, agent, outcome, rows, steps, loss, seconds, note in self._db.execute(
+            "SELECT round, agent, outcome, rows, steps, loss, seconds, note FROM shares WHERE run=? ORDER BY agent",
+            (run,),
+        ):
+            shares.setdefault(number, {})[agent] = Share(
+                outcome=outcome, rows=rows, steps=steps, loss=loss, seconds=seconds, note=note
+            )
+        return tuple(
+            RoundRecord(
+                round=number,
+                loss=loss,
+                metrics=json.loads(metrics),
+                shares=shares.get(number, {}),
+                steps=steps,
+                attempts=attempts,
+                bytes_up=up,
+                bytes_down=down,
+                seconds=seconds,
+            )
+            for number, loss, metrics, steps, attempts, up, down, seconds in self._db.execute(
+                "SELECT round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds FROM rounds"
+                " WHERE run=? ORDER BY round",
+                (run,),
+            )
+        )
+
+    def elapsed_s(self, run: str) -> float:
+        """Seconds that the run had taken when its last round was saved."""
+        row = self._db.execute("SELECT max(elapsed_s) FROM rounds WHERE run=?", (run,)).fetchone()
+        return float(row[0] or 0.0)
+
+    def checkpoint(self, run: str) -> Checkpoint | None:
+        """Where the run stands; None before its first round. Raises `ConfigError` if the file is damaged."""
+        row = self._db.execute(
+            "SELECT total_steps, scaling_json, file FROM rounds WHERE run=? ORDER BY round DESC LIMIT 1", (run,)
+        ).fetchone()
+        if row is None:
+            return None
+        steps, scaling, file = row
+        fields = json.loads(scaling)
+        fields |= {"offset": tuple(fields["offset"]), "scale": tuple(fields["scale"])}
+        tensors = _read(self.folder / "runs" / run / file)
+        try:
+            params = tuple(tensors[name] for name in self.row(run).names)
+        except KeyError as error:
+            raise ConfigError(f"{file} of run {run} lacks the parameter {error}") from None
+        return Checkpoint(params=params, scaling=Scaling(**fields), steps=steps, record=self.records(run)[-1])
+
+    def tensors(self, run: str) -> Tensors:
+        """The last checkpoint's parameters by their names in the state dict."""
+        checkpoint = self.checkpoint(run)
+        if checkpoint is None:
+            raise ConfigError(f"run {run} has no finished round yet: there is nothing to export")
+        return dict(zip(self.row(run).names, checkpoint.params, strict=True))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+_RUN_COLUMNS: Final = (
+    "run, job, mode, status, created_s, changed_s, job_path, job_json, model_sha256, names_json, summary_json, error"
+)
+
+
+def _run_row(row: tuple[Any, ...]) -> RunRow:
+    run, job, mode, status, created_s, changed_s, job_path, job_json, digest, names, summary, error = row
+    return RunRow(
+        run=run,
+        job=job,
+        mode=mode,
+        status=status,
+        created_s=created_s,
+        changed_s=changed_s,
+        job_path=job_path,
+        job_json=job_json,
+        model_sha256=digest,
+        names=tuple(json.loads(names)),
+        summary=None if summary is None else json.loads(summary),
+        error=error,
+    )
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data` in one step; on disk when it returns, the name included."""
+    part = path.with_name(path.name + ".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def export(tensors: Tensors, path: Path, *, run: str) -> None:
+    """A state dict as safetensors: `model.load_state_dict(safetensors.torch.load_file(path))` takes it."""
+    try:
+        write_durably(path, save_tensors(dict(tensors), {"format": "pt", "run": run}))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be written: {error.strerror}") from None
+
+
+def _read(path: Path) -> Tensors:
+    try:
+        return load_tensors(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: damaged: {error}") from None
