@@ -17,8 +17,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sordino_agent.errors import Busy, Conflict, Draining, UnknownPlan
-from sordino_agent.executor import Cancel as CancelTask
+from sordino_agent.desk import Asker, Desk, payload_bytes
+from sordino_agent.errors import Busy, Conflict, UnknownPlan
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.store import ByteCache, TensorStore
@@ -36,14 +36,12 @@ from sordino_agent.tasks import (
     PlanTask,
     RunFacts,
     RunTask,
-    Task,
     TrainFacts,
     TrainTask,
 )
 from sordino_common import messages as m
 from sordino_common.clock import Loop
 from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
-from sordino_common.messages.base import to_plain
 
 if TYPE_CHECKING:
     from sordino_common.transport.endpoint import Incoming
@@ -71,24 +69,6 @@ class Sender(Protocol):
     """What the core needs of an `Endpoint`."""
 
     def send(self, to: str, message: m.Message, *, correlation: bytes | None = None) -> bytes: ...
-
-
-TrainKey = tuple[str, int, int]  # run, round, attempt
-
-
-class _Pending:
-    """A task under way, and who waits for its answer: (name, correlation), in the order of asking."""
-
-    __slots__ = ("cancel", "command", "digest", "label", "round", "run", "waiting")
-
-    def __init__(self, command: str, label: str, *, run: str | None, round: int | None, digest: bytes) -> None:
-        self.command = command
-        self.label = label
-        self.run = run
-        self.round = round
-        self.digest = digest
-        self.waiting: dict[tuple[str, bytes], None] = {}
-        self.cancel: CancelTask = lambda: None
 
 
 class _KnownPlan:
@@ -119,8 +99,6 @@ class AgentCore:
         resident_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self.name: Final = name
-        self.tasks_done = 0
-        self.tasks_failed = 0
         self.refusals = 0
         self.connected = False
         self._server = server
@@ -135,20 +113,13 @@ class AgentCore:
         self._resident_bytes = resident_bytes
         self._started_s = loop.now_s()
         self._sender: Sender | None = None
-        self._draining = False
+        self._desk = Desk(executor=executor, limits=limits, reply=self._send, refuse=self._refuse)
         self._datasets: DatasetList | None = None
         self._describing = False
-        self._wait_describe: list[tuple[str, bytes]] = []
-        self._pending: dict[int, _Pending] = {}
-        self._pending_count = 0
-        self._trains: dict[TrainKey, _Pending] = {}
+        self._wait_describe: list[Asker] = []
         self._plans: ByteCache[bytes, _KnownPlan] = ByteCache(
             budget_bytes=limits.plans_bytes, size_of=lambda plan: len(plan.data)
         )
-        self._results: ByteCache[TrainKey, tuple[bytes, m.Trained]] = ByteCache(
-            budget_bytes=limits.results_bytes, size_of=lambda result: payload_bytes(result[1])
-        )
-        self._idle: Callable[[], None] = lambda: None
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -168,19 +139,10 @@ class AgentCore:
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Take no more tasks; call `on_idle` once none is left (now, if none is)."""
-        self._draining = True
-        self._idle = on_idle
-        if not self._pending:
-            self._idle()
+        self._desk.drain(on_idle)
 
     def cancel_all(self) -> None:
-        for pending in list(self._pending.values()):
-            pending.cancel()
-
-    @property
-    def running(self) -> tuple[str, ...]:
-        """What runs or waits, oldest first."""
-        return tuple(pending.label for pending in self._pending.values())
+        self._desk.cancel_all()
 
     @property
     def datasets(self) -> DatasetList | None:
@@ -195,10 +157,10 @@ class AgentCore:
             store_used_bytes=self._store.used_bytes,
             store_tensors=len(self._store),
             plans=len(self._plans),
-            tasks_done=self.tasks_done,
-            tasks_failed=self.tasks_failed,
+            tasks_done=self._desk.tasks_done,
+            tasks_failed=self._desk.tasks_failed,
             refusals=self.refusals,
-            running=self.running[:64],
+            running=self._desk.running[:64],
         )
 
     # --- EndpointHandler -------------------------------------------------------------------------------------------
@@ -244,7 +206,7 @@ class AgentCore:
         if sender != self._server:
             raise PolicyRefusal(f"commands are taken from {self._server!r} only, this came from {sender!r}")
 
-    def _command(self, message: m.Message, asker: tuple[str, bytes]) -> None:
+    def _command(self, message: m.Message, asker: Asker) -> None:
         if payload_bytes(message) > self._limits.payload_bytes:
             raise LimitExceeded(
                 f"{message.kind}: {payload_bytes(message)} bytes of arrays; limits.payload_bytes on the device is "
@@ -253,6 +215,8 @@ class AgentCore:
         match message:
             case m.Describe():
                 self._policy.require_job("describe")
+                if len(self._wait_describe) >= self._limits.queue:
+                    raise Busy("the datasets are still being read")
                 self._wait_describe.append(asker)
                 self._answer_describe()
             case m.Health():
@@ -262,13 +226,14 @@ class AgentCore:
             case m.Moments():
                 self._policy.require_dataset(message.dataset, "moments")
                 task = MomentsTask(command=message, min_rows=self._policy.min_rows)
-                self._submit(task, asker, label=f"moments {message.dataset}", answer=_moments_answer)
+                label = f"moments {message.dataset}"
+                self._desk.submit(task, asker, command=message.kind, label=label, answer=_moments_answer)
             case m.Train():
                 self._train(message, asker)
             case m.Evaluate():
                 self._evaluate(message, asker)
             case m.Cancel():
-                self._cancel(message)
+                self._desk.cancel(message.run, message.round)
             case m.TensorPut():
                 self._policy.require_job("tensors")
                 now_s = self._loop.now_s()
@@ -289,7 +254,7 @@ class AgentCore:
             case _:
                 raise PolicyRefusal(f"commands of kind {message.kind!r} are not known to this agent ({self._version})")
 
-    def _plan_put(self, message: m.PlanPut, asker: tuple[str, bytes]) -> None:
+    def _plan_put(self, message: m.PlanPut, asker: Asker) -> None:
         plan_id = hashlib.sha256(message.plan).digest()
         self._policy.require_plan(plan_id)
         known = self._plans.get(plan_id)
@@ -307,34 +272,20 @@ class AgentCore:
             self._plans.put(plan_id, _KnownPlan(message.plan, facts))
             return _plan_ready(facts)
 
-        self._submit(PlanTask(plan=message.plan), asker, label=f"plan {plan_id.hex()[:12]}", answer=answer)
+        label = f"plan {plan_id.hex()[:12]}"
+        self._desk.submit(PlanTask(plan=message.plan), asker, command=message.kind, label=label, answer=answer)
 
-    def _train(self, message: m.Train, asker: tuple[str, bytes]) -> None:
+    def _train(self, message: m.Train, asker: Asker) -> None:
         self._policy.require_dataset(message.data.dataset, "train")
         self._policy.require_plan(message.plan_id)
-        key = (message.run, message.round, message.attempt)
-        digest = _digest(message)
-        running = self._trains.get(key)
-        kept = self._results.get(key)
-        before = running.digest if running is not None else kept[0] if kept is not None else digest
-        if before != digest:
-            raise Conflict(
-                f"train: run {message.run}, round {message.round}, attempt {message.attempt} was asked for before with "
-                "other contents; raise the attempt"
-            )
-        if running is not None:
-            running.waiting[asker] = None
-            return
-        if kept is not None:
-            self._send(asker, kept[1])
-            return
-        task = TrainTask(
-            command=message, plan=self._plan(message.plan_id), agent=self.name, min_rows=self._policy.min_rows
-        )
+
+        def task() -> TrainTask:
+            plan = self._plan(message.plan_id)
+            return TrainTask(command=message, plan=plan, agent=self.name, min_rows=self._policy.min_rows)
 
         def answer(facts: Facts, seconds: float) -> m.Message:
             assert isinstance(facts, TrainFacts)
-            trained = m.Trained(
+            return m.Trained(
                 run=message.run,
                 round=message.round,
                 attempt=message.attempt,
@@ -344,15 +295,11 @@ class AgentCore:
                 loss_sum=facts.loss_sum,
                 seconds=seconds,
             )
-            self._results.put(key, (digest, trained))
-            return trained
 
         label = f"train {message.run} round {message.round}"
-        self._submit(
-            task, asker, label=label, answer=answer, run=message.run, round=message.round, key=key, digest=digest
-        )
+        self._desk.submit_once(task, asker, command=message, label=label, answer=answer)
 
-    def _evaluate(self, message: m.Evaluate, asker: tuple[str, bytes]) -> None:
+    def _evaluate(self, message: m.Evaluate, asker: Asker) -> None:
         self._policy.require_dataset(message.data.dataset, "evaluate")
         self._policy.require_plan(message.plan_id)
         task = EvaluateTask(command=message, plan=self._plan(message.plan_id), min_rows=self._policy.min_rows)
@@ -369,9 +316,11 @@ class AgentCore:
             )
 
         label = f"evaluate {message.run} round {message.round}"
-        self._submit(task, asker, label=label, answer=answer, run=message.run, round=message.round)
+        self._desk.submit(
+            task, asker, command=message.kind, label=label, answer=answer, run=message.run, round=message.round
+        )
 
-    def _tensor_run(self, message: m.TensorRun, asker: tuple[str, bytes]) -> None:
+    def _tensor_run(self, message: m.TensorRun, asker: Asker) -> None:
         self._policy.require_job("tensors")
         self._policy.require_plan(message.plan_id)
         now_s = self._loop.now_s()
@@ -390,15 +339,8 @@ class AgentCore:
             return self._stored(message.outputs)
 
         task = RunTask(plan=self._plan(message.plan_id), inputs=inputs)
-        self._submit(task, asker, label=f"tensors {message.plan_id.hex()[:12]}", answer=answer)
-
-    def _cancel(self, message: m.Cancel) -> None:
-        for pending in list(self._pending.values()):
-            if pending.run == message.run and message.round in (None, pending.round):
-                log.info("event=cancel task=%r", pending.label)
-                pending.cancel()
-
-    # --- tasks -----------------------------------------------------------------------------------------------------
+        label = f"tensors {message.plan_id.hex()[:12]}"
+        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer)
 
     def _plan(self, plan_id: bytes) -> bytes:
         known = self._plans.get(plan_id)
@@ -406,63 +348,7 @@ class AgentCore:
             raise UnknownPlan(f"Plan {plan_id.hex()} is not here; put it, then repeat the command")
         return known.data
 
-    def _submit(
-        self,
-        task: Task,
-        asker: tuple[str, bytes],
-        *,
-        label: str,
-        answer: Callable[[Facts, float], m.Message],
-        run: str | None = None,
-        round: int | None = None,
-        key: TrainKey | None = None,
-        digest: bytes = b"",
-    ) -> None:
-        if self._draining:
-            raise Draining("this agent is about to stop and takes no new work")
-        if len(self._pending) >= self._limits.queue:
-            raise Busy(f"{len(self._pending)} tasks are under way, as many as limits.queue on the device allows")
-        number = self._pending_count = self._pending_count + 1
-        command = "plan-put" if task.kind == "plan" else "tensor-run" if task.kind == "tensors" else task.kind
-        pending = _Pending(command, label, run=run, round=round, digest=digest)
-        pending.waiting[asker] = None
-        self._pending[number] = pending
-        if key is not None:
-            self._trains[key] = pending
-
-        def done(outcome: Outcome) -> None:
-            del self._pending[number]
-            if key is not None:
-                del self._trains[key]
-            self._finish(pending, outcome, answer)
-            if self._draining and not self._pending:
-                self._idle()
-
-        pending.cancel = self._executor.submit(task, done)
-
-    def _finish(self, pending: _Pending, outcome: Outcome, answer: Callable[[Facts, float], m.Message]) -> None:
-        failure: tuple[str, str]
-        if isinstance(outcome, Done):
-            try:
-                message = answer(outcome.result, outcome.seconds)
-                if payload_bytes(message) > self._limits.payload_bytes:
-                    raise LimitExceeded(
-                        f"{pending.command}: the answer has {payload_bytes(message)} bytes; limits.payload_bytes on "
-                        f"the device is {self._limits.payload_bytes}"
-                    )
-            except SordinoError as error:
-                failure = (error.code, str(error))
-            else:
-                self.tasks_done += 1
-                log.info("event=task-done task=%r seconds=%.3f", pending.label, outcome.seconds)
-                for asker in pending.waiting:
-                    self._send(asker, message)
-                return
-        else:
-            failure = (outcome.code, outcome.reason)
-        self.tasks_failed += 1
-        for asker in pending.waiting:
-            self._refuse(pending.command, asker, *failure)
+    # --- description and answers -----------------------------------------------------------------------------------
 
     def _describe(self) -> None:
         if self._describing:
@@ -501,54 +387,23 @@ class AgentCore:
         for asker in askers:
             self._send(asker, described)
 
-    # --- answers ---------------------------------------------------------------------------------------------------
-
     def _stored(self, tensor_ids: tuple[bytes, ...]) -> m.TensorStored:
         return m.TensorStored(
             tensor_ids=tensor_ids, used_bytes=self._store.used_bytes, budget_bytes=self._store.budget_bytes
         )
 
-    def _refuse(self, command: str, asker: tuple[str, bytes], code: str, reason: str) -> None:
+    def _refuse(self, command: str, asker: Asker, code: str, reason: str) -> None:
         self.refusals += 1
         log.warning("event=refused command=%s to=%s code=%s reason=%r", command, asker[0], code, reason[:_REASON_CHARS])
         self._send(asker, m.Refused(command=command, code=code, reason=reason[:_REASON_CHARS]))
 
-    def _send(self, asker: tuple[str, bytes], message: m.Message) -> None:
+    def _send(self, asker: Asker, message: m.Message) -> None:
         if self._sender is None:
             raise LocalError("AgentCore: attach an endpoint before messages arrive")
         try:
             self._sender.send(asker[0], message, correlation=asker[1])
         except SordinoError as error:  # the outbox is full, or the asker left the roster: its deadline will tell it
             log.warning("event=answer-lost kind=%s to=%s code=%s", message.kind, asker[0], error.code)
-
-
-def payload_bytes(message: m.Message) -> int:
-    """Bytes of arrays and Plans in a message: what makes it large."""
-
-    def count(value: object) -> int:
-        if isinstance(value, m.Array):
-            return value.nbytes
-        if isinstance(value, bytes):
-            return len(value)
-        if isinstance(value, tuple):
-            return sum(count(item) for item in value if isinstance(item, m.Array | tuple | bytes))
-        return 0
-
-    return sum(count(getattr(message, field)) for field in message.__struct_fields__)
-
-
-def _digest(message: m.Train) -> bytes:
-    """SHA-256 over everything that a `Train` says, without encoding its arrays a second time."""
-    hashed = hashlib.sha256()
-    for field in message.__struct_fields__:
-        value = getattr(message, field)
-        if field == "params":
-            for array in value:
-                hashed.update(repr((array.dtype, array.shape)).encode())
-                hashed.update(array.data)
-        else:
-            hashed.update(m.encode([field, to_plain(value)]))
-    return hashed.digest()
 
 
 def _plan_ready(facts: PlanFacts) -> m.PlanReady:

@@ -1,0 +1,198 @@
+"""The desk: tasks under way, who waits for each, and the answers already given.
+
+A task has one or more askers (a repeated command waits with the first). A `Train` has a key (run, round, attempt) under
+which it is computed once: a repeat while it runs waits with it; a repeat afterwards is answered from a bounded cache;
+a repeat with other contents is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from sordino_agent.errors import Busy, Conflict, Draining
+from sordino_agent.executor import Executor
+from sordino_agent.policy import Limits
+from sordino_agent.store import ByteCache
+from sordino_agent.tasks import Done, Facts, Outcome, Task
+from sordino_common import messages as m
+from sordino_common.errors import LimitExceeded, SordinoError
+from sordino_common.messages.base import to_plain
+
+log = logging.getLogger("sordino.agent")
+
+Asker = tuple[str, bytes]  # name, correlation
+TrainKey = tuple[str, int, int]  # run, round, attempt
+Answer = Callable[[Facts, float], m.Message]
+
+
+class _Pending:
+    __slots__ = ("askers", "cancel", "command", "digest", "label", "round", "run")
+
+    def __init__(self, command: str, label: str, asker: Asker, run: str | None, round: int | None) -> None:
+        self.command = command
+        self.label = label
+        self.run = run
+        self.round = round
+        self.askers: dict[Asker, None] = {asker: None}  # a set that keeps its order
+        self.digest = b""
+        self.cancel: Callable[[], None] = lambda: None
+
+
+class Desk:
+    """Tasks from submission to answer. `reply` and `refuse` bring answers out."""
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        limits: Limits,
+        reply: Callable[[Asker, m.Message], None],
+        refuse: Callable[[str, Asker, str, str], None],
+    ) -> None:
+        self.tasks_done = 0
+        self.tasks_failed = 0
+        self._executor: Final = executor
+        self._limits: Final = limits
+        self._reply: Final = reply
+        self._refuse: Final = refuse
+        self._submitted = 0
+        self._pending: dict[int, _Pending] = {}
+        self._trains: dict[TrainKey, _Pending] = {}
+        self._results: ByteCache[TrainKey, tuple[bytes, m.Message]] = ByteCache(
+            budget_bytes=limits.results_bytes, size_of=lambda kept: payload_bytes(kept[1])
+        )
+        self._on_idle: Callable[[], None] | None = None
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """What runs or waits, oldest first."""
+        return tuple(pending.label for pending in self._pending.values())
+
+    def submit(
+        self,
+        task: Task,
+        asker: Asker,
+        *,
+        command: str,
+        label: str,
+        answer: Answer,
+        run: str | None = None,
+        round: int | None = None,
+    ) -> None:
+        """Have `task` done and `answer(facts, seconds)` sent to the asker. Raises `Busy` or `Draining`."""
+        self._submit(task, _Pending(command, label, asker, run, round), answer, None)
+
+    def submit_once(
+        self, task: Callable[[], Task], asker: Asker, *, command: m.Train, label: str, answer: Answer
+    ) -> None:
+        """As `submit`, but once per (run, round, attempt); raises `Conflict` on a repeat with other contents."""
+        key = (command.run, command.round, command.attempt)
+        digest = _digest(command)
+        running, kept = self._trains.get(key), self._results.get(key)
+        before = running.digest if running is not None else kept[0] if kept is not None else digest
+        if before != digest:
+            raise Conflict(
+                f"train: run {command.run}, round {command.round}, attempt {command.attempt} was asked for before with "
+                "other contents; raise the attempt"
+            )
+        if running is not None:
+            running.askers[asker] = None
+        elif kept is not None:
+            self._reply(asker, kept[1])
+        else:
+            pending = _Pending(command.kind, label, asker, command.run, command.round)
+            pending.digest = digest
+            self._submit(task(), pending, answer, key)
+
+    def cancel(self, run: str, round: int | None) -> None:
+        """Stop what is under way for this round, or for the whole run if `round` is None."""
+        for pending in list(self._pending.values()):
+            if pending.run == run and round in (None, pending.round):
+                log.info("event=cancel task=%r", pending.label)
+                pending.cancel()
+
+    def cancel_all(self) -> None:
+        for pending in list(self._pending.values()):
+            pending.cancel()
+
+    def drain(self, on_idle: Callable[[], None]) -> None:
+        """Take no more tasks, and call `on_idle` once none is left: now, if none is."""
+        self._on_idle = on_idle
+        if not self._pending:
+            on_idle()
+
+    def _submit(self, task: Task, pending: _Pending, answer: Answer, key: TrainKey | None) -> None:
+        if self._on_idle is not None:
+            raise Draining("this agent is about to stop and takes no new work")
+        if len(self._pending) >= self._limits.queue:
+            raise Busy(f"{len(self._pending)} tasks are under way, as many as limits.queue on the device allows")
+        number = self._submitted = self._submitted + 1
+        self._pending[number] = pending
+        if key is not None:
+            self._trains[key] = pending
+
+        def done(outcome: Outcome) -> None:
+            del self._pending[number]
+            if key is not None:
+                del self._trains[key]
+            self._finish(pending, outcome, answer, key)
+            if self._on_idle is not None and not self._pending:
+                self._on_idle()
+
+        pending.cancel = self._executor.submit(task, done)
+
+    def _finish(self, pending: _Pending, outcome: Outcome, answer: Answer, key: TrainKey | None) -> None:
+        if isinstance(outcome, Done):
+            try:
+                message = answer(outcome.result, outcome.seconds)
+                self._require_room(message)
+            except SordinoError as error:
+                code, reason = error.code, str(error)
+            else:
+                self.tasks_done += 1
+                log.info("event=task-done task=%r seconds=%.3f", pending.label, outcome.seconds)
+                if key is not None:
+                    self._results.put(key, (pending.digest, message))
+                for asker in pending.askers:
+                    self._reply(asker, message)
+                return
+        else:
+            code, reason = outcome.code, outcome.reason
+        self.tasks_failed += 1
+        for asker in pending.askers:
+            self._refuse(pending.command, asker, code, reason)
+
+    def _require_room(self, message: m.Message) -> None:
+        size = payload_bytes(message)
+        if size > self._limits.payload_bytes:
+            raise LimitExceeded(
+                f"the answer has {size} bytes; limits.payload_bytes on the device is {self._limits.payload_bytes}"
+            )
+
+
+def payload_bytes(message: m.Message) -> int:
+    """Bytes of arrays, Plans and ids in a message: what makes it large."""
+
+    def count(value: object) -> int:
+        if isinstance(value, m.Array):
+            return value.nbytes
+        if isinstance(value, bytes):
+            return len(value)
+        return sum(map(count, value)) if isinstance(value, tuple) else 0
+
+    return sum(count(getattr(message, field)) for field in message.__struct_fields__)
+
+
+def _digest(command: m.Train) -> bytes:
+    """SHA-256 over everything that a `Train` says, without encoding its arrays a second time."""
+    hashed = hashlib.sha256()
+    for field in command.__struct_fields__:
+        if field != "params":
+            hashed.update(m.encode([field, to_plain(getattr(command, field))]))
+    for array in command.params:
+        hashed.update(m.encode([array.dtype, array.shape]))
+        hashed.update(array.data)
+    return hashed.digest()

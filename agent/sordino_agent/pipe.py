@@ -1,0 +1,71 @@
+"""Frames on the pipe between daemon and worker: eight bytes of length (big-endian), then the payload."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from sordino_agent.datasets import DatasetSpec
+from sordino_common.errors import CodecError
+from sordino_common.messages import decode, encode
+from sordino_common.messages.base import from_plain, to_plain
+
+_HEADER: Final = struct.Struct(">Q")
+
+
+class WorkerSetup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a worker must know before its first task: the first frame it reads."""
+
+    datasets: tuple[DatasetSpec, ...]
+    executor: str
+    memory_bytes: int
+
+
+def encode_setup(setup: WorkerSetup) -> bytes:
+    return encode(to_plain(setup))
+
+
+def decode_setup(data: bytes) -> WorkerSetup:
+    """Raises `CodecError`."""
+    try:
+        return from_plain(decode(data), WorkerSetup)
+    except msgspec.ValidationError as error:
+        raise CodecError(f"worker set-up: {error}") from None
+
+
+def header(payload: bytes) -> bytes:
+    """What goes before `payload` on the pipe."""
+    return _HEADER.pack(len(payload))
+
+
+class FrameReader:
+    """Bytes as they come, frames when they are whole. A frame over `max_bytes` raises `CodecError` at its header."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > self._max_bytes:
+                raise CodecError(f"pipe: a frame of {length} bytes, at most {self._max_bytes} are taken")
+            if len(self._buffer) < _HEADER.size + length:
+                return
+            frame = bytes(memoryview(self._buffer)[_HEADER.size : _HEADER.size + length])
+            del self._buffer[: _HEADER.size + length]
+            yield frame
+
+
+def read_frame(read: Callable[[int], bytes]) -> bytes | None:
+    """The next frame of a blocking pipe; None at its end (also in the middle of a frame: the daemon is gone)."""
+    head = read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        return None
+    (length,) = _HEADER.unpack(head)
+    payload = read(length)
+    return payload if len(payload) == length else None

@@ -1,0 +1,125 @@
+"""The process that computes: `python -m sordino_agent.worker`, started by the daemon with a pipe on stdin and stdout.
+
+It reads a set-up frame, then a task per frame, and writes an outcome per task. It holds no key and no connection; what
+it knows is the device's data and the Plan it runs. It ends when the pipe closes or the daemon is gone.
+
+SIGUSR1 cancels the task that runs, at the next node of its Plan. The daemon kills what does not stop by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, Final, cast
+
+from sordino_agent.data.catalogue import FileCatalogue
+from sordino_agent.errors import Cancelled
+from sordino_agent.executor import log_failure
+from sordino_agent.pipe import WorkerSetup, decode_setup, header, read_frame
+from sordino_agent.tasks import Done, Outcome, decode_task, encode_outcome, failure_of
+from sordino_agent.workshop import ExecutorName, Programs, Workshop, plan_limits
+
+# Beyond what tasks may hold: BLAS's packing buffers and the interpreter's own allocations.
+_SLACK_BYTES: Final = 96 << 20
+_NICE: Final = 5  # the daemon's keep-alive goes first
+
+
+class _Interrupts:
+    """The cancel flag, and whether the daemon is still there."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._daemon = os.getppid()
+
+    def on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        self.cancelled = True
+
+    def check(self) -> None:
+        if self.cancelled:
+            raise Cancelled("the task was cancelled")
+        if os.getppid() != self._daemon:
+            os._exit(0)  # nobody is left to answer
+
+
+def main() -> int:
+    """Serve the daemon at stdin/stdout until it closes the pipe."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s worker %(message)s")
+    interrupts = _Interrupts()
+    signal.signal(signal.SIGUSR1, interrupts.on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nothing that a library prints may get into the frames.
+    output = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    source = cast(BinaryIO, sys.stdin.buffer)
+    first = read_frame(source.read)
+    if first is None:
+        return 0
+    setup = decode_setup(first)
+    workshop = _workshop(setup)
+    _confine(setup.memory_bytes)
+    _write(output, b"")  # ready
+    while (frame := read_frame(source.read)) is not None:
+        interrupts.cancelled = False
+        _write(output, encode_outcome(_perform(workshop, frame, interrupts)))
+    return 0
+
+
+def _perform(workshop: Workshop, frame: bytes, interrupts: _Interrupts) -> Outcome:
+    kind = "task"
+    try:
+        task = decode_task(frame)
+        kind = task.kind
+        started_s = time.perf_counter()
+        facts = workshop.prepare(task).run(interrupts.check)
+        return Done(result=facts, seconds=time.perf_counter() - started_s)
+    except Exception as error:  # noqa: BLE001  whatever a task does, the worker goes on; the log has the trace
+        failure = failure_of(error, kind)
+        log_failure(kind, failure, error)
+        return failure
+
+
+def _workshop(setup: WorkerSetup) -> Workshop:
+    executor: ExecutorName = "torch" if setup.executor == "torch" else "numpy"
+    return Workshop(
+        # Half for tables: the other half is left for what a task makes of them.
+        catalogue=FileCatalogue(setup.datasets, max_bytes=setup.memory_bytes // 2),
+        programs=Programs(executor=executor, limits=plan_limits(setup.memory_bytes)),
+        memory_bytes=setup.memory_bytes,
+    )
+
+
+def _confine(memory_bytes: int) -> None:
+    """A backstop behind the checks before a run: a data segment that can't outgrow the limit, no core dump (it would
+    hold rows), and first in line when the system is out of memory."""
+    limit = _data_bytes() + memory_bytes + memory_bytes // 4 + _SLACK_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # not allowed in some containers
+        Path("/proc/self/oom_score_adj").write_text("500", "ascii")
+    os.nice(_NICE)
+
+
+def _data_bytes() -> int:
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _write(output: BinaryIO | object, payload: bytes) -> None:
+    raw = cast(BinaryIO, output)
+    for part in (header(payload), payload):
+        left = memoryview(part)
+        while left:
+            left = left[raw.write(left) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
