@@ -77,8 +77,8 @@ def analyse(plan: Plan) -> PlanCost:
     own = [0] * len(specs)
     for index, node in enumerate(plan.nodes):
         op, args = OPS[node.op], resolve(node.args, specs)
-        flops.append(op.flops(args, node.outs))
-        scratch.append(op.scratch(args, node.outs))
+        flops.append(op.flops(node.outs, *args))
+        scratch.append(op.scratch(node.outs, *args))
         if not op.view or op.may_copy:
             for offset, out in enumerate(node.outs):
                 own[starts[index] + offset] = out.nbytes
@@ -87,7 +87,9 @@ def analyse(plan: Plan) -> PlanCost:
         live -= sum(own[number] for number in dead_after[index])
 
     copied = _copied_outputs(plan, roots, first)
-    peak = max(peak, live + sum(specs[entry.value].nbytes for entry, copy in zip(plan.outputs, copied, strict=True) if copy))
+    peak = max(
+        peak, live + sum(specs[entry.value].nbytes for entry, copy in zip(plan.outputs, copied, strict=True) if copy)
+    )
     return PlanCost(
         peak_bytes=peak + BUFFER_BYTES + OBJECT_BYTES * len(specs),
         flops=sum(flops),

@@ -70,7 +70,9 @@ def encode_plan(plan: Plan, limits: PlanLimits = DEFAULT_PLAN_LIMITS) -> bytes:
 
 def decode_plan(data: bytes, limits: PlanLimits = DEFAULT_PLAN_LIMITS) -> Plan:
     """The Plan that `data` encodes, fully validated. Raises `CodecError` (bytes) or `PlanError` (content)."""
-    codec_limits = Limits(payload_bytes=limits.encoded_bytes, depth=MAX_ARG_DEPTH + 6, items=40 * limits.nodes + 100_000)
+    codec_limits = Limits(
+        payload_bytes=limits.encoded_bytes, depth=MAX_ARG_DEPTH + 6, items=40 * limits.nodes + 100_000
+    )
     outer = decode(data, codec_limits)
     if not (isinstance(outer, list) and len(outer) == 7 and outer[0] == FORMAT):
         raise PlanError(f"not a Plan: expected [{FORMAT!r}, version, name, inputs, constants, nodes, outputs]")
@@ -127,7 +129,10 @@ def _node(entry: Any, index: int) -> Node:
     where = f"node {index}"
     op, args, outs = _fields(entry, 3, where, "[op, args, outs]")
     where = f"node {index} ({_text(op, where)[:40]})"
-    specs = [_spec(*_fields(out, 2, where, "[dtype, shape]"), where) for out in _list(outs, where)]
+    specs = []
+    for out in _list(outs, where):
+        dtype, shape = _fields(out, 2, where, "[dtype, shape]")
+        specs.append(_spec(dtype, shape, where))
     return Node(op, tuple(_arg_from_wire(arg, where) for arg in _list(args, where)), tuple(specs))
 
 

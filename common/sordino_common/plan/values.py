@@ -25,7 +25,7 @@ class Ref:
     value: int
 
 
-Arg: TypeAlias = "Ref | int | float | bool | str | None | tuple[Arg, ...]"
+Arg: TypeAlias = "Ref | int | float | bool | str | tuple[Arg, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)
