@@ -1,0 +1,63 @@
+"""What `SessionTable` asks its driver to do, or tells it: plain values, performed by the endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sordino_common.channel.session import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """Send `packet` to `to`."""
+
+    to: str
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Established:
+    """`session` is now the one to seal with for (peer, context); it replaces an earlier one, if there was any."""
+
+    peer: str
+    context: bytes
+    session: Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A sealed packet arrived, verified and for the first time. `plaintext` is never empty."""
+
+    peer: str
+    context: bytes
+    session_id: bytes
+    plaintext: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The session for (peer, context) is gone; what was sealed in it and not answered must go again in a new one."""
+
+    peer: str
+    context: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """The peer refused our Hello, for good: initiating again at once would end the same way."""
+
+    peer: str
+    context: bytes
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RosterOffered:
+    """A newer roster came from a peer, and the roster book has accepted it."""
+
+    signed: bytes
+
+
+Effect = Reply | Established | Opened | Lost | Rejected | RosterOffered

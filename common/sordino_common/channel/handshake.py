@@ -1,0 +1,583 @@
+"""How two parties of one roster agree on a session: `SessionTable`, one per party, sans-IO.
+
+The parties name each other by roster name; packets travel through a broker that may drop, delay, repeat, reorder, make
+up and send back whatever it likes. Two packets and one sealed packet suffice:
+
+    initiator                                                             responder
+    initiate() -> Hello     -- fleet, names, boot, sequence, epoch, -->   checks, answers, keeps a *half-open* session
+                               roster digest, context, ephemeral
+    Established             <-- Accept: the same, hash of the Hello --
+                            -- first sealed packet ----------------->     Established: only now is an older one replaced
+
+Hello, Accept and Reject are signed by the sender's Ed25519 key, each for a purpose of its own. The keys follow from
+both ephemerals and both signed bodies (`session.py`), so the parties agree on everything in them or on nothing. The
+initiator sends an empty sealed packet at once; it confirms the key, and carries nothing up. A session is named by peer
+and `context` (empty for commands; such as a hash of plan and job for a committee's session).
+
+One slot per (peer, context). What arrives, what it does:
+
+    in state           packet                              effects
+    -----------------  ----------------------------------  ------------------------------------------------------------
+    any                Hello, newest of the peer's boot    Reply(Accept); half-open, in place of an earlier such one
+    half-open          the same Hello again                Reply(the same Accept)
+    confirmed          the same Hello again                nothing (QoS 1 repeats packets)
+    our Hello pending  Hello, and our name is the smaller  Reply(our Hello): the smaller name's Hello wins
+    our Hello pending  Accept for it                       Established, Reply(empty sealed packet)
+    our Hello settled  Accept or Reject for it             nothing
+    half-open          sealed                              Established, Opened; our own pending Hello is given up
+    established        sealed                              Opened; older sessions still open what was on its way
+    any                Hello or Accept of a greater boot   Lost for every session with an earlier boot, then as above
+    any                Hello of an older epoch             Reply(Reject stale-epoch, with our signed roster)
+    any                Hello of a newer epoch              Reply(Reject roster-wanted)
+    our Hello pending  Reject stale-epoch + roster         RosterOffered, Lost for every session, Reply(a new Hello)
+    our Hello pending  Reject roster-wanted                Reply(our signed roster), Reply(our Hello)
+    any                roster, newer                       RosterOffered, Lost for every session
+
+What somebody could send instead, and the error it gets. Whatever raises has changed nothing:
+
+    not canonical, cut, too long, a field out of bounds    CodecError
+    a Hello to somebody else, of another fleet, from us    HandshakeError      (so is our own packet sent back to us)
+    a sender that the roster lacks, or with expired entry  RosterError
+    signed by another key (an agent that plays the server) SignatureError      (so are S >= L, small-order keys)
+    our epoch, but another roster                          RosterError
+    an old Hello: smaller boot, or smaller sequence        HandshakeError      (the newest Hello is remembered)
+    two Hellos with one sequence                           HandshakeError
+    an Accept or Reject for no Hello of ours               HandshakeError      (it must name a pending Hello's hash)
+    an Accept with changed context, epoch or roster        HandshakeError, RosterError
+    an ephemeral of small order, or not canonical          HandshakeError
+    a session id that is in use                            HandshakeError
+    a roster, or a Reject with a roster, that is forged    what `RosterBook.accept` raises
+    sealed: unknown id, replay, damage, reflected          SessionError
+
+A replayed Hello that is new to us (we restarted, say) costs a signature and a half-open session that nobody can
+confirm; it never touches a live session. Half-open sessions are bounded in total and per peer, the oldest goes first.
+
+Cost: a Hello and its Accept take each party one signature, one verification, two X25519 multiplications. Forward
+secrecy: ephemerals live until the Hello is settled. Not given: hiding who talks to whom, nor defence against a broker
+that drops everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from sordino_common.channel.effects import Effect, Established, Lost, Opened, Rejected, Reply, RosterOffered
+from sordino_common.channel.identity import DeviceKey
+from sordino_common.channel.packets import (
+    MAX_CONTEXT_BYTES,
+    Accept,
+    Hello,
+    Reject,
+    read_body,
+    read_packet,
+    roster_packet,
+    signed_packet,
+    verify_body,
+)
+from sordino_common.channel.roster import Roster, RosterBook, RosterEntry
+from sordino_common.channel.session import Session, derive_session, shared_secret
+from sordino_common.errors import CodecError, HandshakeError, LocalError, RosterError, SessionError
+
+CONTEXTS_PER_PEER: Final = 32  # commands, and a session per committee that both belong to
+MAX_HALF_OPEN: Final = 4096  # about 3 kB each
+HALF_OPEN_S: Final = 600.0  # longer than any wait for an Accept and the first sealed packet
+OLDER_SESSIONS: Final = 2  # replaced sessions that still open packets which were on their way
+OFFER_BYTES: Final = 128 * 1024  # a larger roster does not fit into a packet; it comes on the roster topic
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pending:
+    """A Hello of ours that was not answered yet."""
+
+    ephemeral: X25519PrivateKey
+    packet: bytes
+    body: bytes
+    hash: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class _HalfOpen:
+    """A session that we accepted and whose initiator has not yet shown that it has the key."""
+
+    session: Session
+    hello: bytes  # hash of the Hello that it answers
+    packet: bytes  # the Accept
+    since_s: float
+    number: int
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Everything about one (peer, context). Numbers order events, for handshakes that cross (`_confirm`)."""
+
+    peer: str
+    context: bytes
+    pending: _Pending | None = None
+    settled: bytes = b""  # hash of our last Hello that is not pending any more
+    heard: tuple[int, int, bytes] = (-1, -1, b"")  # boot, sequence, hash of the newest Hello that we accepted
+    confirmed: bytes = b""  # hash of the Hello whose session the peer has confirmed
+    half_open: _HalfOpen | None = None
+    current: Session | None = None
+    current_number: int = 0
+    older: list[Session] = field(default_factory=list)
+
+    def sessions(self) -> Iterator[Session]:
+        if self.half_open is not None:
+            yield self.half_open.session
+        if self.current is not None:
+            yield self.current
+        yield from self.older
+
+    @property
+    def idle(self) -> bool:
+        return self.current is None and self.pending is None
+
+    def settle(self) -> None:
+        if self.pending is not None:
+            self.settled, self.pending = self.pending.hash, None
+
+
+class SessionTable:
+    """All sessions of one party (see the top of this file). Single-threaded; the caller sends what `Reply` holds."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: DeviceKey,
+        roster: RosterBook,
+        fleet: str,
+        boot: int,
+        random: Callable[[int], bytes] = os.urandom,
+        max_half_open: int = MAX_HALF_OPEN,
+    ) -> None:
+        if roster.fleet != fleet:
+            raise LocalError(f"sessions of fleet {fleet} on the roster of fleet {roster.fleet}")
+        self.name: Final = name
+        self.fleet: Final = fleet
+        self.boot: Final = boot
+        self._identity = identity
+        self._book = roster
+        self._random = random
+        self._max_half_open = max_half_open
+        self._roster = roster.current  # what the sessions below are bound to
+        self._slots: dict[tuple[str, bytes], _Slot] = {}
+        self._by_id: dict[bytes, _Slot] = {}
+        self._half_open: dict[tuple[str, bytes], None] = {}  # in order of age
+        self._boots: dict[str, int] = {}  # greatest boot that each peer has signed
+        self._sequence = 0
+        self._number = 0
+        self._owed: list[Effect] = []  # Lost, from a change of the roster that was noticed outside `receive`
+
+    def __repr__(self) -> str:
+        return f"SessionTable({self.name}, {len(self._by_id)} sessions, {len(self._half_open)} half-open)"
+
+    # --- what the owner asks for ------------------------------------------------------------------------------
+
+    def established(self, peer: str, context: bytes = b"") -> Session | None:
+        """The session to seal with, or None if there is none, or the roster has changed or expired since."""
+        self._follow_roster()
+        slot = self._slots.get((peer, context))
+        if slot is None or slot.current is None:
+            return None
+        try:
+            self._book.party(peer)
+        except RosterError:
+            return None
+        return slot.current
+
+    def initiate(self, peer: str, context: bytes = b"", *, now_s: float) -> bytes:
+        """The Hello to send to `peer`: the pending one, to be sent again, or a new one. A live session stays in use
+        until the answer comes. Raises `RosterError` if the roster is missing or expired, or lacks us or `peer`."""
+        self._follow_roster()
+        if peer == self.name:
+            raise LocalError(f"{self.name} initiates a session with itself")
+        if len(context) > MAX_CONTEXT_BYTES:
+            raise LocalError(f"a context has {MAX_CONTEXT_BYTES} bytes at most, got {len(context)}; use a hash")
+        roster, _ = self._parties(peer)
+        slot = self._slots.get((peer, context))
+        if slot is not None and slot.pending is not None:
+            return slot.pending.packet
+        if slot is None:
+            slot = self._new_slot(peer, context, LocalError)
+        ephemeral = X25519PrivateKey.from_private_bytes(self._random(32))
+        hello = Hello(
+            fleet=self.fleet,
+            sender=self.name,
+            receiver=peer,
+            boot=self.boot,
+            sequence=self._sequence,
+            epoch=roster.epoch,
+            roster=roster.digest,
+            context=context,
+            ephemeral=ephemeral.public_key().public_bytes_raw(),
+        )
+        packet, body = signed_packet(self._identity, hello)
+        self._sequence += 1
+        slot.pending = _Pending(ephemeral=ephemeral, packet=packet, body=body, hash=hashlib.sha256(body).digest())
+        return packet
+
+    def receive(self, packet: bytes, *, now_s: float) -> list[Effect]:
+        """Take one packet of kind hello, accept, reject, sealed or roster. Raises `RemoteError`s (table above)."""
+        self._follow_roster()
+        kind, parts = read_packet(packet)
+        match kind:
+            case "sealed":
+                effects = self._on_sealed(parts[0], parts[1], parts[2])
+            case "hello":
+                effects = self._on_hello(parts[0], parts[1], now_s)
+            case "accept":
+                effects = self._on_accept(parts[0], parts[1])
+            case "reject":
+                effects = self._on_reject(parts[0], parts[1], now_s)
+            case "roster":
+                effects = self._on_roster(parts[0])
+            case _:
+                raise CodecError(f"sessions: a packet of kind {kind} is not for them")
+        if self._owed:
+            effects, self._owed = [*self._owed, *effects], []
+        return effects
+
+    def drop(self, peer: str, context: bytes | None = None, *, reason: str = "dropped") -> list[Lost]:
+        """Forget sessions, half-open ones and pending Hellos with `peer`: those of one context, or all."""
+        slots = [slot for slot in self._slots.values() if slot.peer == peer and context in (None, slot.context)]
+        return [lost for slot in slots for lost in self._clear(slot, reason)]
+
+    def drop_all(self, *, reason: str = "dropped") -> list[Lost]:
+        """Forget all sessions, half-open ones and pending Hellos."""
+        return [lost for slot in list(self._slots.values()) for lost in self._clear(slot, reason)]
+
+    # --- what arrives -----------------------------------------------------------------------------------------
+
+    def _on_hello(self, raw: bytes, signature: bytes, now_s: float) -> list[Effect]:
+        hello = read_body(Hello, raw)
+        roster, entry = self._addressed_to_us(hello)
+        verify_body(hello, raw, signature, entry.sign_key)
+        self._check_boot(hello)
+        hello_hash = hashlib.sha256(raw).digest()
+        if hello.epoch != roster.epoch:
+            return [self._reject(hello, hello_hash, roster)]
+        self._check_same_roster(hello, roster)
+        slot = self._slots.get((hello.sender, hello.context))
+        if slot is not None:
+            repeated = self._check_sequence(slot, hello, hello_hash)
+            if repeated is not None:
+                return repeated
+            if slot.pending is not None and self.name < hello.sender:
+                # Both opened at once. The other side answers ours, which may have been lost: send it again.
+                return [*self._heard_boot(hello), Reply(to=hello.sender, packet=slot.pending.packet)]
+        return self._accept(hello, raw, hello_hash, roster, now_s)
+
+    def _accept(self, hello: Hello, raw: bytes, hello_hash: bytes, roster: Roster, now_s: float) -> list[Effect]:
+        ephemeral = X25519PrivateKey.from_private_bytes(self._random(32))
+        shared = shared_secret(ephemeral, hello.ephemeral, hello.sender)
+        accept = Accept(
+            fleet=self.fleet,
+            sender=self.name,
+            receiver=hello.sender,
+            boot=self.boot,
+            epoch=roster.epoch,
+            roster=roster.digest,
+            context=hello.context,
+            hello=hello_hash,
+            ephemeral=ephemeral.public_key().public_bytes_raw(),
+        )
+        packet, body = signed_packet(self._identity, accept)
+        session = self._derive(shared, raw, body, hello.sender, hello.boot, hello.context, initiated=False)
+        key = (hello.sender, hello.context)
+        slot = self._slots.get(key) or self._new_slot(*key, HandshakeError)
+        lost = self._heard_boot(hello)
+        self._drop_half_open(slot)
+        self._evict_half_open(now_s)
+        slot.heard = (hello.boot, hello.sequence, hello_hash)
+        slot.half_open = _HalfOpen(
+            session=session, hello=hello_hash, packet=packet, since_s=now_s, number=self._next_number()
+        )
+        self._half_open[key] = None
+        self._by_id[session.id] = slot
+        return [*lost, Reply(to=hello.sender, packet=packet)]
+
+    def _on_accept(self, raw: bytes, signature: bytes) -> list[Effect]:
+        accept = read_body(Accept, raw)
+        roster, entry = self._addressed_to_us(accept)
+        verify_body(accept, raw, signature, entry.sign_key)
+        self._check_boot(accept)
+        slot = self._answered(accept)
+        if slot is None:
+            return list(self._heard_boot(accept))
+        pending = slot.pending
+        assert pending is not None
+        if accept.epoch != roster.epoch:
+            raise HandshakeError(
+                f"handshake with {accept.sender}: accepts in epoch {accept.epoch} a Hello of epoch {roster.epoch}"
+            )
+        self._check_same_roster(accept, roster)
+        shared = shared_secret(pending.ephemeral, accept.ephemeral, accept.sender)
+        session = self._derive(shared, pending.body, raw, accept.sender, accept.boot, accept.context, initiated=True)
+        lost = self._heard_boot(accept)
+        slot.settle()
+        self._make_current(slot, session)
+        return [
+            *lost,
+            Established(peer=slot.peer, context=slot.context, session=session),
+            Reply(to=slot.peer, packet=session.seal(b"")),
+        ]
+
+    def _on_sealed(self, session_id: bytes, counter: int, ciphertext: bytes) -> list[Effect]:
+        slot = self._by_id.get(session_id)
+        if slot is None:
+            raise SessionError(f"session {session_id.hex()}: not one of ours, or no longer")
+        self._book.party(slot.peer)
+        session = next(session for session in slot.sessions() if session.id == session_id)
+        plaintext = session.open(counter, ciphertext)
+        effects: list[Effect] = []
+        if slot.half_open is not None and slot.half_open.session is session:
+            effects.extend(self._confirm(slot, slot.half_open))
+        if plaintext:
+            effects.append(Opened(peer=slot.peer, context=slot.context, session_id=session_id, plaintext=plaintext))
+        return effects
+
+    def _confirm(self, slot: _Slot, half_open: _HalfOpen) -> list[Effect]:
+        slot.half_open = None
+        del self._half_open[slot.peer, slot.context]
+        slot.confirmed = half_open.hello
+        current = slot.current
+        if current is not None and current.initiated and slot.current_number > half_open.number:
+            # Handshakes crossed: our own Hello was accepted after we had accepted this one. Keep ours for sealing, as
+            # the peer has moved to it, or will; this one goes on opening what the peer seals until then.
+            self._keep_older(slot, half_open.session)
+            return []
+        slot.settle()
+        self._make_current(slot, half_open.session)
+        return [Established(peer=slot.peer, context=slot.context, session=half_open.session)]
+
+    def _on_reject(self, raw: bytes, signature: bytes, now_s: float) -> list[Effect]:
+        reject = read_body(Reject, raw)
+        roster, entry = self._addressed_to_us(reject)
+        verify_body(reject, raw, signature, entry.sign_key)
+        self._check_boot(reject)
+        slot = self._answered(reject)
+        if slot is None:
+            return list(self._heard_boot(reject))
+        pending = slot.pending
+        assert pending is not None
+        if reject.code == "roster-wanted":
+            if reject.epoch >= roster.epoch or self._book.signed is None:
+                raise HandshakeError(
+                    f"handshake with {slot.peer}: wants our roster, though its epoch {reject.epoch} is not older"
+                )
+            offer = Reply(to=slot.peer, packet=roster_packet(self._book.signed))
+            return [*self._heard_boot(reject), offer, Reply(to=slot.peer, packet=pending.packet)]
+        if reject.signed_roster is not None and self._book.accept(reject.signed_roster):
+            lost = [*self._heard_boot(reject), *self._roster_changed()]
+            offered = RosterOffered(signed=reject.signed_roster)
+            try:
+                hello = self.initiate(slot.peer, slot.context, now_s=now_s)
+            except RosterError as error:
+                refused = Rejected(peer=slot.peer, context=slot.context, code="roster", reason=str(error))
+                return [offered, *lost, refused]
+            return [offered, *lost, Reply(to=slot.peer, packet=hello)]
+        slot.settle()
+        refused = Rejected(peer=slot.peer, context=slot.context, code=reject.code, reason=reject.reason)
+        return [*self._heard_boot(reject), refused]
+
+    def _on_roster(self, signed: bytes) -> list[Effect]:
+        if not self._book.accept(signed):
+            return []
+        return [RosterOffered(signed=signed), *self._roster_changed()]
+
+    # --- checks: each raises, or changes nothing --------------------------------------------------------------
+
+    def _parties(self, peer: str) -> tuple[Roster, RosterEntry]:
+        """The roster and `peer`'s entry; makes sure that our own entry holds our own keys."""
+        own = self._book.party(self.name)
+        public = self._identity.public
+        if (own.sign_key, own.box_key) != (public.sign_key, public.box_key):
+            raise RosterError(
+                f"roster: it lists other keys for {self.name} than this device has ({public.fingerprint}). "
+                "Enrol this device again, or restore its key file"
+            )
+        return self._book.require(), self._book.party(peer)
+
+    def _addressed_to_us(self, body: Hello | Accept | Reject) -> tuple[Roster, RosterEntry]:
+        where = f"{body.kind} from {body.sender}"
+        if body.fleet != self.fleet:
+            raise HandshakeError(f"{where}: is for fleet {body.fleet}, this is fleet {self.fleet}")
+        if body.receiver != self.name:
+            raise HandshakeError(f"{where}: is for {body.receiver}, this is {self.name}")
+        if body.sender == self.name:
+            raise HandshakeError(f"{where}: we never write to ourselves")
+        return self._parties(body.sender)
+
+    def _check_boot(self, body: Hello | Accept | Reject) -> None:
+        known = self._boots.get(body.sender, -1)
+        if body.boot < known:
+            raise HandshakeError(
+                f"{body.kind} from {body.sender}: of boot {body.boot}, but boot {known} was seen. A replay; or its "
+                "state folder was restored from a backup: write a greater number into its boot file"
+            )
+
+    def _check_same_roster(self, body: Hello | Accept, roster: Roster) -> None:
+        if not hmac.compare_digest(body.roster, roster.digest):
+            raise RosterError(
+                f"{body.kind} from {body.sender}: another roster of epoch {body.epoch} than ours. "
+                f"The operator signed two: sign one of epoch {body.epoch + 1} for all"
+            )
+
+    def _check_sequence(self, slot: _Slot, hello: Hello, hello_hash: bytes) -> list[Effect] | None:
+        """Effects of a repeated Hello, None for a new one. Raises `HandshakeError` for an old one."""
+        boot, sequence, heard_hash = slot.heard
+        if (hello.boot, hello.sequence) > (boot, sequence):
+            return None
+        if (hello.boot, hello.sequence) < (boot, sequence):
+            raise HandshakeError(f"hello from {hello.sender}: a replay, number {hello.sequence} came after {sequence}")
+        if not hmac.compare_digest(hello_hash, heard_hash):
+            raise HandshakeError(f"hello from {hello.sender}: two different Hellos with the number {sequence}")
+        if slot.half_open is not None and slot.half_open.hello == hello_hash:
+            return [Reply(to=hello.sender, packet=slot.half_open.packet)]
+        if slot.confirmed == hello_hash:
+            return []
+        return None  # the half-open session was evicted or dropped: accept anew
+
+    def _answered(self, body: Accept | Reject) -> _Slot | None:
+        """The slot whose pending Hello `body` answers; None if it is settled. Raises `HandshakeError` for others."""
+        slot = self._slots.get((body.sender, body.context))
+        if slot is not None and slot.pending is not None and hmac.compare_digest(slot.pending.hash, body.hello):
+            return slot
+        if slot is not None and hmac.compare_digest(slot.settled, body.hello):
+            return None
+        raise HandshakeError(f"{body.kind} from {body.sender}: answers no Hello of ours in this context")
+
+    def _derive(
+        self, shared: bytes, hello: bytes, accept: bytes, peer: str, boot: int, context: bytes, *, initiated: bool
+    ) -> Session:
+        session = derive_session(
+            shared=shared,
+            hello=hello,
+            accept=accept,
+            fleet=self.fleet,
+            peer=peer,
+            peer_boot=boot,
+            context=context,
+            initiated=initiated,
+        )
+        if session.id in self._by_id:
+            raise HandshakeError(f"handshake with {peer}: the session id {session.id.hex()} is in use")
+        return session
+
+    def _reject(self, hello: Hello, hello_hash: bytes, roster: Roster) -> Reply:
+        behind = hello.epoch < roster.epoch
+        signed = self._book.signed
+        reject = Reject(
+            fleet=self.fleet,
+            sender=self.name,
+            receiver=hello.sender,
+            boot=self.boot,
+            epoch=roster.epoch,
+            context=hello.context,
+            hello=hello_hash,
+            code="stale-epoch" if behind else "roster-wanted",
+            reason=f"your roster is of epoch {hello.epoch}, that of {self.name} is of epoch {roster.epoch}",
+            signed_roster=signed if behind and signed is not None and len(signed) <= OFFER_BYTES else None,
+        )
+        packet, _ = signed_packet(self._identity, reject)
+        return Reply(to=hello.sender, packet=packet)
+
+    # --- changes: none of these raises ------------------------------------------------------------------------
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _new_slot(self, peer: str, context: bytes, error: type[HandshakeError | LocalError]) -> _Slot:
+        """An empty slot; an idle one of the same peer makes room for it. Raises `error` if all are in use."""
+        taken = [slot for slot in self._slots.values() if slot.peer == peer]
+        if len(taken) >= CONTEXTS_PER_PEER:
+            idle = next((slot for slot in taken if slot.idle), None)
+            if idle is None:
+                raise error(
+                    f"{peer}: {len(taken)} contexts are in use, no more are taken. Drop those that are done with"
+                )
+            self._clear(idle, "")
+            del self._slots[peer, idle.context]
+        slot = self._slots[peer, context] = _Slot(peer, context)
+        return slot
+
+    def _heard_boot(self, body: Hello | Accept | Reject) -> list[Lost]:
+        """Note the boot of a verified body; the sessions of earlier boots are dead."""
+        if body.boot == self._boots.get(body.sender):
+            return []
+        self._boots[body.sender] = body.boot
+        lost = []
+        for slot in self._slots.values():
+            if slot.peer != body.sender:
+                continue
+            current = slot.current
+            for session in [session for session in slot.sessions() if session.peer_boot < body.boot]:
+                self._forget(slot, session)
+            if current is not None and slot.current is None:
+                reason = f"{slot.peer} restarted (boot {current.peer_boot}, now {body.boot})"
+                lost.append(Lost(peer=slot.peer, context=slot.context, reason=reason))
+        return lost
+
+    def _make_current(self, slot: _Slot, session: Session) -> None:
+        if slot.current is not None:
+            self._keep_older(slot, slot.current)
+        slot.current, slot.current_number = session, self._next_number()
+        self._by_id[session.id] = slot
+
+    def _keep_older(self, slot: _Slot, session: Session) -> None:
+        slot.older.insert(0, session)
+        for gone in slot.older[OLDER_SESSIONS:]:
+            self._forget(slot, gone)
+
+    def _forget(self, slot: _Slot, session: Session) -> None:
+        self._by_id.pop(session.id, None)
+        if slot.half_open is not None and slot.half_open.session is session:
+            slot.half_open = None
+            self._half_open.pop((slot.peer, slot.context), None)
+        if slot.current is session:
+            slot.current = None
+        slot.older = [other for other in slot.older if other is not session]
+
+    def _drop_half_open(self, slot: _Slot) -> None:
+        if slot.half_open is not None:
+            self._forget(slot, slot.half_open.session)
+
+    def _evict_half_open(self, now_s: float) -> None:
+        """Drop half-open sessions that waited too long, and the oldest if there is no room for one more."""
+        while self._half_open:
+            slot = self._slots[next(iter(self._half_open))]
+            assert slot.half_open is not None
+            if now_s - slot.half_open.since_s < HALF_OPEN_S and len(self._half_open) < self._max_half_open:
+                return
+            self._drop_half_open(slot)
+
+    def _clear(self, slot: _Slot, reason: str) -> list[Lost]:
+        lost = slot.current is not None
+        slot.settle()
+        for session in list(slot.sessions()):
+            self._forget(slot, session)
+        return [Lost(peer=slot.peer, context=slot.context, reason=reason)] if lost else []
+
+    def _follow_roster(self) -> None:
+        """Sessions and pending Hellos are bound to a roster: when the book has taken another one, they end."""
+        if self._book.current is not self._roster:
+            self._owed.extend(self._roster_changed())
+
+    def _roster_changed(self) -> list[Lost]:
+        old, new = self._roster, self._book.current
+        self._roster = new
+        epochs = f"epoch {old.epoch if old else 'none'}, now {new.epoch if new else 'none'}"
+        lost = self.drop_all(reason=f"the roster changed ({epochs})")
+        members = {entry.name for entry in new.entries} if new else set()
+        self._slots = {key: slot for key, slot in self._slots.items() if slot.peer in members}
+        self._boots = {name: boot for name, boot in self._boots.items() if name in members}
+        return lost
