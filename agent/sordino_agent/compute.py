@@ -220,19 +220,14 @@ def evaluate(
 
 
 def moments(table: Table, columns: Sequence[str]) -> MomentsResult:
-    """Rows, Σ v and Σ v² (float64) over the train rows, a pair per column; columns of tensors count all their numbers
-    into one pair only if they are scalars, else they are refused."""
-    rows = table.train
+    """Rows, Σ v and Σ v² (float64) over all elements of the train rows, a pair per column."""
     sums = np.empty(len(columns), dtype=np.float64)
     squares = np.empty(len(columns), dtype=np.float64)
     for place, name in enumerate(columns):
-        column = table.column(name)
-        if column.ndim != 1:
-            raise BadCommand(f"dataset {table.name!r}: moments of {name!r}, whose entries are not scalars")
-        values = column[rows].astype(np.float64)
+        values = table.column(name)[table.train].astype(np.float64)
         sums[place] = values.sum()
         squares[place] = np.square(values).sum()
-    return MomentsResult(rows=len(rows), sums=from_numpy(sums), squares=from_numpy(squares))
+    return MomentsResult(rows=len(table.train), sums=from_numpy(sums), squares=from_numpy(squares))
 
 
 def run_plan(plan: Plan, program: Program, inputs: Sequence[Array], *, check: Check | None = None) -> tuple[Array, ...]:

@@ -1,0 +1,166 @@
+"""The agent's YAML file: typed, with errors that name file, line and column. Relative paths start at the file's folder.
+
+Keys and passwords are never in the file itself: the device key is made by `sordino-agent init` in `state_dir`, a broker
+password stands in a file of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from sordino_agent.datasets import DatasetSpec
+from sordino_agent.policy import Limits, Policy
+from sordino_common.config import Marks, error_at, load_config_with_marks
+from sordino_common.errors import ConfigError
+from sordino_common.messages.base import Label, Name
+
+KEY_FILE: Final = "agent.key"
+BOOT_FILE: Final = "boot"
+ROSTER_FILE: Final = "roster.cbor"
+STATUS_FILE: Final = "status.json"
+
+_KEY_HEX: Final = 64
+
+
+class AgentSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who this device is, whose commands it takes, and where it keeps key, roster, boot counter and status."""
+
+    name: Name
+    fleet: Name
+    server: Name = "server"
+    state_dir: str
+
+
+class TlsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TLS to the broker: `ca` (PEM; absent: the system's), the client's `certificate` and `key`, and the name that the
+    broker's certificate must carry if it is not `broker.host`."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+
+
+class BrokerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The MQTT v5 broker. `window`: packets that it has not acknowledged; `max_packet_bytes`: largest payload."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
+    username: Label | None = None
+    password_file: str | None = None
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 60
+    connect_timeout_s: Annotated[float, msgspec.Meta(gt=0.0, le=600.0)] = 10.0
+    window: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
+    max_packet_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 28)] = 1 << 20
+    tls: TlsSection | None = None
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. `operator_key`: 64 hex digits, or the path of a file that holds them. `roster`: a signed roster
+    to begin with; without it the first comes from the broker (it is checked against the operator's key either way)."""
+
+    agent: AgentSection
+    operator_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    roster: str | None = None
+    broker: BrokerSection
+    datasets: Annotated[tuple[DatasetSpec, ...], msgspec.Meta(max_length=256)] = ()
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+    executor: Literal["numpy", "torch"] = "numpy"
+    drain_s: Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)] = 10.0
+
+
+class LoadedConfig:
+    """An `AgentConfig` with its paths resolved. Reads the small files that it names only when asked."""
+
+    def __init__(self, path: Path, config: AgentConfig, marks: Marks) -> None:
+        self.path = path
+        self.config = config
+        self.folder = path.resolve().parent
+        self._marks = marks
+
+    @property
+    def state_dir(self) -> Path:
+        return self.resolve(self.config.agent.state_dir)
+
+    def state_file(self, name: str) -> Path:
+        return self.state_dir / name
+
+    def resolve(self, text: str) -> Path:
+        return self.folder / Path(text).expanduser()
+
+    def datasets(self) -> tuple[DatasetSpec, ...]:
+        """The datasets with absolute paths."""
+        return tuple(
+            msgspec.structs.replace(
+                spec,
+                path=str(self.resolve(spec.path)),
+                test_path=None if spec.test_path is None else str(self.resolve(spec.test_path)),
+            )
+            for spec in self.config.datasets
+        )
+
+    def operator_key(self) -> bytes:
+        """The pinned key, 32 bytes. Raises `ConfigError`."""
+        text = self.config.operator_key
+        where = ""
+        if not _is_key(text):
+            file = self.resolve(text)
+            where = f"{file}: "
+            try:
+                text = file.read_bytes()[:4096].decode("ascii", "replace").strip()
+            except OSError as error:
+                raise self.error(
+                    ("operator_key",),
+                    f"expected {_KEY_HEX} hex digits or a readable file of them; {file}: {error.strerror}",
+                ) from None
+        if not _is_key(text):
+            raise self.error(("operator_key",), f"{where}expected {_KEY_HEX} hex digits, found {len(text)} characters")
+        return bytes.fromhex(text)
+
+    def password(self) -> str | None:
+        """The broker's password. Raises `ConfigError` if others may read its file."""
+        name = self.config.broker.password_file
+        if name is None:
+            return None
+        file = self.resolve(name)
+        try:
+            if file.stat().st_mode & 0o077:
+                raise self.error(("broker", "password_file"), f"{file}: readable by others; run chmod 600 {file}")
+            return file.read_text("utf-8").rstrip("\r\n")
+        except OSError as error:
+            raise self.error(("broker", "password_file"), f"{file}: can't be read: {error.strerror}") from None
+
+    def error(self, key: tuple[str | int, ...], text: str) -> ConfigError:
+        """A `ConfigError` with the file, line and column of `key`."""
+        return error_at(str(self.path), self._marks, key, f"{'.'.join(map(str, key))}: {text}")
+
+
+def load_agent_config(path: Path) -> LoadedConfig:
+    """The configuration at `path`. Raises `ConfigError`: FILE:LINE:COLUMN, what was expected, what was found."""
+    config, marks = load_config_with_marks(path, AgentConfig)
+    loaded = LoadedConfig(path, config, marks)
+    names = [spec.name for spec in config.datasets]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise loaded.error(("datasets", index, "name"), f"{name!r} is there twice")
+    for name in config.policy.datasets or {}:
+        if name not in names:
+            raise loaded.error(
+                ("policy", "datasets", name), f"no such dataset; there are: {', '.join(names) or 'none'}"
+            )
+    if config.agent.name == config.agent.server:
+        raise loaded.error(("agent", "name"), "an agent can't have the server's name")
+    if config.broker.username is None and config.broker.password_file is not None:
+        raise loaded.error(("broker", "password_file"), "a password without a username")
+    tls = config.broker.tls
+    if tls is not None and (tls.certificate is None) != (tls.key is None):
+        raise loaded.error(("broker", "tls"), "certificate and key come together")
+    return loaded
+
+
+def _is_key(text: str) -> bool:
+    return len(text) == _KEY_HEX and all(digit in "0123456789abcdef" for digit in text.lower())
