@@ -90,7 +90,8 @@ class TrainSpec(_Strict, frozen=True, kw_only=True):
     A round asks `agents` ("all", or so many drawn anew each round) and ends when all have answered, or `straggler_s`
     after the quorum has (the late ones are told to stop), or at `round_deadline_s`. `quorum` is a count, or a fraction
     of those who are to be asked; a round that misses it is asked again, `retries` times, from those who are missing.
-    `join_s`: how long the start of a run, and every round, waits for agents that are not yet there or not yet prepared.
+    `join_s`: how long the start of a run waits for agents beyond the quorum to come online, and a round for newcomers
+    to describe themselves and take the Plans.
     `max_steps`: end with the round in which the agents' optimizer steps together pass this number."""
 
     rounds: Whole

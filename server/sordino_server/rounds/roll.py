@@ -63,6 +63,7 @@ class Roll:
     able: dict[str, Able] = field(default_factory=dict)
     unfit: dict[str, tuple[int, str]] = field(default_factory=dict)  # (boot, why): left out until it boots again
     _sick: dict[str, _Sick] = field(default_factory=dict)
+    _gathered: bool = False
 
     def assemble(self, round_: int, *, done: frozenset[str] = Nobody) -> Generator[Effect, Result, tuple[Names, int]]:
         """(names ready for the round, ascending; how many answers it needs yet), waiting as `TrainSpec` says.
@@ -78,10 +79,11 @@ class Roll:
                     purpose=purpose,
                     without=frozenset(self.unfit) | done,
                     quorum=need,
-                    join_s=self.train.join_s,
+                    join_s=0.0 if self._gathered else self.train.join_s,
                     deadline_s=max(0.0, deadline_s - now_s),
                 )
             )
+            self._gathered = True  # from now on, who is missing joins when it comes
             self._forget_old_boots(present)
             short = len(self._ready(present, done)) < need
             yield from self._prepare(round_, self._newcomers(present, round_, even_sick=short))
