@@ -330,7 +330,7 @@ class SessionTable:
             Reply(to=slot.peer, packet=session.seal(b"")),
         ]
 
-    def _on_sealed(self, session_id: bytes, counter: int, ciphertext: bytes) -> list[Effect]:
+    def _on_sealed(self, session_id: bytes, counter: int, ciphertext: bytes | memoryview) -> list[Effect]:
         slot = self._by_id.get(session_id)
         if slot is None:
             raise SessionError(f"session {session_id.hex()}: not one of ours, or no longer")
