@@ -15,6 +15,9 @@ from sordino_common.plan.ops.base import Kernel, Outs, register
 from sordino_common.plan.ops.rules import dim_of, dims_of, need, need_float, scalar_of
 from sordino_common.plan.spec import FLOATS, TensorSpec
 
+# NumPy's stubs type `reduce` by the literal value of `keepdims`; ours is a variable.
+_add: Callable[..., Any] = np.add.reduce  # type: ignore[assignment,unused-ignore]
+
 
 def _reduced(x: TensorSpec, dims: tuple[int, ...], keepdim: bool, dtype: str) -> TensorSpec:
     gone = set(dims_of(dims, x.rank))
@@ -44,13 +47,13 @@ def _infer_extremum(x: TensorSpec, dims: tuple[int, ...], keepdim: bool) -> Outs
 def _sum_kernel(outs: Outs, x: TensorSpec, dims: tuple[int, ...], keepdim: bool) -> Kernel:
     axes, dtype = dims_of(dims, x.rank), np.dtype(outs[0].dtype)
     if x.dtype == outs[0].dtype:
-        return lambda a: np.add.reduce(a, axis=axes, keepdims=keepdim)
-    return lambda a: np.add.reduce(a, axis=axes, dtype=dtype, keepdims=keepdim)
+        return lambda a: _add(a, axis=axes, keepdims=keepdim)
+    return lambda a: _add(a, axis=axes, dtype=dtype, keepdims=keepdim)
 
 
 def _mean_kernel(_outs: Outs, x: TensorSpec, dims: tuple[int, ...], keepdim: bool) -> Kernel:
     axes, count = dims_of(dims, x.rank), scalar_of(_count(x, dims), x.dtype)
-    return lambda a: np.true_divide(np.add.reduce(a, axis=axes, keepdims=keepdim), count)
+    return lambda a: np.true_divide(_add(a, axis=axes, keepdims=keepdim), count)
 
 
 def _extremum(ufunc: Any) -> Callable[..., Kernel]:
@@ -86,9 +89,9 @@ def _var_kernel(_outs: Outs, x: TensorSpec, dims: tuple[int, ...], correction: A
     n, left = scalar_of(count, x.dtype), scalar_of(max(0, count - correction), x.dtype)
 
     def kernel(a: Any) -> Any:
-        centred = np.asarray(a - np.add.reduce(a, axis=axes, keepdims=True) / n)
+        centred = np.asarray(a - _add(a, axis=axes, keepdims=True) / n)
         np.square(centred, out=centred)
-        return np.true_divide(np.add.reduce(centred, axis=axes, keepdims=keepdim), left)
+        return np.true_divide(_add(centred, axis=axes, keepdims=keepdim), left)
 
     return kernel
 
@@ -106,7 +109,7 @@ def _norm_scratch(outs: Outs, x: TensorSpec, *_: Any) -> int:
 def _norm_kernel(_outs: Outs, x: TensorSpec, order: Any, dims: tuple[int, ...], keepdim: bool) -> Kernel:
     axes = dims_of(dims, x.rank)
     if order == 2:
-        return lambda a: np.sqrt(np.add.reduce(np.square(a), axis=axes, keepdims=keepdim))
+        return lambda a: np.sqrt(_add(np.square(a), axis=axes, keepdims=keepdim))
     ufunc: Any = np.add if order == 1 else np.maximum
     return lambda a: ufunc.reduce(np.absolute(a), axis=axes, keepdims=keepdim)
 
