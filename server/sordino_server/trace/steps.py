@@ -1,0 +1,270 @@
+"""From a model to the Plans of a job: a training step, its DP-SGD form, and the evaluation of a batch.
+
+    training     inputs  param*P, state*S, x, y        outputs  param*P, state*S, loss
+    evaluation   inputs  param*P, x, y                 outputs  row: loss [B], and correct [B] for classifiers
+
+P is every parameter of the model by its name in `state_dict`, in the order of `named_parameters` (a tied parameter once, under
+its first name); a parameter with `requires_grad=False` passes through unchanged. Optimizer state begins at zero, on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from sordino_common.errors import ConfigError, PlanError
+from sordino_common.plan.spec import TensorSpec
+from sordino_common.plan.values import refs
+from sordino_server.trace.capture import buffers_of
+from sordino_server.trace.losses import Loss, loss_named
+from sordino_server.trace.optimizers import Optimizer
+from sordino_server.trace.tracing import TracedPlan, trace
+
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8}
+# Norms below this share of the clip norm are not enlarged: the factor min(1, C / norm) is 1 there anyway.
+_TINY_NORM = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """A model seen as a function of its parameters."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+    trainable: tuple[int, ...]  # positions in `names`
+    buffers: dict[str, Tensor]
+
+    def bind(self, parameters: Sequence[Tensor], trained: Sequence[Tensor]) -> dict[str, Tensor]:
+        """All tensors of the model by name, `trained` (none, or all) in place of the trainable ones."""
+        values = dict(zip(self.names, parameters, strict=True))
+        values.update(zip((self.names[index] for index in self.trainable), trained, strict=False))
+        return values
+
+    def predict(self, values: dict[str, Tensor], x: Tensor) -> Tensor:
+        result = functional_call(self.model, {**values, **self.buffers}, (x,), tie_weights=True)
+        if not isinstance(result, Tensor):
+            raise PlanError(
+                f"model {type(self.model).__name__}: forward returns {type(result).__name__}, expected one tensor; "
+                f"wrap the model in a module that returns the prediction alone"
+            )
+        return result
+
+
+def _subject(model: nn.Module) -> _Subject:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device.type != "cpu":
+            raise PlanError(
+                f"{name!r} lives on {tensor.device}, expected cpu; build the model on the CPU, Plans choose their device"
+            )
+    named = list(model.named_parameters())
+    for name, parameter in named:
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise PlanError(f"parameter {name!r} is {kind}, expected float32; call model.float()")
+    return _Subject(
+        model=model,
+        names=tuple(name for name, _ in named),
+        parameters=tuple(parameter.detach() for _, parameter in named),
+        trainable=tuple(index for index, (_, parameter) in enumerate(named) if parameter.requires_grad),
+        buffers=buffers_of(model),
+    )
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model in train or eval mode, and afterwards every module as it was."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+def _example(name: str, spec: TensorSpec, batch_rows: int, generator: torch.Generator) -> Tensor:
+    """A batch to trace with (only its shape and dtype count) and to compare function and Plan on: always the same one.
+
+    Floats are normal for x, 0 or 1 for y, which every loss takes; integers are 0, a valid class and index.
+    """
+    if spec.dtype not in _DTYPES:
+        raise PlanError(f"{name} is {spec}, expected one of {', '.join(_DTYPES)}; convert the columns")
+    shape = (batch_rows, *spec.shape)
+    if spec.dtype != "float32":
+        return torch.zeros(shape, dtype=_DTYPES[spec.dtype])
+    normal = torch.randn(shape, generator=generator)
+    return normal if name == "x" else (normal > 0).to(torch.float32)
+
+
+def _examples(x: TensorSpec, y: TensorSpec, batch_rows: int) -> tuple[Tensor, Tensor]:
+    if batch_rows < 1:
+        raise ConfigError(f"batch_rows is {batch_rows}, expected at least 1")
+    generator = torch.Generator().manual_seed(0)
+    return _example("x", x, batch_rows, generator), _example("y", y, batch_rows, generator)
+
+
+Gradients = Callable[[Sequence[Tensor], Tensor, Tensor], tuple[list[Tensor], Tensor]]
+
+
+def _step_plan(
+    subject: _Subject,
+    gradients: Gradients,
+    *,
+    name: str,
+    optimizer: Optimizer,
+    x: TensorSpec,
+    y: TensorSpec,
+    batch_rows: int,
+) -> TracedPlan:
+    """Trace: (gradients, mean loss) of the batch, then one step of the optimizer."""
+    if not subject.trainable:
+        raise PlanError(f"{name}: no parameter has requires_grad=True, so there is nothing to train")
+    chosen = [(subject.names[index], tuple(subject.parameters[index].shape)) for index in subject.trainable]
+    state = optimizer.state(chosen)
+    count = len(subject.names)
+
+    def step(*tensors: Tensor) -> list[Tensor]:
+        parameters, states, (x_B, y_B) = tensors[:count], tensors[count:-2], tensors[-2:]
+        direction, loss = gradients(parameters, x_B, y_B)
+        trained, new_states = optimizer.step([parameters[index] for index in subject.trainable], direction, states)
+        updated = list(parameters)
+        for index, parameter in zip(subject.trainable, trained, strict=True):
+            updated[index] = parameter
+        return [*updated, *new_states, loss]
+
+    x_B, y_B = _examples(x, y, batch_rows)
+    params = [(parameter, "param") for parameter in subject.names]
+    states = [(state_name, "state") for state_name, _ in state]
+    with _mode(subject.model, training=True):
+        traced = trace(
+            step,
+            [*subject.parameters, *(torch.zeros(shape) for _, shape in state), x_B, y_B],
+            inputs=[*params, *states, ("x", "x"), ("y", "y")],
+            outputs=[*params, *states, ("loss", "loss")],
+            name=name,
+            model=subject.model,
+        )
+    _require_influence(traced, [name for name, _ in chosen])
+    return traced
+
+
+def _require_influence(traced: TracedPlan, trainable: Sequence[str]) -> None:
+    """Refuse a parameter that the loss does not depend on: `torch.optim` would leave it alone, weight decay here would not."""
+    plan = traced.plan
+    needed = {output.value for output in plan.outputs if output.role == "loss"}
+    value = len(plan.specs())
+    for node in reversed(plan.nodes):
+        results = range(value - len(node.outs), value)
+        value -= len(node.outs)
+        if needed.intersection(results):
+            needed.update(used for arg in node.args for used in refs(arg))
+    unused = [entry.name for index, entry in enumerate(plan.inputs) if entry.role == "param" and index not in needed]
+    for name in trainable:
+        if name in unused:
+            raise PlanError(
+                f"{plan.name}: the loss does not depend on parameter {name!r}; remove it or set requires_grad=False on it"
+            )
+
+
+def training_plan(
+    model: nn.Module, *, loss: str, optimizer: Optimizer, x: TensorSpec, y: TensorSpec, batch_rows: int
+) -> TracedPlan:
+    """One optimizer step on the mean loss of `batch_rows` rows; x and y are the specs of one row.
+
+    Raises `PlanError` for what a Plan can't express, naming aten op, module and line.
+    """
+    formula = loss_named(loss)
+    subject = _subject(model)
+
+    def gradients(parameters: Sequence[Tensor], x_B: Tensor, y_B: Tensor) -> tuple[list[Tensor], Tensor]:
+        def forward(trained: list[Tensor]) -> Tensor:
+            return formula.agree(subject.predict(subject.bind(parameters, trained), x_B), y_B)
+
+        prediction, pull_back = vjp(forward, [parameters[index] for index in subject.trainable])
+        (direction,) = pull_back(formula.gradient(prediction, y_B) * (1.0 / batch_rows))
+        return direction, _mean(formula.rows(prediction, y_B))
+
+    name = f"train {type(model).__name__} {loss}"
+    return _step_plan(subject, gradients, name=name, optimizer=optimizer, x=x, y=y, batch_rows=batch_rows)
+
+
+def dp_training_plan(
+    model: nn.Module,
+    *,
+    loss: str,
+    optimizer: Optimizer,
+    x: TensorSpec,
+    y: TensorSpec,
+    batch_rows: int,
+    clip_norm: float,
+) -> TracedPlan:
+    """One optimizer step on the mean over rows of g_b min(1, C / |g_b|): DP-SGD (Abadi et al., CCS 2016, algorithm 1) before noise.
+
+    g_b is the gradient of row b's loss over all trainable parameters together, |.| its Euclidean norm, C = `clip_norm`.
+    No noise is added here, so on its own this gives no privacy. Otherwise as `training_plan`.
+    """
+    if not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise ConfigError(f"clip_norm is {clip_norm}, expected a number above 0")
+    formula = loss_named(loss)
+    subject = _subject(model)
+
+    def gradients(parameters: Sequence[Tensor], x_B: Tensor, y_B: Tensor) -> tuple[list[Tensor], Tensor]:
+        def of_row(x_row: Tensor, y_row: Tensor) -> tuple[list[Tensor], Tensor]:
+            def forward(trained: list[Tensor]) -> Tensor:
+                prediction = subject.predict(subject.bind(parameters, trained), x_row.unsqueeze(0))
+                return formula.agree(prediction, y_row.unsqueeze(0))
+
+            prediction, pull_back = vjp(forward, [parameters[index] for index in subject.trainable])
+            (direction,) = pull_back(formula.gradient(prediction, y_row.unsqueeze(0)))
+            return direction, formula.rows(prediction, y_row.unsqueeze(0)).squeeze(0)
+
+        # "different" lets a random op reach the op table, which refuses it with its line.
+        per_row, losses = vmap(of_row, randomness="different")(x_B, y_B)
+        flat = [g.reshape(batch_rows, -1) for g in per_row]
+        squares = (flat[0] * flat[0]).sum(1)
+        for g_BN in flat[1:]:
+            squares = squares + (g_BN * g_BN).sum(1)
+        norms = torch.clamp(torch.sqrt(squares), min=clip_norm * _TINY_NORM)
+        factors = torch.clamp(clip_norm / norms, max=1.0) * (1.0 / batch_rows)
+        # A row vector times a matrix clips and sums in one pass, with no second copy of the gradients.
+        clipped = [
+            torch.mm(factors.unsqueeze(0), g_BN).view(g.shape[1:]) for g_BN, g in zip(flat, per_row, strict=True)
+        ]
+        return clipped, _mean(losses)
+
+    name = f"dp-train {type(model).__name__} {loss}"
+    return _step_plan(subject, gradients, name=name, optimizer=optimizer, x=x, y=y, batch_rows=batch_rows)
+
+
+def evaluation_plan(model: nn.Module, *, loss: str, x: TensorSpec, y: TensorSpec, batch_rows: int) -> TracedPlan:
+    """Loss and other metrics of each of `batch_rows` rows, the model in eval mode. Outputs of role "row", float32 [B]."""
+    formula = loss_named(loss)
+    subject = _subject(model)
+    count = len(subject.names)
+
+    def evaluate(*tensors: Tensor) -> list[Tensor]:
+        parameters, (x_B, y_B) = tensors[:count], tensors[count:]
+        prediction = formula.agree(subject.predict(subject.bind(parameters, ()), x_B), y_B)
+        return formula.metric_rows(prediction, y_B)
+
+    x_B, y_B = _examples(x, y, batch_rows)
+    with _mode(model, training=False):
+        return trace(
+            evaluate,
+            [*subject.parameters, x_B, y_B],
+            inputs=[*((name, "param") for name in subject.names), ("x", "x"), ("y", "y")],
+            outputs=[(metric, "row") for metric in formula.metrics],
+            name=f"evaluate {type(model).__name__} {loss}",
+            model=model,
+        )
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.sum() * (1.0 / rows.shape[0])
