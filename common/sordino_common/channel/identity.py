@@ -291,7 +291,7 @@ def _load_pem(path: Path, what: str, types: tuple[type[_PrivateKey], ...]) -> li
     if len(keys) != len(types) or _pem(tuple(keys)) != data:
         names = " and one ".join(kind.__name__.removesuffix("PrivateKey") for kind in types)
         raise ConfigError(
-            f"{path}: not a {what}: expected one {names} key in PEM. Restore it from a backup, or make a new one"
+            f"{path}: no {what}: expected one {names} key in PEM. Restore it from a backup, or make a new one"
         )
     return keys
 
@@ -302,11 +302,13 @@ def _read_private(path: Path, what: str) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block us
     except OSError as error:
         raise ConfigError(f"{path}: the {what} can't be read: {error.strerror}") from None
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path}: not a regular file, so not a {what}")
+            raise ConfigError(f"{path}: not a regular file, so no {what}")
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
             raise ConfigError(f"{path}: the {what} has mode {mode:04o}, others may read it. Do: chmod 600 {path}")
-        return file.read(_MAX_KEY_FILE + 1)
+        return os.read(handle, _MAX_KEY_FILE)  # one read takes a regular file of this size whole
+    finally:
+        os.close(handle)

@@ -6,7 +6,8 @@
 
 A body is the canonical CBOR of a list, the fields of its struct below in their order. Both levels are decoded strictly,
 so one meaning has one encoding and a hash over a body identifies it. Sealed packets are most of the traffic and have
-one fixed shape: they are written and read by hand here, with no copy of the ciphertext, byte for byte as the codec would.
+one fixed shape: they are written and read by hand here, with no copy of the ciphertext, and byte for byte as the codec
+would.
 """
 
 from __future__ import annotations
