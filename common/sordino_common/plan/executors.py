@@ -25,7 +25,7 @@ class Program(Protocol):
 
 
 def load_program(plan: Plan, executor: str = "numpy", *, device: str = "cpu") -> Program:
-    """`plan`, made ready for `executor`: "numpy" or "torch" (then on `device`). Raises `ConfigError` if it is not there."""
+    """`plan`, made ready for `executor`: "numpy", or "torch" on `device`. `ConfigError` if it is not there."""
     if executor == "numpy":
         return NumpyProgram(plan)
     if executor == "torch":

@@ -261,7 +261,7 @@ class TorchProgram:
     def _call(self, op: str, outs: tuple[TensorSpec, ...], args: tuple[Any, ...]) -> _Call:
         if op == "to":
             dtype = _DTYPES[outs[0].dtype]
-            return lambda x, _dtype: x.to(dtype)
+            return lambda x, _dtype: x.to(dtype, copy=True)
         if op == "full":
             size, value, name = args
             filled = torch.full((), value, dtype=_DTYPES[name], device=self._device).expand(size)
@@ -271,8 +271,9 @@ class TorchProgram:
             return lambda *_: torch.arange(start, end, step, dtype=_DTYPES[name], device=self._device)
         return _TABLE[op]
 
-    def _operands(self, op: str, args: tuple[Arg, ...], specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
+    def _operands(self, op: str, given: tuple[Arg, ...], specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
         """The arguments as torch takes them: lists for tuples, and scalar operands as tensors of the op's dtype."""
+        args: tuple[Any, ...] = given
         if op in _COMPARISONS or op in _NUMERIC:
             pair = args[1:3] if op == "where" else args[:2]
             x, y = resolve(pair, specs)

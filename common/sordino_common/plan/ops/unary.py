@@ -187,6 +187,7 @@ def _infer_arange(start: Any, end: Any, step: Any, dtype: str) -> Outs:
     finite = all(isinstance(bound, int) or abs(bound) < 2**53 for bound in (start, end, step))
     need(finite and step != 0, "bounds are finite and the step is not 0")
     need(not any(isinstance(bound, bool) for bound in (start, end, step)), "a bool is no bound")
+    need(start == end or (end > start) == (step > 0), "the bounds are not in the step's direction")
     if dtype not in FLOATS:
         need(all(isinstance(bound, int) for bound in (start, end, step)), "an integer range has integer bounds")
         for bound in (start, end):
