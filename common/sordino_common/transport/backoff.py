@@ -6,6 +6,7 @@ import random
 from typing import Final
 
 _GROWTH: Final = 2.0
+_STABLE_S: Final = 10.0  # longer than a broker takes to refuse what it does not like
 
 
 class Backoff:
@@ -23,9 +24,11 @@ class Backoff:
         self._draw = draw
         self._failures = 0
 
-    def reset(self) -> None:
-        """A connection stands: the next failure is the first again."""
-        self._failures = 0
+    def stood(self, seconds: float) -> None:
+        """A connection was lost after it had stood for `seconds`. If that was long, its loss is a first failure again;
+        one that is accepted and cut off over and over keeps slowing down."""
+        if seconds >= _STABLE_S:
+            self._failures = 0
 
     def next_s(self, *, refused: bool = False) -> float:
         """The delay before the next attempt; counts one failure."""

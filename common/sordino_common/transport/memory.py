@@ -21,7 +21,8 @@ from sordino_common.clock import Loop, Timer
 from sordino_common.errors import LimitExceeded, LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
-from sordino_common.transport.topic_tree import TopicTree, check_filter, check_topic
+from sordino_common.transport.subscriptions import Subscriptions
+from sordino_common.transport.topic_tree import TopicTree, check_topic
 
 BROKER: Final = "broker"  # the broker's id in `NetworkModel.deliveries`
 
@@ -245,9 +246,10 @@ class MemoryTransport:
         self._max_packet_bytes = max_packet_bytes
         self._handler: TransportHandler | None = None
         self._will: Callable[[int], tuple[str, bytes]] | None = None
-        self._filters: dict[str, int] = {}
+        self._filters = Subscriptions(self._unsubscribe)
         self._session: _Session | None = None
         self._connected = False
+        self._stands_since_s = 0.0
         self._connections = 0
         self._unacknowledged = 0
         self._timer: Timer | None = None
@@ -300,12 +302,11 @@ class MemoryTransport:
             self._loop.call_at(self._loop.now_s() + noticed_after_s, lose)
 
     def subscribe(self, topic_filter: str) -> Callable[[], None]:
-        check_filter(topic_filter)
-        self._filters[topic_filter] = self._filters.get(topic_filter, 0) + 1
+        end = self._filters.hold(topic_filter)
         if self._connected:
             assert self._session is not None
             self._send_subscribe(self._session, topic_filter, None)
-        return _Once(partial(self._unsubscribe, topic_filter))
+        return end
 
     def publish(
         self,
@@ -388,8 +389,8 @@ class MemoryTransport:
             if topic_filter not in session.filters:  # asked for while we were connecting
                 self._send_subscribe(session, topic_filter, None)
         self._connected = True
+        self._stands_since_s = self._loop.now_s()
         self._unacknowledged = 0
-        self._backoff.reset()
         self._handler.on_connected()
 
     def _send_subscribe(self, session: _Session, topic_filter: str, granted: Callable[[], None] | None) -> None:
@@ -397,10 +398,6 @@ class MemoryTransport:
         self._broker.hop(self.client_id, BROKER, _CONTROL_BYTES, arrive)
 
     def _unsubscribe(self, topic_filter: str) -> None:
-        self._filters[topic_filter] -= 1
-        if self._filters[topic_filter]:
-            return
-        del self._filters[topic_filter]
         if self._session is not None:
             arrive = partial(self._broker.unsubscribe, self._session, topic_filter)
             self._broker.hop(self.client_id, BROKER, _CONTROL_BYTES, arrive)
@@ -421,6 +418,8 @@ class MemoryTransport:
 
     def _lost(self, session: _Session, reason: str, *, refused: bool) -> None:
         if self._session is session:
+            if self._connected:
+                self._backoff.stood(self._loop.now_s() - self._stands_since_s)
             self._session = None
             self._connected = False
             self._unacknowledged = 0
@@ -442,17 +441,3 @@ class MemoryTransport:
             self._timer.cancel()
             self._timer = None
         return session
-
-
-class _Once:
-    """A function that acts once, however often it is called."""
-
-    __slots__ = ("_action",)
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action: Callable[[], None] | None = action
-
-    def __call__(self) -> None:
-        action, self._action = self._action, None
-        if action is not None:
-            action()
