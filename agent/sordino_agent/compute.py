@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,12 @@ from sordino_agent.errors import BadCommand, Diverged
 from sordino_common.errors import PolicyRefusal
 from sordino_common.messages import Array, MomentsResult
 from sordino_common.plan.arrays import from_numpy, to_numpy
+from sordino_common.plan.executors import Program
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Plan
 
 Values = NDArray[Any]
 Check = Callable[[], None]
-
-
-class Program(Protocol):
-    """A Plan made ready to run, by NumPy or by torch."""
-
-    def run(self, inputs: Sequence[Values], *, check: Check | None = None) -> list[Values]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

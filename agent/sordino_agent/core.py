@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sordino_agent.desk import Asker, Desk, payload_bytes
-from sordino_agent.errors import Busy, Conflict, UnknownPlan
+from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.store import ByteCache, TensorStore
@@ -329,7 +329,9 @@ class AgentCore:
         def answer(facts: Facts, _seconds: float) -> m.Message:
             assert isinstance(facts, RunFacts)
             if len(facts.outputs) != len(message.outputs):
-                raise Conflict(f"the Plan gives {len(facts.outputs)} tensors, the command names {len(message.outputs)}")
+                raise BadCommand(
+                    f"the Plan gives {len(facts.outputs)} tensors, the command names {len(message.outputs)}"
+                )
             self._store.put(
                 list(zip(message.outputs, facts.outputs, strict=True)),
                 made_by=message.plan_id,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from sordino_common.plan.executors import load_program
 
 from sordino_agent import compute
 from sordino_agent.batches import feature_rows, row_stream, step_count, target_rows
@@ -35,7 +34,7 @@ from sordino_agent.tasks import (
 )
 from sordino_common.errors import LimitExceeded
 from sordino_common.messages import Array, DataRef
-from sordino_common.plan.analysis import analyse
+from sordino_common.plan.executors import Program, load_program
 from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Plan, PlanLimits
@@ -50,7 +49,7 @@ class LoadedPlan:
     plan: Plan
     encoded_bytes: int
     facts: PlanFacts
-    program: compute.Program
+    program: Program
 
     def cost(self, kind: str, runs: int) -> TaskCost:
         return TaskCost(kind=kind, nodes=len(self.plan.nodes), flops=self.facts.flops, runs=runs)
@@ -73,12 +72,13 @@ class Programs:
         loaded = self._cache.get(key)
         if loaded is None:
             plan = decode_plan(data, self._limits)
-            cost = analyse(plan)
+            program = load_program(plan, self._executor)
+            cost = program.cost
             loaded = LoadedPlan(
                 plan=plan,
                 encoded_bytes=len(data),
                 facts=PlanFacts(plan_id=key, peak_bytes=cost.peak_bytes, flops=cost.flops),
-                program=load_program(plan, self._executor),
+                program=program,
             )
             self._cache.put(key, loaded)
         return loaded
