@@ -7,10 +7,13 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from sordino_common.channel.effects import Effect, Established, Lost, Opened, Reply
 from sordino_common.channel.handshake import SessionTable
 from sordino_common.channel.identity import DeviceKey, OperatorKey
-from sordino_common.channel.packets import Body, signed_packet
+from sordino_common.channel.packets import Accept, Body, Hello, Reject, read_body, read_packet, signed_packet
+from sordino_common.channel.presence import Birth, Death
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
 from sordino_common.channel.session import Session
 from sordino_common.errors import RemoteError
@@ -33,7 +36,7 @@ STRANGER_OPERATOR = OperatorKey.from_seed(seeded("another operator"))
 KEYS = {name: device(name) for name in (*ROLES, "stranger")}
 
 
-def entry(name: str, **changes: object) -> RosterEntry:
+def entry(name: str, /, **changes: object) -> RosterEntry:
     keys = (KEYS.get(name) or device(name)).public
     fields: dict[str, object] = {
         "name": name,
@@ -216,3 +219,16 @@ class FakeLink:
     def settle(self) -> None:
         while self.deliver():
             pass
+
+
+def altered(packet: bytes, signer: str, **changes: object) -> bytes:
+    """The same Hello, Accept, Reject, Birth or Death with other fields, validly signed by `signer`."""
+    return forged(msgspec.structs.replace(body_of(packet), **changes), signer)
+
+
+def body_of(packet: bytes) -> Body:
+    kind, parts = read_packet(packet)
+    return read_body(BODIES[kind], parts[0])
+
+
+BODIES: dict[str, type[Body]] = {body.kind: body for body in (Hello, Accept, Reject, Birth, Death)}

@@ -27,7 +27,7 @@ SESSION_ID_BYTES: Final = 16
 MAX_COUNTER: Final = (1 << 64) - 1
 
 _PACKET_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 4096, depth=1, items=8, text_bytes=16)
-_BODY_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 2048, depth=1, items=24, text_bytes=1024)
+_BODY_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 2048, depth=2, items=24, text_bytes=1024)
 _SEALED: Final = b"\x84\x66sealed" + bytes([0x40 + SESSION_ID_BYTES])  # CBOR: array(4), text(6), bytes(16)
 _NUMBER: Final = 0x00  # CBOR's major types, as the bits of a head: natural number
 _BYTES: Final = 0x40  # byte string
