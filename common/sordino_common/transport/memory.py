@@ -99,7 +99,7 @@ class MemoryBroker:
         self._taps.append(observer)
 
     def stop(self) -> None:
-        """Every connection is lost. As with a real broker that is stopped, no will is published."""
+        """Every connection is lost, as when a broker is killed: no will is published."""
         self.running = False
         for session in tuple(self._sessions.values()):
             self._end(session, lost=True)

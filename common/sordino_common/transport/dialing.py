@@ -1,0 +1,246 @@
+"""Opening a connection without blocking: TCP and, if wanted, TLS, driven by the reactor.
+
+Only the look-up of a host name blocks, for as long as the system's resolver takes; an IP address needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from sordino_common.transport.reactor import READ, WRITE, Reactor
+
+_UNDER_WAY: Final = (0, errno.EINPROGRESS, errno.EALREADY)
+
+# A socket's address: what it holds depends on the family, and only `socket` looks inside.
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+
+
+class Wire:
+    """A connected, non-blocking socket that the reactor watches, and that remembers what broke it.
+
+    It has the methods that paho asks of a socket. `close` ends the watching first."""
+
+    def __init__(self, sock: socket.socket, reactor: Reactor) -> None:
+        self._sock = sock
+        self._reactor = reactor
+        self._watched = False
+        self._writes = False
+        self.error: OSError | None = None
+        self.received_bytes = 0
+        self.sent_bytes = 0
+
+    def watch(self, callback: Callable[[int], None]) -> None:
+        """Call `callback(ready)` when there is something to read, or, after `want_write(True)`, room to write."""
+        self._reactor.register(self._sock, READ, callback)
+        self._watched = True
+
+    def want_write(self, wanted: bool) -> None:
+        if self._watched and wanted != self._writes:
+            self._writes = wanted
+            self._reactor.modify(self._sock, READ | WRITE if wanted else READ)
+
+    def recv(self, buffer_size: int) -> bytes:
+        try:
+            data = self._sock.recv(buffer_size)
+        except OSError as error:
+            raise self._remember(error) from None
+        self.received_bytes += len(data)
+        return data
+
+    def send(self, buffer: bytes | bytearray) -> int:
+        try:
+            sent = self._sock.send(buffer)
+        except OSError as error:
+            raise self._remember(error) from None
+        self.sent_bytes += sent
+        return sent
+
+    def pending(self) -> int:
+        """Bytes that TLS has decrypted and nobody has read: no selector reports them."""
+        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) and self._sock.fileno() >= 0 else 0
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._sock.setblocking(flag)
+
+    def twin(self) -> socket.socket:
+        """The bare TCP socket once more: it keeps the connection open when this one is closed."""
+        return socket.socket(fileno=os.dup(self._sock.fileno()))
+
+    def close(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._reactor.unregister(self._sock)
+        self._sock.close()
+
+    def _remember(self, error: OSError) -> OSError:
+        if not isinstance(error, BlockingIOError | ssl.SSLWantReadError | ssl.SSLWantWriteError):
+            self.error = error
+        return error
+
+
+class Dial:
+    """One attempt. Ends in `on_ready(wire)` or in `on_failed(reason, refused)`, unless `abort` comes first.
+
+    `refused` says that trying again soon is of no use: one of the certificates is not accepted. The addresses of a
+    name are tried one after the other, beginning with number `first`; the time limit is the caller's."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        host: str,
+        port: int,
+        *,
+        context: ssl.SSLContext | None,
+        server_name: str | None,
+        first: int,
+        on_ready: Callable[[Wire], None],
+        on_failed: Callable[[str, bool], None],
+    ) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._port = port
+        self._context = context
+        self._server_name = server_name or host
+        self._first = first
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._left: Iterator[_Address] = iter(())
+        self._sock: socket.socket | None = None
+        self._trouble = ""
+
+    def start(self) -> None:
+        """May call back at once."""
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            text = error.strerror if isinstance(error, OSError) else "not a host name"
+            self._on_failed(f"{self._host}: the name can't be resolved: {text}", False)
+            return
+        turn = self._first % len(found)
+        self._left = iter(found[turn:] + found[:turn])
+        self._next()
+
+    def abort(self) -> None:
+        """Stop, and call nobody. Nothing happens if it has ended."""
+        self._drop()
+        self._left = iter(())
+
+    def _next(self) -> None:
+        for family, kind, protocol, _, address in self._left:
+            try:
+                sock = self._sock = socket.socket(family, kind, protocol)
+                sock.setblocking(False)
+                # Our packets are small and answer one another: Nagle's delay would cost a round trip each.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                code = sock.connect_ex(address)
+            except OSError as error:
+                code = error.errno or errno.EIO
+            if code in _UNDER_WAY:
+                assert self._sock is not None
+                self._reactor.register(self._sock, WRITE, self._connected)
+                return
+            self._trouble = os.strerror(code)
+            self._close_unwatched()
+        self._on_failed(f"no connection to {self._host}:{self._port}: {self._trouble}", False)
+
+    def _connected(self, _ready: int) -> None:
+        sock = self._sock
+        assert sock is not None
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._reactor.unregister(sock)
+        if code:
+            self._trouble = os.strerror(code)
+            self._close_unwatched()
+            self._next()
+        elif self._context is None:
+            self._finish()
+        else:
+            try:
+                wrapped = self._context.wrap_socket(
+                    sock, server_hostname=self._server_name, do_handshake_on_connect=False
+                )
+            except (OSError, ValueError) as error:
+                self._close_unwatched()
+                self._on_failed(f"TLS with {self._host}:{self._port} can't begin: {error}", True)
+                return
+            self._sock = wrapped
+            self._reactor.register(wrapped, WRITE, self._shake)
+
+    def _shake(self, _ready: int) -> None:
+        sock = self._sock
+        assert isinstance(sock, ssl.SSLSocket)
+        try:
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self._reactor.modify(sock, READ)
+        except ssl.SSLWantWriteError:
+            self._reactor.modify(sock, WRITE)
+        except OSError as error:
+            self._drop()
+            self._on_failed(
+                f"TLS with {self._host}:{self._port} failed: {explain(error)}", isinstance(error, ssl.SSLError)
+            )
+        else:
+            self._reactor.unregister(sock)
+            self._finish()
+
+    def _finish(self) -> None:
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        self._on_ready(Wire(sock, self._reactor))
+
+    def _drop(self) -> None:
+        if self._sock is not None:
+            self._reactor.unregister(self._sock)
+            self._close_unwatched()
+
+    def _close_unwatched(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def see_off(wire: Wire, *, want_write: Callable[[], bool], write: Callable[[], object], limit_s: float) -> None:
+    """Block until all that is queued is written and the peer has closed, `limit_s` at most. `write` may close `wire`.
+
+    Closing while unread data lies here would reset the connection, and a broker that meets the reset while it writes
+    drops what it has not read: our last packets, and the DISCONNECT that keeps the will from being published."""
+    deadline_s = time.monotonic() + limit_s
+    poll = select.poll()
+
+    def ready() -> bool:
+        return bool(poll.poll(1000 * max(0.0, deadline_s - time.monotonic())))
+
+    with contextlib.suppress(OSError), wire.twin() as twin:
+        poll.register(twin, select.POLLOUT)
+        while want_write():
+            if not ready():
+                return
+            write()
+        poll.modify(twin, select.POLLIN)
+        twin.shutdown(socket.SHUT_WR)
+        while ready() and twin.recv(65_536):
+            pass
+
+
+def explain(error: OSError) -> str:
+    """What went wrong on a socket, in words for a log."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or str(error)
+        if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+            return f"the broker asks for a client certificate that it accepts ({reason}); see tls.certificate, tls.key"
+        return reason
+    return error.strerror or str(error)
