@@ -1,7 +1,8 @@
 """Run a PyTorch function once on fake tensors and keep what it did as a graph of core aten operations.
 
-Nothing is computed (`FakeTensor` carries dtype and shape only), so a trace costs milliseconds whatever the model's size, and a
-value that the program would have to know - a branch on a tensor, `.item()` - can't be known: it is refused, with its line.
+Nothing is computed (`FakeTensor` carries dtype and shape only), so a trace costs milliseconds whatever the model's
+size, and a value that the program would have to know - a branch on a tensor, `.item()` - can't be known: it is refused,
+with its line.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def capture(fn: Function, examples: Sequence[Tensor], *, modules: ModulePaths, n
             )(*examples)
     except SordinoError:
         raise
-    except Exception as error:  # noqa: BLE001  # whatever the user's model raises is reported at its line
+    except Exception as error:  # whatever the user's model raises is reported at its line
         origin = origin_of_traceback(error.__traceback__, modules)
         raise PlanError(f"{name}: {explain(error, origin, modules)}") from error
 
@@ -93,8 +94,10 @@ def explain(error: Exception, origin: Origin, modules: ModulePaths) -> str:
     text = str(error)
     if any(phrase in text for phrase in _DATA_DEPENDENT) or "DataDependent" in type(error).__name__:
         return (
-            f"{origin}: the program depends on the values of a tensor (a branch, .item(), .numpy(), indexing by a mask), but a "
-            f"Plan is the same list of operations for every input; write it with torch.where, torch.clamp, sums or products"
+            f"{origin}: the program depends on the values of a tensor (a branch, .item(), .numpy(), indexing by a "
+            f"mask), but a "
+            f"Plan is the same list of operations for every input; write it with torch.where, torch.clamp, sums or "
+            f"products"
         )
     if any(phrase in text for phrase in _CAPTURED) or text.startswith(_IN_PLACE):
         return changed_buffer(origin)
@@ -109,7 +112,8 @@ def changed_buffer(origin: Origin) -> str:
         if "Norm" in origin.kind
         else "compute with values that are passed in and returned"
     )
-    return f"{origin}: the model changes a buffer (or another tensor of its own) in place, and a Plan has no such memory; {remedy}"
+    what = "the model changes a buffer (or another tensor of its own) in place, and a Plan has no such memory"
+    return f"{origin}: {what}; {remedy}"
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:

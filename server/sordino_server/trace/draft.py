@@ -1,7 +1,7 @@
 """A Plan while it is being written: append operations, share equal ones, drop what nothing needs.
 
-A value of a draft is either `Held` (a tensor known at trace time) or a `Ref` to a numbered input or result. `Draft.finish` keeps
-what the outputs need and renumbers it as `plan.values` says: inputs, constants, results in order.
+A value of a draft is either `Held` (a tensor known at trace time) or a `Ref` to a numbered input or result.
+`Draft.finish` keeps what the outputs need and renumbers it as `plan.values` says: inputs, constants, results in order.
 """
 
 from __future__ import annotations

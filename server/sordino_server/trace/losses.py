@@ -1,7 +1,8 @@
 """Losses: the value per row, its derivative by the prediction, and the metrics per row that an evaluation sums.
 
-The derivative is stated, not left to autograd: it is shorter (two operations where autograd records eight), and on secret shares
-every operation costs. Training uses the mean over the rows. Legend: B rows, p prediction, y target, C classes.
+The derivative is stated, not left to autograd: it is shorter (two operations where autograd records eight), and on
+secret shares every operation costs. Training uses the mean over the rows. Legend: B rows, p prediction, y target, C
+classes.
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ def _agree_elementwise(name: str, prediction: Tensor, target: Tensor) -> Tensor:
         prediction = prediction.squeeze(-1)
     if prediction.shape != target.shape:
         raise PlanError(
-            f"loss {name}: the model returns {_shape(prediction)} for a target of {_shape(target)}, expected the same shape or one "
+            f"loss {name}: the model returns {_shape(prediction)} for a target of {_shape(target)}, expected the same "
+            f"shape or one "
             f"more axis of length 1 at the end; mend the last layer or the target's columns"
         )
     return prediction
 
 
 def _mean_of_entries(entries: Tensor) -> Tensor:
-    """[B, ...] -> [B], the mean over all but the rows. (A target of several columns is averaged, as `nn.MSELoss` does.)"""
+    """[B, ...] -> [B], the mean over all but the rows: several target columns are averaged, as by `nn.MSELoss`."""
     return entries if entries.dim() == 1 else entries.flatten(1).mean(1)
 
 
@@ -100,9 +102,9 @@ class MeanSquaredError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinaryCrossEntropy:
-    """-y log s(p) - (1-y) log(1 - s(p)) with s the sigmoid, as max(p, 0) - py + log(1 + exp(-|p|)), which never overflows;
-    derivative s(p) - y. Equals `nn.BCEWithLogitsLoss`. Targets are 0.0 or 1.0; a row is correct if p > 0 just where y > 1/2
-    (for several labels a row, the share of labels that are)."""
+    """-y log s(p) - (1-y) log(1 - s(p)) with s the sigmoid, as max(p, 0) - py + log(1 + exp(-|p|)), which never
+    overflows; derivative s(p) - y. Equals `nn.BCEWithLogitsLoss`. Targets are 0.0 or 1.0; a row is correct if p > 0
+    just where y > 1/2 (for several labels a row, the share of labels that are)."""
 
     name: str = "bce_with_logits"
     metrics: tuple[str, ...] = ("loss", "correct")
@@ -139,7 +141,8 @@ class CrossEntropy:
             )
         if prediction.dtype != torch.float32 or prediction.dim() != 2 or prediction.shape[0] != target.shape[0]:
             raise PlanError(
-                f"loss {self.name}: the model returns {_shape(prediction)}, expected float32 [{target.shape[0]}, classes]"
+                f"loss {self.name}: the model returns {_shape(prediction)}, expected float32 [{target.shape[0]}, "
+                f"classes]"
             )
         if prediction.shape[1] < 2:
             raise PlanError(

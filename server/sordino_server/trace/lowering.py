@@ -1,8 +1,8 @@
 """Lower a captured graph to ops of the table, one fx node at a time.
 
-On the way: what depends on known tensors only is computed now; a tensor whose elements are all equal becomes a scalar operand;
-views of views, permutations of permutations and multiplications by constants in a row become one. Each of these changes at most the
-last bit of a float32 result.
+On the way: what depends on known tensors only is computed now; a tensor whose elements are all equal becomes a scalar
+operand; views of views, permutations of permutations and multiplications by constants in a row become one. Each of
+these changes at most the last bit of a float32 result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _FOLDED_ELEMENTS = 1 << 22
 
 
 def lower(graph: GraphModule, draft: Draft, *, name: str) -> list[Ref]:
-    """Append the graph's operations to `draft`; returns its results. `PlanError` with the line of what has no place in a Plan."""
+    """Append the graph's operations to `draft`; returns its results.
+
+    Raises `PlanError` with the user's line for what has no place in a Plan.
+    """
     return _Lowering(graph, draft, name).run()
 
 
@@ -109,9 +112,10 @@ class _Lowering:
         if overload in ("sum.default", "sum.dim_IntList"):
             return self.sum(call)
         if overload == "var.correction":
-            correction = 1 if call["correction"] is None else call["correction"]
-            dims = tuple(call["dim"] or ())
-            return self.one("var", (self.ref(call["self"]), dims, correction, call["keepdim"]), call)
+            return self.checked(self.variance(call), self.spec(call), origin)
+        if overload == "var_mean.correction":
+            x, dims = self.ref(call["self"]), tuple(call["dim"] or ())
+            return (self.variance(call), *self.emit("mean", (x, dims, call["keepdim"]), origin))
         if overload in ("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar"):
             return self.where(call)
         if overload in OPERATORS:
@@ -119,7 +123,8 @@ class _Lowering:
         if overload in OVERLOADS:
             return self.plain(call)
         raise PlanError(
-            f"{self.name}: {origin}: aten op {overload} is not in the op table of Plans; write this step with ops that are "
+            f"{self.name}: {origin}: aten op {overload} is not in the op table of Plans; write this step with ops that "
+            f"are "
             f"(sordino_common.plan.ops lists them) or choose another layer"
         )
 
@@ -145,14 +150,16 @@ class _Lowering:
             raise PlanError(f"{self.name}: {origin}: {target} is no aten op, and a Plan has nothing else")
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise PlanError(
-                f"{self.name}: {origin}: aten op {overload_name(node)} is random, and a Plan gives the same result for the same "
+                f"{self.name}: {origin}: aten op {overload_name(node)} is random, and a Plan gives the same result for "
+                f"the same "
                 f"input; set dropout to p=0 (or leave it out) and draw noise outside the model"
             )
         if target._schema.is_mutable:
             raise PlanError(f"{self.name}: {changed_buffer(origin)} (aten op {overload_name(node)})")
         if target is torch.ops.aten._local_scalar_dense.default:
             raise PlanError(
-                f"{self.name}: {origin}: .item() (aten op {overload_name(node)}) takes a value out of a tensor, but a Plan is the same "
+                f"{self.name}: {origin}: .item() (aten op {overload_name(node)}) takes a value out of a tensor, but a "
+                f"Plan is the same "
                 f"list of operations for every input; keep it a tensor"
             )
 
@@ -204,7 +211,10 @@ class _Lowering:
         return self.checked(self.peephole.product_of(op, left, right, out, call.origin), out, call.origin)
 
     def operand(self, value: Any, call: _Call, other: str) -> Any:
-        """A `Ref`, or a Python number: for a scalar, and for a known tensor of equal elements that only scales the other operand."""
+        """A `Ref`, or a Python number.
+
+        A number for a scalar, and for a known tensor of equal elements that only scales or shifts the other operand.
+        """
         if not isinstance(value, Held):
             return value
         partner = call[other]
@@ -241,6 +251,11 @@ class _Lowering:
             return self.peephole.view(x, out.shape, call.origin)  # a sum of one term each
         return self.one("sum", (x, dims, bool(call.arguments.get("keepdim"))), call)
 
+    def variance(self, call: _Call) -> Ref:
+        correction = 1 if call["correction"] is None else call["correction"]
+        dims = tuple(call["dim"] or ())
+        return self.emit("var", (self.ref(call["self"]), dims, correction, call["keepdim"]), call.origin)[0]
+
     def plain(self, call: _Call) -> Any:
         op, sources = OVERLOADS[call.overload]
         args: list[Arg] = []
@@ -248,8 +263,8 @@ class _Lowering:
             if isinstance(source, Require):
                 if call[source.name] != source.value:
                     raise PlanError(
-                        f"{self.name}: {call.origin}: aten op {call.overload} with {source.name}={call[source.name]} is not in the op "
-                        f"table of Plans, only {source.name}={source.value}"
+                        f"{self.name}: {call.origin}: aten op {call.overload} with {source.name}={call[source.name]} "
+                        f"is not in the op table of Plans, only {source.name}={source.value}"
                     )
             else:
                 args.append(self.argument(call[source]) if isinstance(source, str) else source.value)
@@ -289,8 +304,8 @@ class _Lowering:
         """The op table and PyTorch must agree on every result; where they don't, the rule here is wrong."""
         if self.draft.spec(result) != expected:
             raise PlanError(
-                f"{self.name}: {origin}: the op table gives {self.draft.spec(result)} where PyTorch gives {expected}; please report "
-                f"this model"
+                f"{self.name}: {origin}: the op table gives {self.draft.spec(result)} where PyTorch gives {expected}; "
+                f"please report this model"
             )
         return result
 

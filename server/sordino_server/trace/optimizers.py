@@ -31,8 +31,8 @@ def _decayed(gradient: Tensor, parameter: Tensor, weight_decay: float) -> Tensor
 class Sgd:
     """Stochastic gradient descent with momentum, Nesterov's form of it, and L2 weight decay: `torch.optim.SGD`.
 
-    g <- g + λθ;  b <- μb + g;  g <- g + μb (Nesterov) or b;  θ <- θ - ηg.   (PyTorch starts b at the first g: the same from zero.)
-    State: b, one tensor per parameter, if μ > 0.
+    g <- g + λθ;  b <- μb + g;  g <- g + μb (Nesterov) or b;  θ <- θ - ηg.   (PyTorch starts b at the first g: the same
+    from zero.) State: b, one tensor per parameter, if μ > 0.
     """
 
     lr: float
@@ -76,10 +76,9 @@ class Sgd:
 class Adam:
     """Adam with L2 weight decay: `torch.optim.Adam` (Kingma and Ba, ICLR 2015, algorithm 1).
 
-    g <- g + λθ;  m <- β1 m + (1-β1) g;  v <- β2 v + (1-β2) g²;  θ <- θ - (η / c1) m / (sqrt(v) / sqrt(c2) + ε), where after t
-    steps c1 = 1 - β1^t and c2 = 1 - β2^t.
-    The count t appears only in c1 and c2, and these obey c <- βc + (1-β) from c = 0. So they are kept in its place: no power
-    is computed, and 1 - β^t suffers no cancellation in float32.
+    g <- g + λθ;  m <- β1 m + (1-β1) g;  v <- β2 v + (1-β2) g²;  θ <- θ - (η / c1) m / (sqrt(v) / sqrt(c2) + ε), where
+    after t steps c1 = 1 - β1^t and c2 = 1 - β2^t. The count t appears only in c1 and c2, and these obey c <- βc + (1-β)
+    from c = 0. So they are kept in its place: no power is computed, and 1 - β^t suffers no cancellation in float32.
     State: c1 and c2 (scalars), then m, then v, a tensor per parameter each.
     """
 

@@ -1,9 +1,9 @@
 """Which line of the user's model an operation comes from.
 
-While `make_fx` records a graph, `recorded_origins` notes for each new node the innermost Python frame that belongs neither to
-PyTorch nor to this package, and the innermost `nn.Module` whose method is on the stack. A node that autograd creates has no
-such frame: it takes the origin of the forward operation whose autograd node is being evaluated. Autograd numbers its nodes in
-the order in which the forward operations made them, and that number ties the two together.
+While `make_fx` records a graph, `recorded_origins` notes for each new node the innermost Python frame that belongs
+neither to PyTorch nor to this package, and the innermost `nn.Module` whose method is on the stack. A node that autograd
+creates has no such frame: it takes the origin of the forward operation whose autograd node is being evaluated. Autograd
+numbers its nodes in the order in which the forward operations made them, and that number ties the two together.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _is_ours(filename: str) -> bool:
 def _from_frames(frames: Iterator[tuple[FrameType, int]], modules: ModulePaths) -> Origin | None:
     """The origin that a stack, innermost frame first, tells. None if it runs through PyTorch only.
 
-    The first frame outside PyTorch is the user's line, or ours: then (the loss, the optimizer, or a model made of PyTorch's own
-    modules) the line of PyTorch's module is the nearest that there is to a line of the model.
+    The first frame outside PyTorch is the user's line, or ours: then (the loss, the optimizer, or a model made of
+    PyTorch's own modules) the line of PyTorch's module is the nearest that there is to a line of the model.
     """
     place: tuple[str, int] | None = None
     inside: tuple[str, nn.Module] | None = None
@@ -114,24 +114,28 @@ def origin_of_traceback(traceback: TracebackType | None, modules: ModulePaths) -
     return _from_frames(iter(reversed(frames)), modules) or UNKNOWN
 
 
+# PyTorch's own tracers use this name; it is not part of its public interface, nor of its stubs.
+_sequence_number: Callable[[], int] = getattr(torch.autograd, "_get_sequence_nr")  # noqa: B009  see above
+
+
 @contextmanager
 def recorded_origins(modules: ModulePaths) -> Iterator[None]:
-    """While it is open, every node of the graph that `make_fx` is recording gets `meta[META]`. Call it inside the traced function."""
+    """While it is open, every node that `make_fx` records gets `meta[META]`. Enter it inside the traced function."""
     mode = get_proxy_mode()
     if mode is None:
         raise LocalError("recorded_origins: no make_fx trace is under way here")
-    graph: Any = mode.tracer.graph  # type: ignore[attr-defined]  # the tracer's type is private to PyTorch
+    graph: Any = mode.tracer.graph
     create: Callable[..., Any] = graph.create_node
     of_sequence: dict[int, Origin] = {}
 
     def create_node(*args: Any, **kwargs: Any) -> Any:
         node = create(*args, **kwargs)
-        evaluated = torch._C._current_autograd_node()
+        evaluated: Any = torch._C._current_autograd_node()  # None outside a backward pass, whatever its stub says
         if evaluated is None:
             origin = _from_frames(_stack(sys._getframe()), modules) or UNKNOWN
-            # An operation's autograd node is made just before the operation reaches the tracer. Operations that have none
-            # (what follows the forward pass) see the number of the last one that had: the first to see it owns it.
-            of_sequence.setdefault(torch.autograd._get_sequence_nr() - 1, origin)
+            # An operation's autograd node is made just before the operation reaches the tracer. Operations that have
+            # none (what follows the forward pass) see the number of the last one that had: the first to see it owns it.
+            of_sequence.setdefault(_sequence_number() - 1, origin)
         else:
             sequence = evaluated._sequence_nr()
             origin = of_sequence.get(sequence) or _from_frames(_stack(sys._getframe()), modules) or UNKNOWN

@@ -1,7 +1,7 @@
 """The explicit table: aten overload -> op of a Plan, and where each of the op's arguments comes from.
 
-An argument is the name of an aten argument, `Fixed(value)`, or one of the markers below. Overloads that need more than a
-rearrangement of arguments (arithmetic, shapes, casts) are in `lowering`.
+An argument is the name of an aten argument, `Fixed(value)`, or one of the markers below. Overloads that need more than
+a rearrangement of arguments (arithmetic, shapes, casts) are in `lowering`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,29 @@ Source = str | Fixed | Require
 _POOL: Final = ("kernel_size", "stride", "padding")
 _CONV: Final = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 _UNARY: Final = (
-    "exp expm1 log log1p sqrt rsqrt reciprocal sin cos tanh sigmoid erf neg abs sign floor ceil round trunc relu "
-    "bitwise_not logical_not"
-).split()
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "sin",
+    "cos",
+    "tanh",
+    "sigmoid",
+    "erf",
+    "neg",
+    "abs",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "relu",
+    "bitwise_not",
+    "logical_not",
+)
 
 
 def _table() -> dict[str, tuple[str, tuple[Source, ...]]]:

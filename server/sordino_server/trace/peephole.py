@@ -1,20 +1,22 @@
 """Local rules that keep a Plan short: views of views, permutations, scalar factors.
 
-They matter twice: each node costs an interpreter about a microsecond, as much as the arithmetic of a small model, and on secret
-shares each multiplication by a constant costs a truncation.
+They matter twice: each node costs an interpreter about a microsecond, as much as the arithmetic of a small model, and
+on secret shares each multiplication by a constant costs a truncation.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeGuard
 
 from sordino_common.plan.spec import FLOATS, TensorSpec
 from sordino_common.plan.values import Arg, Ref
 from sordino_server.trace.draft import Draft
 from sordino_server.trace.origins import Origin
 
+Operand = Ref | int | float
 
-def _is_number(value: object) -> bool:
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -27,12 +29,12 @@ class Peephole:
     def _emit(self, op: str, args: tuple[Arg, ...], origin: Origin) -> Ref:
         return self._draft.emit(op, args, origin)[0]
 
-    def _made_by(self, ref: Any, *ops: str) -> tuple[str, tuple[Arg, ...]] | None:
+    def _made_by(self, ref: object, *ops: str) -> tuple[str, tuple[Arg, ...]] | None:
         made = self._draft.maker(ref) if isinstance(ref, Ref) else None
         return made if made is not None and made[0] in ops else None
 
     def view(self, x: Ref, shape: tuple[int, ...], origin: Origin) -> Ref:
-        """x in another shape; a view of a view is one view, and a sum that keeps dimensions only to lose them need not keep them."""
+        """x in another shape. A view of a view is one view; a sum whose kept dimensions are lost keeps none."""
         made = self._made_by(x, "view", "sum")
         if made is not None and made[0] == "view" and isinstance(made[1][0], Ref):
             x = made[1][0]
@@ -48,8 +50,8 @@ class Peephole:
         order = tuple(dim % rank for dim in dims) if rank else ()
         made = self._made_by(x, "permute")
         if made is not None and isinstance(made[1][0], Ref) and isinstance(made[1][1], tuple):
-            inner = made[1][1]
-            x, order = made[1][0], tuple(int(inner[dim]) for dim in order)  # type: ignore[arg-type]  # ints, by the schema
+            inner = [dim for dim in made[1][1] if isinstance(dim, int)]  # all of them, by the op's schema
+            x, order = made[1][0], tuple(inner[dim] for dim in order)
         shape = self._draft.spec(x).shape
         if order == tuple(range(rank)):
             return x
@@ -61,8 +63,8 @@ class Peephole:
     def expand(self, x: Ref, shape: tuple[int, ...], origin: Origin) -> Ref:
         return x if self._draft.spec(x).shape == shape else self._emit("expand", (x, shape), origin)
 
-    def product_of(self, op: str, left: Any, right: Any, out: TensorSpec, origin: Origin) -> Ref:
-        """mul, div, pow and comparisons. Float only: x / c is x · (1/c), (x · a) · b is x · (ab), x · 1 is x, x² is x · x."""
+    def product_of(self, op: str, left: Operand, right: Operand, out: TensorSpec, origin: Origin) -> Ref:
+        """mul, div, pow, comparisons. Floats only: x / c is x · (1/c), (xa)b is x · (ab), x · 1 is x, x² is x · x."""
         floating = out.dtype in FLOATS
         if op == "pow" and isinstance(left, Ref) and floating and self._draft.spec(left) == out and _is_number(right):
             if right == 1:
@@ -73,26 +75,21 @@ class Peephole:
             op, right = "mul", 1.0 / right
         if op == "mul" and _is_number(left):
             left, right = right, left
-        if op == "mul" and floating and _is_number(right) and self._draft.spec(left) == out:
+        if op == "mul" and floating and isinstance(left, Ref) and _is_number(right) and self._draft.spec(left) == out:
+            base, factor = left, float(right)
             made = self._made_by(left, "mul")
             if made is not None and isinstance(made[1][0], Ref) and _is_number(made[1][1]):
-                left, right = made[1][0], float(made[1][1]) * right  # type: ignore[arg-type]  # a number, as just checked
-            if right == 1 and self._draft.spec(left) == out:
-                return left
-            right = float(right)
+                base, factor = made[1][0], float(made[1][1]) * factor
+            if factor == 1 and self._draft.spec(base) == out:
+                return base
+            left, right = base, factor
         return self._emit(op, (left, right), origin)
 
-    def sum_of(self, op: str, left: Any, right: Any, alpha: float, out: TensorSpec, origin: Origin) -> Ref:
-        """left ± alpha · right. Float only: a term (x · c) becomes alpha = c on x, and x ± 0 is x."""
-        if out.dtype in FLOATS:
-            if _is_number(right) and right == 0 and isinstance(left, Ref) and self._draft.spec(left) == out:
+    def sum_of(self, op: str, left: Operand, right: Operand, alpha: float, out: TensorSpec, origin: Origin) -> Ref:
+        """left ± alpha · right. Floats only: x ± 0 is x."""
+        if out.dtype in FLOATS and alpha == 1:
+            if isinstance(left, Ref) and self._draft.spec(left) == out and _is_number(right) and right == 0:
                 return left
-            if (
-                op == "add"
-                and _is_number(left)
-                and left == 0
-                and isinstance(right, Ref)
-                and self._draft.spec(right) == out
-            ):
-                return right if alpha == 1 else self.product_of("mul", right, alpha, out, origin)
+            if op == "add" and isinstance(right, Ref) and self._draft.spec(right) == out and left == 0:
+                return right
         return self._emit(op, (left, right, alpha), origin)

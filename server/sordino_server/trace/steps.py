@@ -3,8 +3,9 @@
     training     inputs  param*P, state*S, x, y        outputs  param*P, state*S, loss
     evaluation   inputs  param*P, x, y                 outputs  row: loss [B], and correct [B] for classifiers
 
-P is every parameter of the model by its name in `state_dict`, in the order of `named_parameters` (a tied parameter once, under
-its first name); a parameter with `requires_grad=False` passes through unchanged. Optimizer state begins at zero, on the device.
+P is every parameter of the model by its name in `state_dict`, in the order of `named_parameters` (a tied parameter
+once, under its first name); a parameter with `requires_grad=False` passes through unchanged. Optimizer state begins at
+zero, on the device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +24,12 @@ from sordino_common.errors import ConfigError, PlanError
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import refs
 from sordino_server.trace.capture import buffers_of
-from sordino_server.trace.losses import Loss, loss_named
+from sordino_server.trace.losses import loss_named
 from sordino_server.trace.optimizers import Optimizer
 from sordino_server.trace.tracing import TracedPlan, trace
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8}
-# Norms below this share of the clip norm are not enlarged: the factor min(1, C / norm) is 1 there anyway.
+# Norms count as at least this share of the clip norm C: min(1, C / norm) is 1 there anyway, and C / 0 never arises.
 _TINY_NORM = 1e-6
 
 
@@ -61,7 +63,8 @@ def _subject(model: nn.Module) -> _Subject:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
             raise PlanError(
-                f"{name!r} lives on {tensor.device}, expected cpu; build the model on the CPU, Plans choose their device"
+                f"{name!r} lives on {tensor.device}, expected cpu; build the model on the CPU, Plans choose their "
+                f"device"
             )
     named = list(model.named_parameters())
     for name, parameter in named:
@@ -131,21 +134,21 @@ def _step_plan(
     count = len(subject.names)
 
     def step(*tensors: Tensor) -> list[Tensor]:
-        parameters, states, (x_B, y_B) = tensors[:count], tensors[count:-2], tensors[-2:]
-        direction, loss = gradients(parameters, x_B, y_B)
+        parameters, states, (x_batch, y_batch) = tensors[:count], tensors[count:-2], tensors[-2:]
+        direction, loss = gradients(parameters, x_batch, y_batch)
         trained, new_states = optimizer.step([parameters[index] for index in subject.trainable], direction, states)
         updated = list(parameters)
         for index, parameter in zip(subject.trainable, trained, strict=True):
             updated[index] = parameter
         return [*updated, *new_states, loss]
 
-    x_B, y_B = _examples(x, y, batch_rows)
+    x_batch, y_batch = _examples(x, y, batch_rows)
     params = [(parameter, "param") for parameter in subject.names]
     states = [(state_name, "state") for state_name, _ in state]
     with _mode(subject.model, training=True):
         traced = trace(
             step,
-            [*subject.parameters, *(torch.zeros(shape) for _, shape in state), x_B, y_B],
+            [*subject.parameters, *(torch.zeros(shape) for _, shape in state), x_batch, y_batch],
             inputs=[*params, *states, ("x", "x"), ("y", "y")],
             outputs=[*params, *states, ("loss", "loss")],
             name=name,
@@ -156,7 +159,7 @@ def _step_plan(
 
 
 def _require_influence(traced: TracedPlan, trainable: Sequence[str]) -> None:
-    """Refuse a parameter that the loss does not depend on: `torch.optim` would leave it alone, weight decay here would not."""
+    """Refuse a parameter without influence on the loss: `torch.optim` leaves it alone, weight decay here would not."""
     plan = traced.plan
     needed = {output.value for output in plan.outputs if output.role == "loss"}
     value = len(plan.specs())
@@ -169,7 +172,8 @@ def _require_influence(traced: TracedPlan, trainable: Sequence[str]) -> None:
     for name in trainable:
         if name in unused:
             raise PlanError(
-                f"{plan.name}: the loss does not depend on parameter {name!r}; remove it or set requires_grad=False on it"
+                f"{plan.name}: the loss does not depend on parameter {name!r}; remove it or set requires_grad=False "
+                f"on it"
             )
 
 
@@ -183,13 +187,13 @@ def training_plan(
     formula = loss_named(loss)
     subject = _subject(model)
 
-    def gradients(parameters: Sequence[Tensor], x_B: Tensor, y_B: Tensor) -> tuple[list[Tensor], Tensor]:
+    def gradients(parameters: Sequence[Tensor], x_batch: Tensor, y_batch: Tensor) -> tuple[list[Tensor], Tensor]:
         def forward(trained: list[Tensor]) -> Tensor:
-            return formula.agree(subject.predict(subject.bind(parameters, trained), x_B), y_B)
+            return formula.agree(subject.predict(subject.bind(parameters, trained), x_batch), y_batch)
 
-        prediction, pull_back = vjp(forward, [parameters[index] for index in subject.trainable])
-        (direction,) = pull_back(formula.gradient(prediction, y_B) * (1.0 / batch_rows))
-        return direction, _mean(formula.rows(prediction, y_B))
+        prediction, pull_back = _vjp(forward, [parameters[index] for index in subject.trainable])
+        direction = pull_back(formula.gradient(prediction, y_batch) * (1.0 / batch_rows))
+        return direction, _mean(formula.rows(prediction, y_batch))
 
     name = f"train {type(model).__name__} {loss}"
     return _step_plan(subject, gradients, name=name, optimizer=optimizer, x=x, y=y, batch_rows=batch_rows)
@@ -205,7 +209,8 @@ def dp_training_plan(
     batch_rows: int,
     clip_norm: float,
 ) -> TracedPlan:
-    """One optimizer step on the mean over rows of g_b min(1, C / |g_b|): DP-SGD (Abadi et al., CCS 2016, algorithm 1) before noise.
+    """One optimizer step on the mean over rows of g_b min(1, C / |g_b|): DP-SGD (Abadi et al., CCS 2016, algorithm 1)
+    before noise.
 
     g_b is the gradient of row b's loss over all trainable parameters together, |.| its Euclidean norm, C = `clip_norm`.
     No noise is added here, so on its own this gives no privacy. Otherwise as `training_plan`.
@@ -215,27 +220,27 @@ def dp_training_plan(
     formula = loss_named(loss)
     subject = _subject(model)
 
-    def gradients(parameters: Sequence[Tensor], x_B: Tensor, y_B: Tensor) -> tuple[list[Tensor], Tensor]:
+    def gradients(parameters: Sequence[Tensor], x_batch: Tensor, y_batch: Tensor) -> tuple[list[Tensor], Tensor]:
         def of_row(x_row: Tensor, y_row: Tensor) -> tuple[list[Tensor], Tensor]:
             def forward(trained: list[Tensor]) -> Tensor:
                 prediction = subject.predict(subject.bind(parameters, trained), x_row.unsqueeze(0))
                 return formula.agree(prediction, y_row.unsqueeze(0))
 
-            prediction, pull_back = vjp(forward, [parameters[index] for index in subject.trainable])
-            (direction,) = pull_back(formula.gradient(prediction, y_row.unsqueeze(0)))
+            prediction, pull_back = _vjp(forward, [parameters[index] for index in subject.trainable])
+            direction = pull_back(formula.gradient(prediction, y_row.unsqueeze(0)))
             return direction, formula.rows(prediction, y_row.unsqueeze(0)).squeeze(0)
 
         # "different" lets a random op reach the op table, which refuses it with its line.
-        per_row, losses = vmap(of_row, randomness="different")(x_B, y_B)
+        per_row, losses = vmap(of_row, randomness="different")(x_batch, y_batch)
         flat = [g.reshape(batch_rows, -1) for g in per_row]
         squares = (flat[0] * flat[0]).sum(1)
-        for g_BN in flat[1:]:
-            squares = squares + (g_BN * g_BN).sum(1)
+        for g_flat in flat[1:]:
+            squares = squares + (g_flat * g_flat).sum(1)
         norms = torch.clamp(torch.sqrt(squares), min=clip_norm * _TINY_NORM)
         factors = torch.clamp(clip_norm / norms, max=1.0) * (1.0 / batch_rows)
         # A row vector times a matrix clips and sums in one pass, with no second copy of the gradients.
         clipped = [
-            torch.mm(factors.unsqueeze(0), g_BN).view(g.shape[1:]) for g_BN, g in zip(flat, per_row, strict=True)
+            torch.mm(factors.unsqueeze(0), g_flat).view(g.shape[1:]) for g_flat, g in zip(flat, per_row, strict=True)
         ]
         return clipped, _mean(losses)
 
@@ -244,26 +249,35 @@ def dp_training_plan(
 
 
 def evaluation_plan(model: nn.Module, *, loss: str, x: TensorSpec, y: TensorSpec, batch_rows: int) -> TracedPlan:
-    """Loss and other metrics of each of `batch_rows` rows, the model in eval mode. Outputs of role "row", float32 [B]."""
+    """Loss and other metrics of each row, the model in eval mode: outputs of role "row", float32 [batch_rows]."""
     formula = loss_named(loss)
     subject = _subject(model)
     count = len(subject.names)
 
     def evaluate(*tensors: Tensor) -> list[Tensor]:
-        parameters, (x_B, y_B) = tensors[:count], tensors[count:]
-        prediction = formula.agree(subject.predict(subject.bind(parameters, ()), x_B), y_B)
-        return formula.metric_rows(prediction, y_B)
+        parameters, (x_batch, y_batch) = tensors[:count], tensors[count:]
+        prediction = formula.agree(subject.predict(subject.bind(parameters, ()), x_batch), y_batch)
+        return formula.metric_rows(prediction, y_batch)
 
-    x_B, y_B = _examples(x, y, batch_rows)
+    x_batch, y_batch = _examples(x, y, batch_rows)
     with _mode(model, training=False):
         return trace(
             evaluate,
-            [*subject.parameters, x_B, y_B],
+            [*subject.parameters, x_batch, y_batch],
             inputs=[*((name, "param") for name in subject.names), ("x", "x"), ("y", "y")],
             outputs=[(metric, "row") for metric in formula.metrics],
             name=f"evaluate {type(model).__name__} {loss}",
             model=model,
         )
+
+
+def _vjp(
+    forward: Callable[[list[Tensor]], Tensor], trained: list[Tensor]
+) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """The prediction, and what turns a derivative by the prediction into derivatives by `trained`."""
+    result: Any = vjp(forward, trained)  # of two or three parts, depending on an option that is not used here
+    prediction, pull_back = result
+    return prediction, lambda cotangent: pull_back(cotangent)[0]
 
 
 def _mean(rows: Tensor) -> Tensor:

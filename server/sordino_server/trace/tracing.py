@@ -6,8 +6,8 @@
     encode    validated canonical CBOR; its SHA-256 is the Plan's identity              plan.plan
     prove     the Plan run on the examples gives what the function gives there
 
-The same function on examples of the same shapes gives the same bytes, in any process: nothing in a Plan comes from the examples'
-values, from addresses or from the order of a set.
+The same function on examples of the same shapes gives the same bytes, in any process: nothing in a Plan comes from the
+examples' values, from addresses or from the order of a set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from sordino_common.errors import LocalError, PlanError
 from sordino_common.plan.interpreter import NumpyProgram
 from sordino_common.plan.plan import DEFAULT_PLAN_LIMITS, encode_plan, plan_id
-
 from sordino_common.plan.values import Input, Plan, PlanLimits, Ref
 from sordino_server.trace.capture import Function, capture
 from sordino_server.trace.draft import Draft, spec_of
@@ -32,7 +31,10 @@ from sordino_server.trace.origins import ModulePaths
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedPlan:
-    """A Plan, its canonical bytes and their SHA-256. `origins[i]` is the model's line behind node i; it is no part of the Plan."""
+    """A Plan, its canonical bytes and their SHA-256.
+
+    `origins[i]` is the model's line behind node i. It is no part of the Plan.
+    """
 
     plan: Plan
     data: bytes
@@ -79,16 +81,17 @@ def trace(
     return TracedPlan(plan=plan, data=data, plan_id=plan_id(data), origins=tuple(map(str, origins)))
 
 
-# Rounding apart, the two sides agree to about 1e-5. A wrong program differs nearly everywhere; rounding alone can differ by much at
-# a few places where the program jumps (a ReLU at 0, Adam's first step, which is the sign of the gradient).
+# Rounding apart, the two sides agree to about 1e-5. A wrong program differs nearly everywhere; rounding alone can
+# differ by much at a few places where the program jumps (a ReLU at 0, Adam's first step, which is the sign of the
+# gradient).
 _RELATIVE = 1e-3
 _ABSOLUTE = 1e-4
 _SHARE = 0.05
 
 
 def _prove(fn: Function, plan: Plan, examples: Sequence[Tensor]) -> None:
-    """Run function and Plan on the examples. They differ where the function used a tensor's values behind the tracer's back
-    (through NumPy, say), so that one call's values are baked into the Plan."""
+    """Run function and Plan on the examples. They differ where the function used a tensor's values behind the tracer's
+    back (through NumPy, say), so that one call's values are baked into the Plan."""
     with torch.no_grad():
         expected = fn(*[example.clone() for example in examples])
     found = NumpyProgram(plan).run([example.numpy() for example in examples])
@@ -96,6 +99,7 @@ def _prove(fn: Function, plan: Plan, examples: Sequence[Tensor]) -> None:
         close = np.isclose(want.detach().numpy(), got, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
         if close.size and (~close).mean() > _SHARE:
             raise PlanError(
-                f"{plan.name}: output {entry.name!r} of the Plan differs from what the model computes; somewhere the model takes "
+                f"{plan.name}: output {entry.name!r} of the Plan differs from what the model computes; somewhere the "
+                f"model takes "
                 f"values out of a tensor (.numpy(), .data, a global counter) or is not the same function at every call"
             )
