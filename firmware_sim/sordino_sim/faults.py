@@ -2,7 +2,7 @@
 
     seed: 7                     # draws the agents where only a number is given
     faults:
-      - {round: 3, after_s: 0.05, do: die, agents: 3}          # three agents, drawn by the seed, lose power
+      - {round: 3, after_s: 0.05, do: die, agents: 3}          # three agents, drawn by the seed, are killed
       - {round: 5, do: return, agents: [agent-02]}             # one comes back, as a new boot
       - {round: 4, do: leave, agents: [agent-07]}              # drains and says goodbye
       - {round: 4, do: slow, agents: [agent-08], factor: 20}   # computes twenty times slower from here on
@@ -11,8 +11,10 @@
       - {round: 6, do: server-kill}
 
 A fault is due at a round (when the round's first command leaves, plus `after_s`) or at a time after the job's start.
-`return` with a number brings back that many of those which are away, first gone first. Pure: the schedule says what is
-due; `harness` does it.
+A killed process's connection breaks at once; with `noticed_s: 45` on `die` the broker hears of it after the keep-alive
+only, as when power fails. `return` with a number brings back that many of those which are away, first gone first.
+
+Pure: the schedule says what is due; `director` makes it happen.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     time_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e9)] | None = None
     after_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     agents: Annotated[int, msgspec.Meta(ge=1)] | Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)] | None = None
+    noticed_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     factor: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 10.0
     for_s: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 5.0
     down_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 1.0

@@ -1,6 +1,6 @@
 """The simulated world around a job: which boards, which network, who holds which rows.
 
-It is the job's `simulation` section, with what the command line changes. A profile is a name (`pi4`) or a mix
+It is the job's `simulation` section. A profile is a name (`pi4`) or a mix
 (`pi3:6,pi-zero2:4`: six and four, in this order, then again).
 """
 
@@ -97,18 +97,12 @@ class Scenario:
         return partition_dirichlet(targets, agents=count, alpha=simulation.alpha, seed=self.seed)
 
 
-def scenario_of(
-    job: Job, *, agents: int | None = None, seed: int | None = None, profile_name: str | None = None
-) -> Scenario:
-    """The scenario of a job; what is given here comes before the job's `simulation`. Raises `ConfigError`."""
+def scenario_of(job: Job) -> Scenario:
+    """The scenario of a job. The seed is the one by which the baseline's rows are split. Raises `ConfigError`."""
     simulation = job.spec.simulation
-    count = simulation.agents if agents is None else agents
-    if count < 1:
-        raise ConfigError(f"--agents {count}: at least 1 is needed")
-    if seed is None:
-        seed = job.spec.train.seed if simulation.seed is None else simulation.seed
-    boards = _mix(profile_name or simulation.profile or DEFAULT_PROFILE)
-    names = agent_names(count)
+    seed = job.spec.train.seed if simulation.seed is None else simulation.seed
+    boards = _mix(simulation.profile or DEFAULT_PROFILE)
+    names = agent_names(simulation.agents)
     return Scenario(job=job, seed=seed, boards={name: boards[index % len(boards)] for index, name in enumerate(names)})
 
 

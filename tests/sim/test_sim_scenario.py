@@ -17,13 +17,15 @@ def job(*overrides: str) -> Job:
 
 
 def test_a_mix_of_boards_is_dealt_out_in_turn() -> None:
-    scenario = scenario_of(job(), agents=5, profile_name="pi3:2,pi-zero2")
+    scenario = scenario_of(job("simulation.agents=5", "simulation.profile='pi3:2,pi-zero2'"))
     assert [board.name for board in scenario.boards.values()] == ["pi3", "pi3", "pi-zero2", "pi3", "pi3"]
     assert scenario.describe()["profile"] == {"pi3": 4, "pi-zero2": 1}
 
 
 def test_the_jobs_figures_replace_those_of_the_board() -> None:
-    scenario = scenario_of(job("simulation.network.latency_s=0.5", "simulation.network.jitter_s=0"), profile_name="pi3")
+    scenario = scenario_of(
+        job("simulation.profile=pi3", "simulation.network.latency_s=0.5", "simulation.network.jitter_s=0")
+    )
     network = scenario.network(server="server")
     assert network.link("agent-00").latency_s == 0.5 and network.link("agent-00").up_bps == 94e6
     assert network.link("server").latency_s == 0.0005
@@ -33,7 +35,7 @@ def test_the_jobs_figures_replace_those_of_the_board() -> None:
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])
 def test_every_row_is_with_one_agent_and_the_test_rows_are_the_baselines(partition: str) -> None:
-    scenario = scenario_of(job(f"simulation.partition={partition}", "simulation.alpha=0.1"), seed=4)
+    scenario = scenario_of(job(f"simulation.partition={partition}", "simulation.alpha=0.1", "train.seed=4"))
     tables = scenario.tables()
     assert tuple(tables) == agent_names(10) == scenario.agents
     source = load_public("boston")
@@ -59,7 +61,7 @@ def test_a_profile_that_is_none_is_refused(name: str) -> None:
 
 def test_more_agents_than_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="405 rows for 406 agents"):
-        scenario_of(job(), agents=406).tables()
+        scenario_of(job("simulation.agents=406")).tables()
 
 
 def test_a_column_that_the_source_lacks_is_named_with_its_place() -> None:

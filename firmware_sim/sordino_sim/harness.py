@@ -1,0 +1,287 @@
+"""A whole fleet in one process: operator, roster, server and N agents, each the very object of the real programs.
+
+What is simulated is what lies around them: the clock (a `VirtualLoop`, in which nobody waits), the wire (`wires.py`:
+memory with a network model, or a real broker), keys (from the seed), and the time that computing takes (a device
+profile; the results are computed for real). An agent's boot is an object of its own: `die` stops its loop, forgets it
+and cuts its connection, `come_back` builds a new one with a greater boot number, as a restarted device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from sordino_common.transport.endpoint import Endpoint
+
+from sordino_agent.core import AgentCore
+from sordino_agent.data.catalogue import MemoryCatalogue
+from sordino_agent.data.table import Table
+from sordino_agent.executor import InlineExecutor
+from sordino_agent.policy import Limits, Policy
+from sordino_agent.store import TensorStore
+from sordino_agent.tasks import TaskCost
+from sordino_agent.workshop import Programs, Workshop, plan_limits
+from sordino_common.channel.identity import DeviceKey
+from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
+from sordino_common.clock import Loop
+from sordino_common.errors import LocalError
+from sordino_common.transport.settings import LinkSettings
+from sordino_server.conductor import Conductor
+from sordino_sim.keys import simulation_device_key, simulation_operator_key, simulation_random
+from sordino_sim.mortal import MortalLoop
+from sordino_sim.profiles import DeviceProfile
+from sordino_sim.scenario import Scenario
+from sordino_sim.wires import Wire
+
+FLEET: Final = "simulated"
+SERVER: Final = "server"
+VERSION: Final = "simulated"
+_VALID_S: Final = 10 * 365 * 86_400  # a simulation's roster outlives any virtual clock
+_DRAIN_S: Final = 5.0  # as long as the real agent takes to say goodbye, at most
+
+# The simulated owners allow everything that a job can ask for: policies are tested on the agent itself, and a fleet of
+# a thousand may have one row each.
+_POLICY: Final = Policy(plans="any", min_rows=1)
+
+log = logging.getLogger("sordino.sim")
+
+
+class _SharedRosterBook(RosterBook):
+    """A roster book that shares the parsed roster with the other parties of this process: a thousand agents would
+    otherwise parse, and hold, a thousand rosters of a thousand entries. Every check of `accept` is still made."""
+
+    def __init__(self, parsed: dict[bytes, Roster], *, operator_key: bytes, wall_s: Callable[[], float]) -> None:
+        self._parsed = parsed
+        super().__init__(fleet=FLEET, operator_key=operator_key, wall_s=wall_s)
+
+    def _read(self, signed: bytes) -> Roster:
+        roster = self._parsed.get(signed)
+        if roster is None:
+            roster = self._parsed[signed] = super()._read(signed)
+        return roster
+
+
+class SimulatedAgent:
+    """One device: what survives its restarts (key, rows, boot counter), and the boot that is running, if any."""
+
+    __slots__ = ("board", "boot", "core", "endpoint", "identity", "loop", "name", "slowdown", "table")
+
+    def __init__(self, *, name: str, identity: DeviceKey, board: DeviceProfile, table: Table) -> None:
+        self.name = name
+        self.identity = identity
+        self.board = board
+        self.table = table
+        self.boot = 0
+        self.slowdown = 1.0
+        self.loop: MortalLoop | None = None
+        self.core: AgentCore | None = None
+        self.endpoint: Endpoint | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.loop is not None
+
+    def seconds_of(self, cost: TaskCost) -> float:
+        """The time that this device takes for a task."""
+        return self.board.plan_seconds(flops=cost.flops, nodes=cost.nodes, runs=cost.runs, slowdown=self.slowdown)
+
+
+class SimulatedFleet:
+    """See the module's text. `start_server`, then `start_agents`; `conductor` runs generators as the real server's."""
+
+    def __init__(self, scenario: Scenario, *, loop: Loop, wire: Wire, link: LinkSettings | None = None) -> None:
+        seed = scenario.seed
+        self._seed = seed
+        self._loop = loop
+        self._wire = wire
+        self._link = link or LinkSettings()
+        self._programs = Programs(executor="numpy", limits=plan_limits(256 << 20))
+        self._parsed: dict[bytes, Roster] = {}
+        self._operator = simulation_operator_key(seed)
+        self._server_identity = simulation_device_key(seed, SERVER)
+        self._server_boot = 0
+        self._server_loop: MortalLoop | None = None
+        self._tables: Mapping[str, Table] = scenario.tables()
+        self.agents: Mapping[str, SimulatedAgent] = {
+            name: SimulatedAgent(
+                name=name, identity=simulation_device_key(seed, name), board=board, table=self._tables[name]
+            )
+            for name, board in scenario.boards.items()
+        }
+        self._away: list[str] = []  # who died or left, in this order
+        self._signed = self._sign_roster()
+        self.conductor: Conductor | None = None
+        self.server_endpoint: Endpoint | None = None
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return tuple(sorted(self.agents))
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """Agents that died or left and did not return, first gone first."""
+        return tuple(self._away)
+
+    # --- the server ------------------------------------------------------------------------------------------------
+
+    def start_server(self) -> Conductor:
+        """A (new) boot of the server: endpoint and conductor."""
+        if self._server_loop is not None:
+            raise LocalError("start_server: the server runs already")
+        self._server_boot += 1
+        loop = self._server_loop = MortalLoop(self._loop)
+        conductor = Conductor(loop=loop)
+        book = self._book()
+        book.accept(self._signed)
+        endpoint = self._endpoint(SERVER, self._server_identity, book, self._server_boot, loop, conductor)
+        counters = endpoint.counters.total
+        conductor.attach(
+            endpoint,
+            members=lambda: self.members,
+            traffic=lambda: (counters.packet_bytes_received, counters.packet_bytes_sent),
+        )
+        self.conductor, self.server_endpoint = conductor, endpoint
+        endpoint.open()
+        endpoint.publish_roster(self._signed)
+        return conductor
+
+    def kill_server(self) -> None:
+        """The server's process is gone, between two instructions."""
+        if self._server_loop is not None:
+            self._server_loop.kill()
+            self._server_loop = None
+            self.conductor = self.server_endpoint = None
+            self._wire.kill(SERVER, noticed_after_s=0.0)
+
+    # --- agents ----------------------------------------------------------------------------------------------------
+
+    def start_agents(self) -> None:
+        """Start everybody who is not away."""
+        for agent in self.agents.values():
+            if not agent.running and agent.name not in self._away:
+                self._start(agent)
+
+    def die(self, name: str, *, noticed_after_s: float = 0.0) -> None:
+        """The device stops in mid-word; the broker notices later. Nothing happens if it is not running."""
+        agent = self.agents[name]
+        if agent.loop is None:
+            return
+        agent.loop.kill()
+        agent.loop = agent.core = agent.endpoint = None
+        self._wire.kill(name, noticed_after_s=noticed_after_s)
+        self._away.append(name)
+
+    def leave(self, name: str) -> None:
+        """The device drains and says goodbye, as on SIGTERM."""
+        agent = self.agents[name]
+        if agent.core is None or agent.endpoint is None or agent.loop is None:
+            return
+        core, endpoint, loop = agent.core, agent.endpoint, agent.loop
+        self._away.append(name)
+
+        def goodbye() -> None:
+            if agent.endpoint is endpoint:
+                endpoint.close(drain_s=_DRAIN_S)
+                # What the closed endpoint still has to send, it sends; after that its loop has nothing to do.
+                agent.loop = agent.core = agent.endpoint = None
+
+        core.drain(goodbye)
+        loop.call_at(loop.now_s() + _DRAIN_S, goodbye)
+
+    def come_back(self, name: str) -> None:
+        """A new boot of a device that is away."""
+        agent = self.agents[name]
+        if agent.running:
+            return
+        if name in self._away:
+            self._away.remove(name)
+        self._start(agent)
+
+    def slow_down(self, name: str, factor: float) -> None:
+        """From its next task on, the device takes `factor` times its profile's time."""
+        self.agents[name].slowdown = factor
+
+    def close(self) -> None:
+        """Stop everything that has a socket or a timer."""
+        for name, agent in self.agents.items():
+            if agent.loop is not None:
+                agent.loop.kill()
+                agent.loop = agent.core = agent.endpoint = None
+                self._wire.kill(name, noticed_after_s=0.0)
+        self.kill_server()
+
+    def _start(self, agent: SimulatedAgent) -> None:
+        agent.boot += 1
+        loop = agent.loop = MortalLoop(self._loop)
+        limits = Limits(memory_bytes=agent.board.memory_bytes // 2)
+        workshop = Workshop(
+            catalogue=MemoryCatalogue([agent.table]), programs=self._programs, memory_bytes=limits.memory_bytes
+        )
+        executor = InlineExecutor(loop, workshop=workshop, seconds_of=agent.seconds_of, limit_s=limits.plan_seconds)
+        core = agent.core = AgentCore(
+            name=agent.name,
+            server=SERVER,
+            policy=_POLICY,
+            limits=limits,
+            executor=executor,
+            store=TensorStore(budget_bytes=limits.store_bytes),
+            loop=loop,
+            version=VERSION,
+        )
+        book = self._book()
+        book.accept(self._signed)
+        endpoint = agent.endpoint = self._endpoint(agent.name, agent.identity, book, agent.boot, loop, core)
+        core.attach(endpoint)
+        core.start()
+        endpoint.open()
+
+    # --- both ------------------------------------------------------------------------------------------------------
+
+    def _endpoint(
+        self,
+        name: str,
+        identity: DeviceKey,
+        book: RosterBook,
+        boot: int,
+        loop: MortalLoop,
+        handler: AgentCore | Conductor,
+    ) -> Endpoint:
+        return Endpoint(
+            name=name,
+            identity=identity,
+            roster=book,
+            fleet=FLEET,
+            server=SERVER,
+            boot=boot,
+            transport=self._wire.transport(name, loop),
+            loop=loop,
+            handler=handler,
+            version=VERSION,
+            settings=self._link,
+            random=simulation_random(self._seed, name, boot),
+        )
+
+    def _book(self) -> RosterBook:
+        return _SharedRosterBook(self._parsed, operator_key=self._operator.public, wall_s=self._loop.wall_s)
+
+    def _sign_roster(self) -> bytes:
+        issued_s = int(self._loop.wall_s())
+        parties = [(SERVER, self._server_identity, ("server",))]
+        parties += [(agent.name, agent.identity, ("data",)) for agent in self.agents.values()]
+        roster = Roster(
+            fleet=FLEET,
+            epoch=1,
+            issued_s=issued_s,
+            expires_s=issued_s + _VALID_S,
+            entries=tuple(
+                RosterEntry(
+                    name=name,
+                    sign_key=identity.public.sign_key,
+                    box_key=identity.public.box_key,
+                    roles=roles,
+                )
+                for name, identity, roles in parties
+            ),
+        )
+        return sign_roster(roster, self._operator)

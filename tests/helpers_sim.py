@@ -1,0 +1,31 @@
+"""Small jobs for the simulator's tests: Boston Housing, few rounds, quick to trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sordino_server.job import Job, load_job
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# Short waits: virtual time costs nothing, but a test that waits for a deadline should say which.
+QUICK = (
+    "train.rounds=4",
+    "train.local_epochs=1",
+    "model.args.hidden=[8]",
+    "train.round_deadline_s=30",
+    "train.straggler_s=5",
+    "train.join_s=5",
+)
+
+
+def boston(*overrides: str) -> Job:
+    """A quick Boston job with `overrides` on top."""
+    return load_job(EXAMPLES / "boston-fedavg.yaml", overrides=(*QUICK, *overrides))
+
+
+def write_faults(folder: Path, *lines: str) -> Path:
+    """A fault file of flow mappings, one a line."""
+    path = folder / "faults.yaml"
+    path.write_text("faults:\n" + "".join(f"  - {{{line}}}\n" for line in lines))
+    return path
