@@ -1,7 +1,7 @@
 """The agent's YAML file: typed, with errors that name file, line and column. Relative paths start at the file's folder.
 
-Keys and passwords are never in the file itself: the device key is made by `sordino-agent init` in `state_dir`, a broker
-password stands in a file of its own.
+The device key is never in the file: `sordino-agent init` makes it in `state_dir`. A broker password is better kept in a
+file of its own (`broker_password_file`) than here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sordino_agent.datasets import DatasetSpec
 from sordino_agent.policy import Limits, Policy
 from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
-from sordino_common.messages.base import Label, Name
+from sordino_common.messages.base import Name
+from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings
 
 KEY_FILE: Final = "agent.key"
 BOOT_FILE: Final = "boot"
@@ -34,30 +35,6 @@ class AgentSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     state_dir: str
 
 
-class TlsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """TLS to the broker: `ca` (PEM; absent: the system's), the client's `certificate` and `key`, and the name that the
-    broker's certificate must carry if it is not `broker.host`."""
-
-    ca: str | None = None
-    certificate: str | None = None
-    key: str | None = None
-    server_name: str | None = None
-
-
-class BrokerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The MQTT v5 broker. `window`: packets that it has not acknowledged; `max_packet_bytes`: largest payload."""
-
-    host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 1883
-    username: Label | None = None
-    password_file: str | None = None
-    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 60
-    connect_timeout_s: Annotated[float, msgspec.Meta(gt=0.0, le=600.0)] = 10.0
-    window: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 16
-    max_packet_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 28)] = 1 << 20
-    tls: TlsSection | None = None
-
-
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `operator_key`: 64 hex digits, or the path of a file that holds them. `roster`: a signed roster
     to begin with; without it the first comes from the broker (it is checked against the operator's key either way)."""
@@ -65,7 +42,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     agent: AgentSection
     operator_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
     roster: str | None = None
-    broker: BrokerSection
+    broker: MqttSettings
+    broker_password_file: str | None = None
     datasets: Annotated[tuple[DatasetSpec, ...], msgspec.Meta(max_length=256)] = ()
     policy: Policy = Policy()
     limits: Limits = Limits()
@@ -121,18 +99,34 @@ class LoadedConfig:
             raise self.error(("operator_key",), f"{where}expected {_KEY_HEX} hex digits, found {len(text)} characters")
         return bytes.fromhex(text)
 
-    def password(self) -> str | None:
-        """The broker's password. Raises `ConfigError` if others may read its file."""
-        name = self.config.broker.password_file
-        if name is None:
-            return None
-        file = self.resolve(name)
+    def broker(self) -> MqttSettings:
+        """How to reach the broker: client id and password filled in, paths absolute. Raises `ConfigError`."""
+        broker = self.config.broker
+        password = broker.password
+        if self.config.broker_password_file is not None:
+            password = self._password(self.resolve(self.config.broker_password_file))
+        tls = broker.tls
+        if tls is not None:
+            tls = TlsSettings(
+                ca=self._resolved(tls.ca),
+                certificate=self._resolved(tls.certificate),
+                key=self._resolved(tls.key),
+                server_name=tls.server_name,
+            )
+        client_id = broker.client_id or f"sordino-{self.config.agent.fleet}-{self.config.agent.name}"
+        return msgspec.structs.replace(broker, client_id=client_id, password=password, tls=tls)
+
+    def _resolved(self, text: str | None) -> str | None:
+        return None if text is None else str(self.resolve(text))
+
+    def _password(self, file: Path) -> str:
+        key = ("broker_password_file",)
         try:
             if file.stat().st_mode & 0o077:
-                raise self.error(("broker", "password_file"), f"{file}: readable by others; run chmod 600 {file}")
+                raise self.error(key, f"{file}: readable by others; run chmod 600 {file}")
             return file.read_text("utf-8").rstrip("\r\n")
         except OSError as error:
-            raise self.error(("broker", "password_file"), f"{file}: can't be read: {error.strerror}") from None
+            raise self.error(key, f"{file}: can't be read: {error.strerror}") from None
 
     def error(self, key: tuple[str | int, ...], text: str) -> ConfigError:
         """A `ConfigError` with the file, line and column of `key`."""
@@ -154,11 +148,11 @@ def load_agent_config(path: Path) -> LoadedConfig:
             )
     if config.agent.name == config.agent.server:
         raise loaded.error(("agent", "name"), "an agent can't have the server's name")
-    if config.broker.username is None and config.broker.password_file is not None:
-        raise loaded.error(("broker", "password_file"), "a password without a username")
-    tls = config.broker.tls
-    if tls is not None and (tls.certificate is None) != (tls.key is None):
-        raise loaded.error(("broker", "tls"), "certificate and key come together")
+    has_password = config.broker.password is not None or config.broker_password_file is not None
+    if config.broker.username is None and has_password:
+        raise loaded.error(("broker",), "a password without a username")
+    if config.broker.password is not None and config.broker_password_file is not None:
+        raise loaded.error(("broker_password_file",), "the password is given twice, here and in broker.password")
     return loaded
 
 

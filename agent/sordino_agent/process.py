@@ -178,7 +178,10 @@ class ProcessExecutor:
         if job is None:
             raise CodecError("pipe: an outcome that nobody waits for")
         outcome = decode_outcome(frame)
-        self._finish(job, outcome)
+        if outcome == CANCELLED and job.stopped is None:
+            self._hand_over(job)  # the signal was for the task before, which had just ended by itself
+        else:
+            self._finish(job, outcome)
 
     def _on_end(self, reason: str) -> None:
         self._worker = None

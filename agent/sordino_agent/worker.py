@@ -21,7 +21,7 @@ from typing import BinaryIO, Final, cast
 
 from sordino_agent.data.catalogue import FileCatalogue
 from sordino_agent.errors import Cancelled
-from sordino_agent.executor import log_failure
+from sordino_agent.executor import CANCELLED, log_failure
 from sordino_agent.pipe import WorkerSetup, decode_setup, header, read_frame
 from sordino_agent.tasks import Done, Outcome, decode_task, encode_outcome, failure_of
 from sordino_agent.workshop import ExecutorName, Programs, Workshop, plan_limits
@@ -43,7 +43,7 @@ class _Interrupts:
 
     def check(self) -> None:
         if self.cancelled:
-            raise Cancelled("the task was cancelled")
+            raise Cancelled(CANCELLED.reason)
         if os.getppid() != self._daemon:
             os._exit(0)  # nobody is left to answer
 
@@ -66,8 +66,11 @@ def main() -> int:
     _confine(setup.memory_bytes)
     _write(output, b"")  # ready
     while (frame := read_frame(source.read)) is not None:
+        outcome = _perform(workshop, frame, interrupts)
+        # Not before the task: the signal may be faster than its frame. One that comes later still may hit the next
+        # task; the daemon, which knows that it did not cancel that one, hands it over again.
         interrupts.cancelled = False
-        _write(output, encode_outcome(_perform(workshop, frame, interrupts)))
+        _write(output, encode_outcome(outcome))
     return 0
 
 

@@ -60,7 +60,8 @@ def replace_a_part(data: bytes, rng: random.Random) -> bytes:
     while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
         place = place[key]
         key = rng.choice(sorted(place)) if isinstance(place, dict) else rng.randrange(len(place))
-    place[key] = rng.choice(ODDITIES)
+    alike = [odd for odd in ODDITIES if type(odd) is type(place[key])]
+    place[key] = rng.choice(alike if alike and rng.random() < 0.8 else ODDITIES)
     return m.encode(outer)
 
 

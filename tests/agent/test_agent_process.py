@@ -1,0 +1,329 @@
+"""The worker process: the same answers as inline, and that nothing a task does hurts the daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers_agent import OPEN_POLICY, TRAIN_PLAN, Arrived, Outbox, data_ref, make_core, small_table, train_command
+from sordino_agent.data.catalogue import FileCatalogue
+from sordino_agent.datasets import DatasetSpec
+from sordino_agent.pipe import FrameReader, WorkerSetup, header
+from sordino_agent.policy import Limits
+from sordino_agent.process import ProcessExecutor
+from sordino_agent.tasks import DatasetList, DescribeTask, Done, Failure, Outcome, PlanTask, TrainFacts, TrainTask
+from sordino_agent.workshop import Programs, Workshop, plan_limits
+from sordino_common import messages as m
+from sordino_common.errors import CodecError
+from sordino_common.transport.reactor import Reactor
+
+MEMORY = 64 << 20
+FOREVER = 1 << 30  # local steps: hours
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> tuple[DatasetSpec, ...]:
+    table = small_table()
+    np.savez(tmp_path / "toy.npz", **table.columns)
+    return (DatasetSpec(name="toy", path=str(tmp_path / "toy.npz"), test_rows=10),)
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    with Reactor() as loop:
+        yield loop
+
+
+Maker = Callable[..., ProcessExecutor]
+
+
+@pytest.fixture
+def make(reactor: Reactor, datasets: tuple[DatasetSpec, ...]) -> Iterator[Maker]:
+    made: list[ProcessExecutor] = []
+
+    def build(*, limit_s: float = 60.0, idle_s: float = 60.0, memory_bytes: int = MEMORY) -> ProcessExecutor:
+        setup = WorkerSetup(datasets=datasets, executor="numpy", memory_bytes=memory_bytes)
+        made.append(ProcessExecutor(reactor, setup=setup, limit_s=limit_s, answer_bytes=1 << 20, idle_s=idle_s))
+        return made[-1]
+
+    yield build
+    for executor in made:
+        executor.close()
+
+
+def train_task(**changes: object) -> TrainTask:
+    return TrainTask(command=train_command(**changes), plan=TRAIN_PLAN, agent="pi-01", min_rows=2)
+
+
+def wait(reactor: Reactor, outcomes: list[Outcome], count: int = 1) -> None:
+    assert reactor.run_until(lambda: len(outcomes) >= count, deadline_s=reactor.now_s() + 60.0)
+
+
+def failure(outcome: Outcome) -> Failure:
+    assert isinstance(outcome, Failure), outcome
+    return outcome
+
+
+def test_the_same_bytes_as_inline(reactor: Reactor, make: Maker, datasets: tuple[DatasetSpec, ...]) -> None:
+    executor = make()
+    outcomes: list[Outcome] = []
+    for task in (DescribeTask(), PlanTask(plan=TRAIN_PLAN), train_task()):
+        executor.submit(task, outcomes.append)
+    assert outcomes == []
+    wait(reactor, outcomes, 3)
+    described, _, trained = outcomes
+    assert isinstance(described, Done)
+    assert isinstance(described.result, DatasetList)
+    assert described.result.datasets[0].train_rows == 30
+    shop = Workshop(
+        catalogue=FileCatalogue(datasets, max_bytes=MEMORY),
+        programs=Programs(executor="numpy", limits=plan_limits(MEMORY)),
+        memory_bytes=MEMORY,
+    )
+    assert isinstance(trained, Done)
+    assert isinstance(trained.result, TrainFacts)
+    assert trained.result == shop.prepare(train_task()).run(None)
+    assert 0 < trained.seconds < 60
+
+
+def test_a_task_over_its_time_is_killed_and_the_next_one_runs(reactor: Reactor, make: Maker) -> None:
+    executor = make(limit_s=0.3)
+    outcomes: list[Outcome] = []
+    executor.submit(train_task(steps=FOREVER), outcomes.append)
+    executor.submit(train_task(), outcomes.append)
+    wait(reactor, outcomes)
+    assert (failure(outcomes[0]).code, "plan_seconds" in failure(outcomes[0]).reason) == ("limit", True)
+    wait(reactor, outcomes, 2)
+    assert isinstance(outcomes[1], Done)
+
+
+def test_a_killed_worker_costs_its_task_only(reactor: Reactor, make: Maker) -> None:
+    executor = make()
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    first = executor.worker_pid
+    assert first is not None
+    executor.submit(train_task(steps=FOREVER), outcomes.append)
+    executor.submit(train_task(), outcomes.append)
+    os.kill(first, signal.SIGKILL)  # as the kernel does when memory is short
+    wait(reactor, outcomes, 3)
+    assert failure(outcomes[1]).code == "worker"
+    assert "SIGKILL" in failure(outcomes[1]).reason
+    assert isinstance(outcomes[2], Done)
+    assert executor.worker_pid != first
+
+
+def test_cancel_of_a_running_and_of_a_waiting_task(reactor: Reactor, make: Maker) -> None:
+    executor = make()
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    pid = executor.worker_pid
+    order: list[str] = []
+
+    def note(name: str) -> Callable[[Outcome], None]:
+        def on_done(outcome: Outcome) -> None:
+            order.append(name)
+            outcomes.append(outcome)
+
+        return on_done
+
+    cancel_running = executor.submit(train_task(steps=FOREVER), note("running"))
+    cancel_waiting = executor.submit(train_task(), note("waiting"))
+    executor.submit(train_task(round=2), outcomes.append)
+    cancel_waiting()
+    cancel_waiting()
+    assert order == []
+    cancel_running()  # the signal may well overtake the command
+    cancel_running()
+    wait(reactor, outcomes, 4)
+    assert order == ["waiting", "running"]
+    assert [failure(one).code for one in outcomes[1:3]] == ["cancelled", "cancelled"]
+    assert isinstance(outcomes[3], Done)
+    assert executor.worker_pid == pid  # it stopped by itself, with its tables
+
+
+def test_a_worker_that_does_not_stop_is_killed(reactor: Reactor, make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sordino_agent.process.GRACE_S", 0.05)
+    executor = make()
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    pid = executor.worker_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    executor.submit(train_task(), outcomes.append)()
+    wait(reactor, outcomes, 2)
+    assert failure(outcomes[1]).code == "cancelled"
+    assert executor.worker_pid is None
+
+
+def test_memory_is_refused_before_the_run(reactor: Reactor, make: Maker) -> None:
+    executor = make(memory_bytes=1 << 18)
+    outcomes: list[Outcome] = []
+    executor.submit(train_task(), outcomes.append)
+    wait(reactor, outcomes)
+    assert failure(outcomes[0]).code in ("plan", "limit")
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes, 2)
+    assert isinstance(outcomes[1], Done)
+
+
+def test_an_idle_worker_ends_and_comes_back(reactor: Reactor, make: Maker) -> None:
+    executor = make(idle_s=0.0)
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    pid = executor.worker_pid
+    assert reactor.run_until(lambda: executor.worker_pid is None, deadline_s=reactor.now_s() + 30.0)
+    assert pid is not None
+    assert not Path(f"/proc/{pid}").exists()  # reaped too
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes, 2)
+    assert isinstance(outcomes[1], Done)
+
+
+def test_a_task_for_a_worker_that_is_ending_waits_for_the_next(reactor: Reactor, make: Maker) -> None:
+    executor = make(idle_s=0.0)
+    outcomes: list[Outcome] = []
+
+    def again(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            reactor.call_at(reactor.now_s() + 0.001, lambda: executor.submit(DescribeTask(), outcomes.append) and None)
+
+    executor.submit(DescribeTask(), again)
+    wait(reactor, outcomes, 2)
+    assert all(isinstance(one, Done) for one in outcomes)
+
+
+def test_a_late_signal_does_not_cancel_the_next_task(reactor: Reactor, make: Maker) -> None:
+    executor = make()
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    assert executor.worker_pid is not None
+    os.kill(executor.worker_pid, signal.SIGUSR1)
+    executor.submit(train_task(), outcomes.append)
+    wait(reactor, outcomes, 2)
+    assert isinstance(outcomes[1], Done)
+
+
+def test_close_cancels_and_leaves_no_process(reactor: Reactor, make: Maker) -> None:
+    executor = make()
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    pid = executor.worker_pid
+    executor.submit(train_task(steps=FOREVER), outcomes.append)
+    executor.submit(train_task(), outcomes.append)
+    executor.close()
+    executor.close()
+    wait(reactor, outcomes, 3)
+    assert [failure(one).code for one in outcomes[1:]] == ["cancelled", "cancelled"]
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_executor_that_cannot_start_says_so(reactor: Reactor, make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    outcomes: list[Outcome] = []
+    make().submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    assert failure(outcomes[0]).code == "worker"
+
+
+def test_a_worker_whose_daemon_is_gone_ends(tmp_path: Path, datasets: tuple[DatasetSpec, ...]) -> None:
+    """A daemon that is killed takes its worker with it, even one in the middle of a long task."""
+    script = f"""
+import os, signal
+from sordino_agent.datasets import DatasetSpec
+from sordino_agent.pipe import WorkerSetup
+from sordino_agent.process import ProcessExecutor
+from sordino_common.transport.reactor import Reactor
+from test_agent_process import train_task
+from sordino_agent.tasks import DescribeTask
+reactor = Reactor()
+dataset = DatasetSpec(name='toy', path={datasets[0].path!r}, test_rows=10)
+setup = WorkerSetup(datasets=(dataset,), executor='numpy', memory_bytes={MEMORY})
+executor = ProcessExecutor(reactor, setup=setup, limit_s=60, answer_bytes=1 << 20)
+done = []
+executor.submit(DescribeTask(), done.append)
+executor.submit(train_task(steps=1 << 30), done.append)
+reactor.run_until(lambda: done, deadline_s=reactor.now_s() + 60)
+reactor.run_once(0.1)
+print(executor.worker_pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    here = str(Path(__file__).parent)
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{here!r}, {str(Path(here).parent)!r}]\n{script}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    pid = int(result.stdout)
+    with Reactor() as loop:
+
+        def tick() -> None:
+            loop.call_at(loop.now_s() + 0.02, tick)
+
+        tick()
+        assert loop.run_until(lambda: not _runs(pid), deadline_s=loop.now_s() + 10.0)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there and no zombie (nobody may be left to reap it)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_core_over_a_worker(reactor: Reactor, make: Maker) -> None:
+    """A Plan that runs too long is stopped and reported, and the daemon goes on."""
+    limits = Limits(memory_bytes=MEMORY, plan_seconds=0.5)
+    core = make_core(reactor, make(limit_s=limits.plan_seconds), policy=OPEN_POLICY, limits=limits)
+    outbox = Outbox()
+    core.attach(outbox)
+    core.start()
+
+    def ask(message: m.Message) -> m.Message:
+        count = len(outbox.sent)
+        core.on_message(Arrived(sender="server", message=message, correlation=bytes(16)))  # type: ignore[arg-type]
+        assert reactor.run_until(lambda: len(outbox.sent) > count, deadline_s=reactor.now_s() + 60.0)
+        return outbox.sent[-1][1]
+
+    assert isinstance(ask(m.PlanPut(plan=TRAIN_PLAN)), m.PlanReady)
+    long = ask(train_command(steps=FOREVER))
+    assert isinstance(long, m.Refused)
+    assert long.code == "limit"
+    assert isinstance(ask(m.Health()), m.HealthReport)
+    assert isinstance(ask(train_command(round=2)), m.Trained)
+    assert isinstance(ask(m.Describe()), m.Described)
+    refused = ask(train_command(data=data_ref(dataset="other")))
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "unknown-data"
+
+
+# --- frames ------------------------------------------------------------------------------------------------------
+
+
+def test_frames_in_any_pieces() -> None:
+    frames = [b"", b"one", bytes(1000)]
+    stream = b"".join(header(frame) + frame for frame in frames)
+    for piece in (1, 3, 9, 5000):
+        reader = FrameReader(max_bytes=1000)
+        found = [frame for at in range(0, len(stream), piece) for frame in reader.feed(stream[at : at + piece])]
+        assert found == frames
+    with pytest.raises(CodecError, match="1001 bytes"):
+        list(FrameReader(max_bytes=1000).feed(header(bytes(1001))))
