@@ -7,6 +7,7 @@ back under a new boot has forgotten the question and counts as missing at once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -273,7 +274,11 @@ class Conductor:
                 self._miss(question, name, reason or "the command could not be delivered")
                 self._review()
 
-        correlation = self._endpoint.send(name, message, expires_s=question.ask.deadline_s, on_outcome=outcome)
+        try:
+            correlation = self._endpoint.send(name, message, expires_s=question.ask.deadline_s, on_outcome=outcome)
+        except LimitExceeded as error:  # too large for the link, or too much is queued for this agent
+            self._miss(question, name, str(error))
+            return
         if name in question.waiting:
             question.waiting[name] = correlation
 
@@ -381,7 +386,9 @@ class Conductor:
         assert self._endpoint is not None
         for name in names:
             if name in self._boots:
-                self._endpoint.send(name, message, expires_s=30.0)
+                # A queue that is full holds the task's own command: who never got it need not be told to stop.
+                with contextlib.suppress(LimitExceeded):
+                    self._endpoint.send(name, message, expires_s=30.0)
 
     def _present(self) -> Present:
         return Present(boots=self.online, members=frozenset(self._members()))

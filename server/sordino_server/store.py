@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
 from sordino_server.rounds.effects import Checkpoint, Scaling
 from sordino_server.rounds.events import RoundRecord, Share
@@ -125,7 +125,7 @@ class RunStore:
         home.mkdir(parents=True, exist_ok=True)
         file = f"round-{record.round:06d}.safetensors"
         tensors = dict(zip(names, checkpoint.params, strict=True))
-        write_durably(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
+        write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO rounds VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -273,26 +273,10 @@ def _run_row(row: tuple[Any, ...]) -> RunRow:
     )
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data` in one step; on disk when it returns, the name included."""
-    part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def export(tensors: Tensors, path: Path, *, run: str) -> None:
     """A state dict as safetensors: `model.load_state_dict(safetensors.torch.load_file(path))` takes it."""
     try:
-        write_durably(path, save_tensors(dict(tensors), {"format": "pt", "run": run}))
+        write_atomically(path, save_tensors(dict(tensors), {"format": "pt", "run": run}))
     except OSError as error:
         raise ConfigError(f"{path}: can't be written: {error.strerror}") from None
 
