@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from helpers_channel import KEYS, OPERATOR, seeded
 from sordino_common.channel.boot import next_boot
@@ -163,6 +164,7 @@ def test_signatures_of_a_wrong_length_are_refused(size: int) -> None:
 def test_the_signature_that_holds_for_everything_under_a_small_key_is_refused() -> None:
     """A = R = the neutral element, S = 0: S·B = R + k·A whatever the message (the library accepts it)."""
     neutral = (1).to_bytes(32, "little")
+    Ed25519PublicKey.from_public_bytes(neutral).verify(neutral + bytes(32), b"anything")
     with pytest.raises(SignatureError, match="small order"):
         verify(neutral, "hello", b"anything", neutral + bytes(32))
 
