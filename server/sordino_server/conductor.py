@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sordino_common.clock import Loop, Timer
-from sordino_common.errors import LocalError, RemoteError, SordinoError
+from sordino_common.errors import LimitExceeded, LocalError, RemoteError, SordinoError
 from sordino_common.messages import Cancel, Message, Refused
 from sordino_server.rounds.effects import (
     Answers,
