@@ -180,8 +180,8 @@ class Receiver:
         return min((one.news_s for one in self._parcels.values()), default=math.inf) + self._settings.stall_s
 
     def drop_stalled(self, now_s: float) -> None:
-        limit_s = now_s - self._settings.stall_s
-        for number in [number for number, one in self._parcels.items() if one.news_s <= limit_s]:
+        stall_s = self._settings.stall_s  # added as in `next_stall_s`: rounded otherwise, a timer would not be done
+        for number in [number for number, one in self._parcels.items() if one.news_s + stall_s <= now_s]:
             self._drop(number)
 
     def reset(self) -> None:

@@ -70,6 +70,14 @@ class Stuck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A lane has messages to send and no session."""
+
+    peer: str
+    context: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
     """A whole message arrived and was refused, to its sender too."""
 
@@ -77,7 +85,7 @@ class Unreadable:
     error: RemoteError
 
 
-Event = Delivered | Outcome | Stuck | Unreadable
+Event = Delivered | Outcome | Stuck | Wanted | Unreadable
 
 
 @dataclass(slots=True, eq=False)
@@ -153,9 +161,23 @@ class Link:
         """How many messages each peer has not acknowledged, for those that have any."""
         return {peer: queue.messages for peer, queue in self._peers.items() if queue.messages}
 
-    def wanting(self) -> list[tuple[str, bytes]]:
-        """Lanes (peer, context) with messages to send and no session."""
-        return list(self._wanting)
+    def wants(self, peer: str, context: bytes) -> bool:
+        """Whether the lane has messages to send and no session."""
+        return (peer, context) in self._wanting
+
+    def is_up(self, peer: str, context: bytes) -> bool:
+        queue = self._peers.get(peer)
+        lane = queue.contexts.get(context) if queue else None
+        return lane is not None and lane.up
+
+    def peers(self) -> list[str]:
+        """All with whom there ever was a lane, and who were not removed."""
+        return [peer for peer, queue in self._peers.items() if queue.contexts]
+
+    def contexts(self, peer: str) -> list[bytes]:
+        """The contexts of the lanes with `peer`."""
+        queue = self._peers.get(peer)
+        return list(queue.contexts) if queue else []
 
     def take_events(self) -> list[Event]:
         events = list(self._events)
@@ -214,7 +236,7 @@ class Link:
             heapq.heapify(self._expiries)
         heapq.heappush(self._expiries, (now_s + patience_s, next(self._order), cell, lane))
         if not lane.up:
-            self._wanting[(to, context)] = None
+            self._want(lane)
         self._touch(lane, now_s)
 
     # --- for the endpoint --------------------------------------------------------------------------------------------
@@ -241,7 +263,8 @@ class Link:
         self._connected = False
 
     def lane_up(self, peer: str, context: bytes, *, peer_boot: int, now_s: float) -> None:
-        """There is a session with `peer`, which has booted for the `peer_boot`th time."""
+        """There is a session with `peer`, which has booted for the `peer_boot`th time; or the peer's connection is a
+        new one, so that what was in flight to it may be gone."""
         try:
             lane = self._lane(peer, context)
         except LimitExceeded as error:
@@ -265,7 +288,7 @@ class Link:
         lane.sender.park()
         self._feed_starved()
         if not lane.sender.idle:
-            self._wanting[(peer, context)] = None
+            self._want(lane)
 
     def obstacle(self, peer: str, context: bytes, reason: str) -> None:
         """Why there is no session yet, for the text of the outcome."""
@@ -273,13 +296,6 @@ class Link:
         lane = queue.contexts.get(context) if queue else None
         if lane is not None:
             lane.obstacle = reason
-
-    def nudge(self, peer: str, now_s: float) -> None:
-        """The peer has just connected: what was in flight to it may be gone, and waiting longer makes no sense."""
-        queue = self._peers.get(peer)
-        for lane in queue.contexts.values() if queue else ():
-            lane.sender.reconnected(now_s)
-            self._touch(lane, now_s)
 
     def remove(self, peer: str, reason: str) -> None:
         """The peer is not of the fleet any more: its messages end, what it half sent is dropped."""
@@ -307,12 +323,13 @@ class Link:
         return None
 
     def receive(self, peer: str, context: bytes, plaintext: bytes, now_s: float) -> None:
-        """Take an opened packet of a lane that is up; what comes of it is in `take_events`. Raises `RemoteError`,
-        with the frames before the faulty one taken, if it is malformed or contradicts what came before."""
+        """Take an opened packet; what comes of it is in `take_events`. Raises `RemoteError`,
+        with the frames before the faulty one taken, if it is malformed, contradicts what came before, or if the lane is
+        not up."""
         queue = self._peers.get(peer)
         lane = queue.contexts.get(context) if queue else None
         if lane is None or not lane.up:
-            raise LocalError(f"Link: a packet of {peer}, with which there is no session")
+            raise SessionError(f"a packet of {peer}, whose session is over")
         frames = decode_frames(plaintext)
         try:
             for frame in frames:
@@ -368,6 +385,12 @@ class Link:
             lane = queue.contexts[context] = _Lane(peer, context, sender, receiver)
             self._lane_count += 1
         return lane
+
+    def _want(self, lane: _Lane) -> None:
+        key = (lane.peer, lane.context)
+        if key not in self._wanting:
+            self._wanting[key] = None
+            self._events.append(Wanted(peer=lane.peer, context=lane.context))
 
     def _touch(self, lane: _Lane, now_s: float) -> None:
         """Put the lane in the ring if it has something to send, and its next deadline on the heap."""
