@@ -63,8 +63,8 @@ def feature_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
     width = int(np.prod(raw.shape[1:], dtype=np.int64))
     return _fit(
         raw.reshape(len(rows), width),
-        _vector(data.offset, width, "offset"),
-        _vector(data.scale, width, "scale"),
+        _vector(_spread(data.offset, columns, width), width, "offset"),
+        _vector(_spread(data.scale, columns, width), width, "scale"),
         spec,
         f"dataset {table.name!r}: features {', '.join(data.features[:8])}{' ...' if len(data.features) > 8 else ''}",
     )
@@ -82,6 +82,11 @@ def target_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
         spec,
         f"dataset {table.name!r}: target {data.target}",
     )
+
+
+def _spread(values: tuple[float, ...], columns: list[Any], width: int) -> tuple[float, ...]:
+    """One entry stands for all elements of the one tensor-valued column: an image has 784, a command should not."""
+    return values * width if len(values) == 1 and len(columns) == 1 else values
 
 
 def _vector(values: tuple[float, ...], width: int, what: str) -> NDArray[np.float64] | None:

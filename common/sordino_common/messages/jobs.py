@@ -18,7 +18,8 @@ class DataRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     `features` are joined along the last axis into x of shape [rows, D] (or, if there is a single column whose entries
     are tensors, x has that column's shape). x is fed as (x - offset) / scale, the target as (y - target_offset) /
-    target_scale. `offset` and `scale` are float64 vectors with an entry per scalar feature, or empty: no scaling."""
+    target_scale. `offset` and `scale` are float64 vectors with an entry per scalar feature, or a single entry for all
+    elements of a single tensor-valued column, or empty: no scaling."""
 
     dataset: Name
     features: Columns

@@ -262,15 +262,13 @@ class _Round:
 
 def data_ref(spec: JobSpec, scaling: Scaling, split: str) -> DataRef:
     data = spec.data
-    # A tensor-valued column has one offset and scale for all its elements; a `DataRef` names them one by one.
-    times = math.prod(data.x_shape) if len(data.features) == 1 else 1
     return DataRef(
         dataset=data.dataset,
         features=data.features,
         target=data.target,
         split="train" if split == "train" else "test",
-        offset=scaling.offset * times,
-        scale=scaling.scale * times,
+        offset=scaling.offset,
+        scale=scaling.scale,
         target_offset=scaling.target_offset,
         target_scale=scaling.target_scale,
     )
