@@ -1,7 +1,8 @@
 """What a Plan costs, known before it runs: liveness of every value, peak memory, operations.
 
 Model of memory. Inputs and constants are there all the time (the caller holds the former). A node's results come into
-being while its arguments are still alive, together with the op's own scratch memory. After the node, every value that
+being while its arguments are still alive, together with the op's own scratch memory. Tables that a program is prepared
+with are there all the time too. After the node, every value that
 no later node and no output uses is freed. A view (permute, expand, ...) keeps the storage of its base alive. Outputs
 stay to the end; an output that might share storage with an input or with another output is copied for the caller.
 """
@@ -72,6 +73,7 @@ def analyse(plan: Plan) -> PlanCost:
 
     flops, scratch = [], []
     held = sum(spec.nbytes for spec in specs[:first])
+    held += sum(OPS[node.op].held(node.outs, *resolve(node.args, specs)) for node in plan.nodes)
     peak = held
     live = held
     own = [0] * len(specs)

@@ -5,11 +5,11 @@ Schema language, one line an op: `name(Kind param, Kind param=default, ...)`. Th
     Tensor   Tensor?   Tensors   Tensors?     a value; or null; a list of values; a list of values or nulls
     Num                                       a value or a Scalar (at least one operand of an op is a value)
     Scalar   Scalar?                          an integer, a float or a bool; or null
-    int  int?  float  bool  dtype  str        dtype is the name of one, as text
+    int  int?  bool  dtype  str               dtype is the name of one, as text
     ints ints? bools                          a list
 
 On the wire every argument is present and none is a default: defaults serve only those who build Plans.
-`infer`, `kernel`, `flops` and `scratch` get the arguments with each value replaced by its `TensorSpec`, already checked
+`infer`, `kernel` and the costs get the arguments with each value replaced by its `TensorSpec`, already checked
 against the schema. `kernel` is called once, when a program is prepared; what it returns is called with the ndarrays of
 the node's values in order of appearance, and gives the result (a tuple of them if there are several). Values are never
 written to after they were made. A kernel may hand back NumPy scalars for rank 0 and takes them too.
@@ -49,8 +49,9 @@ class Param:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One op. `view`: the result may share the storage of the first value among the arguments; `may_copy`: but it may
-    as well be memory of its own. `flops(outs, *args)` counts operations, `scratch(outs, *args)` the bytes of memory
-    that the kernel holds at most beside its results."""
+    as well be memory of its own. `flops(outs, *args)` counts operations; `scratch(outs, *args)` the bytes of memory
+    that the kernel holds at most beside its results; `held(outs, *args)` those of the tables that it is prepared with
+    and keeps."""
 
     name: str
     schema: str
@@ -59,6 +60,7 @@ class Op:
     kernel: Callable[..., Kernel]
     flops: Cost
     scratch: Cost
+    held: Cost
     view: bool
     may_copy: bool
 
@@ -67,7 +69,7 @@ _TABLE: Final[dict[str, Op]] = {}
 OPS: Final[Mapping[str, Op]] = MappingProxyType(_TABLE)
 
 
-def _no_scratch(_outs: Outs, *_args: object) -> int:
+def _nothing(_outs: Outs, *_args: object) -> int:
     return 0
 
 
@@ -82,7 +84,8 @@ def register(
     infer: Infer,
     kernel: Callable[..., Kernel],
     flops: Cost = one_per_element,
-    scratch: Cost = _no_scratch,
+    scratch: Cost = _nothing,
+    held: Cost = _nothing,
     view: bool = False,
     may_copy: bool = False,
 ) -> None:
@@ -98,6 +101,7 @@ def register(
         kernel=kernel,
         flops=flops,
         scratch=scratch,
+        held=held,
         view=view,
         may_copy=may_copy,
     )
@@ -203,7 +207,6 @@ _KINDS: Final[dict[str, Callable[[object], bool]]] = {
     "Scalar?": lambda arg: arg is None or _is_scalar(arg),
     "int": _is_int,
     "int?": lambda arg: arg is None or _is_int(arg),
-    "float": lambda arg: type(arg) is float or _is_int(arg),
     "bool": lambda arg: isinstance(arg, bool),
     "str": lambda arg: isinstance(arg, str),
     "dtype": lambda arg: isinstance(arg, str) and arg in ITEM_BYTES,

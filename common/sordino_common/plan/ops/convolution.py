@@ -9,6 +9,7 @@ Sums are over M (forward) or over N·P·Q (weights) in float32 BLAS. Transposed 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -57,19 +58,58 @@ def _infer(x: TensorSpec, weight: TensorSpec, bias: TensorSpec | None, *rest: An
     return (_out_spec(x, weight, _geometry(x, weight, *rest)),)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """Sizes of one convolution, and how it is cut into chunks."""
+    """Sizes of one convolution in the legend's letters, and how it is cut into chunks."""
 
-    def __init__(self, x: TensorSpec, weight: TensorSpec, win: Window, groups: int) -> None:
-        self.win = win
-        self.dtype = np.dtype(x.dtype)
-        self.n, self.g = x.shape[0], groups
-        self.i, self.o = weight.shape[1], weight.shape[0] // groups
-        self.k, self.l = win.kernel
-        self.p, self.q = win.output
-        self.m, self.pq = self.i * self.k * self.l, self.p * self.q
-        self.one = self.m * self.pq * self.dtype.itemsize  # columns of one image and group
-        self.pointwise = win.kernel == (1, 1) and win.stride == (1, 1) and win.reach == win.image
+    win: Window
+    dtype: np.dtype[Any]
+    n: int
+    g: int
+    i: int
+    o: int
+
+    @property
+    def m(self) -> int:
+        return self.i * self.win.kernel[0] * self.win.kernel[1]
+
+    @property
+    def pq(self) -> int:
+        return self.win.output[0] * self.win.output[1]
+
+    @property
+    def one(self) -> int:
+        """Bytes of the columns of one image and group."""
+        return self.m * self.pq * self.dtype.itemsize
+
+    @property
+    def pointwise(self) -> bool:
+        """A 1x1 convolution's columns are its image."""
+        win = self.win
+        return win.kernel == (1, 1) and win.stride == (1, 1) and win.reach == win.image == win.output
+
+    @property
+    def padded_bytes(self) -> int:
+        h, w = self.win.reach
+        return self.n * self.g * self.i * h * w * self.dtype.itemsize
+
+    def transposed(self) -> _Shape | None:
+        """The convolution that gives the input's gradient from the output's: the kernel flipped, input and output
+        channels exchanged. None for strides, and for padding wider than the kernel: those scatter instead."""
+        win = self.win
+        edges = [(size - 1) * step for size, step in zip(win.kernel, win.dilation, strict=True)]
+        padding = (edges[0] - win.padding[0], edges[1] - win.padding[1])
+        if win.stride != (1, 1) or min(padding) < 0:
+            return None
+        back = Window(
+            image=win.output,
+            kernel=win.kernel,
+            stride=(1, 1),
+            padding=padding,
+            dilation=win.dilation,
+            output=win.image,
+        )
+        return _Shape(win=back, dtype=self.dtype, n=self.n, g=self.g, i=self.o, o=self.i)
 
     def step(self) -> tuple[int, int]:
         """(images, groups) to a chunk, each at least 1."""
@@ -95,9 +135,29 @@ class _Shape:
         if self.pointwise:
             return part.reshape(n, g, self.m, self.pq)
         base = np.ascontiguousarray(part) if part.size and not part.flags.c_contiguous else part
-        columns = np.empty((n, g * self.i, self.k, self.l, self.p, self.q), self.dtype)
+        columns = np.empty((n, g * self.i, *self.win.kernel, *self.win.output), self.dtype)
         columns[...] = all_windows(base, self.win)
         return columns.reshape(n, g, self.m, self.pq)
+
+
+def _shape(x: TensorSpec, weight: TensorSpec, *geometry: Any) -> _Shape:
+    groups = geometry[-1]
+    return _Shape(
+        win=_geometry(x, weight, *geometry),
+        dtype=np.dtype(x.dtype),
+        n=x.shape[0],
+        g=groups,
+        i=weight.shape[1],
+        o=weight.shape[0] // groups,
+    )
+
+
+def _correlate(shape: _Shape, source: Any, matrix: Any) -> Any:
+    """out[n, g] = matrix[g] · columns[n, g]: [N, G, O, P·Q] of a padded source and a matrix [1, G, O, M]."""
+    out = np.empty((shape.n, shape.g, shape.o, shape.pq), shape.dtype)
+    for at in shape.chunks():
+        np.matmul(matrix[:, at[1]], shape.columns(source, at), out=out[at])
+    return out
 
 
 def _as_images(a: Any) -> Any:
@@ -106,16 +166,12 @@ def _as_images(a: Any) -> Any:
 
 
 def _kernel(outs: Outs, x: TensorSpec, weight: TensorSpec, bias: TensorSpec | None, *rest: Any) -> Kernel:
-    shape = _Shape(x, weight, _geometry(x, weight, *rest), rest[-1])
+    shape = _shape(x, weight, *rest)
     final = outs[0].shape
 
     def kernel(a: Any, w: Any, b: Any = None) -> Any:
-        """out[n, g] = W[g] · columns[n, g]."""
         source = padded(_as_images(a), shape.win, 0.0)
-        matrix = w.reshape(1, shape.g, shape.o, shape.m)
-        out = np.empty((shape.n, shape.g, shape.o, shape.pq), shape.dtype)
-        for at in shape.chunks():
-            np.matmul(matrix[:, at[1]], shape.columns(source, at), out=out[at])
+        out = _correlate(shape, source, w.reshape(1, shape.g, shape.o, shape.m))
         if b is not None:
             out += b.reshape(shape.g, shape.o, 1)
         return out.reshape(final)
@@ -142,7 +198,7 @@ def _backward_kernel(
     _outs: Outs, _grad: TensorSpec, x: TensorSpec, weight: TensorSpec, _bias: Any, *rest: Any
 ) -> Kernel:
     *geometry, mask = rest
-    shape = _Shape(x, weight, _geometry(x, weight, *geometry), geometry[-1])
+    shape = _shape(x, weight, *geometry)
     want_x, want_w, want_b = mask
     x_shape, w_shape = x.shape, weight.shape
     single = sum(mask) == 1
@@ -162,30 +218,38 @@ def _backward_kernel(
 
 
 def _grad_input(shape: _Shape, y: Any, w: Any) -> Any:
-    """columns' gradient = Wᵀ·y, added back to the pixels that each column came from."""
+    """Σ over the windows that a pixel is in: a convolution of y with the flipped kernel where there is one."""
+    kernel = w.reshape(shape.g, shape.o, shape.i, *shape.win.kernel)
+    back = shape.transposed()
+    if back is None:
+        return _scatter_columns(shape, y, kernel)
+    flipped = kernel[..., ::-1, ::-1].swapaxes(1, 2).reshape(1, back.g, back.o, back.m)
+    return _correlate(back, padded(y.reshape(shape.n, shape.g * shape.o, *shape.win.output), back.win, 0.0), flipped)
+
+
+def _scatter_columns(shape: _Shape, y: Any, kernel: Any) -> Any:
+    """The columns' gradient Wᵀ·y, added back to the pixels that each column came from."""
     win = shape.win
-    matrix = w.reshape(1, shape.g, shape.o, shape.m).swapaxes(-1, -2)
+    matrix = kernel.reshape(1, shape.g, shape.o, shape.m).swapaxes(-1, -2)
     full = np.zeros((shape.n, shape.g * shape.i, *win.reach), shape.dtype)
     for at in shape.chunks():
         columns = np.matmul(matrix[:, at[1]], y[at])
         images, groups = at
         part = full[images, groups.start * shape.i : groups.stop * shape.i]
-        columns = columns.reshape(*part.shape[:2], shape.k, shape.l, shape.p, shape.q)
-        if shape.pq:
-            for k in range(shape.k):
-                for l in range(shape.l):  # noqa: E741
-                    part[(..., *win.at(k, l))] += columns[:, :, k, l]
-    (h, w_), (top, left) = win.image, win.padding
-    inner = full[..., top : top + h, left : left + w_]
-    return inner if win.reach == win.image else np.ascontiguousarray(inner)
+        columns = columns.reshape(*part.shape[:2], *win.kernel, *win.output)
+        for k in range(win.kernel[0]):
+            for l in range(win.kernel[1]):  # noqa: E741
+                part[(..., *win.at(k, l))] += columns[:, :, k, l]
+    (h, w), (top, left) = win.image, win.padding
+    return np.ascontiguousarray(full[..., top : top + h, left : left + w])
 
 
 def _grad_weight(shape: _Shape, y: Any, source: Any) -> Any:
-    """Σ_n y[n, g] · columns[n, g]ᵀ."""
+    """Σ_n y[n, g] · columns[n, g]ᵀ, as the transpose of columns · yᵀ: the form that BLAS is faster at."""
     out = np.zeros((shape.g, shape.o, shape.m), shape.dtype)
     for at in shape.chunks():
-        products = np.matmul(y[at], shape.columns(source, at).swapaxes(-1, -2))
-        out[at[1]] += np.add.reduce(products, axis=0)
+        products = np.matmul(shape.columns(source, at), y[at].swapaxes(-1, -2))
+        out[at[1]] += np.add.reduce(products, axis=0).swapaxes(-1, -2)
     return out
 
 
@@ -197,33 +261,35 @@ def _work(shape: _Shape) -> int:
 
 
 def _flops(_outs: Outs, x: TensorSpec, weight: TensorSpec, _bias: Any, *rest: Any) -> int:
-    return _work(_Shape(x, weight, _geometry(x, weight, *rest), rest[-1]))
+    return _work(_shape(x, weight, *rest))
 
 
-def _padded_bytes(x: TensorSpec, shape: _Shape) -> int:
-    """A padded copy of the input, or a contiguous one."""
-    h, w = shape.win.reach
-    return max(x.nbytes, shape.n * shape.g * shape.i * h * w * shape.dtype.itemsize)
+def _columns_scratch(shape: _Shape) -> int:
+    """A padded source, the contiguous part of it that a chunk is made from, the columns."""
+    return 2 * shape.padded_bytes + shape.column_bytes()
 
 
 def _scratch(_outs: Outs, x: TensorSpec, weight: TensorSpec, _bias: Any, *rest: Any) -> int:
-    shape = _Shape(x, weight, _geometry(x, weight, *rest), rest[-1])
-    # Columns, the contiguous part they are made from (not larger than the padded input), a contiguous weight.
-    return 2 * _padded_bytes(x, shape) + shape.column_bytes() + weight.nbytes
+    # A contiguous copy of the input and of the weight, should they be views.
+    return _columns_scratch(_shape(x, weight, *rest)) + x.nbytes + weight.nbytes
 
 
 def _backward_flops(_outs: Outs, _grad: Any, x: TensorSpec, weight: TensorSpec, _bias: Any, *rest: Any) -> int:
     *geometry, mask = rest
-    shape = _Shape(x, weight, _geometry(x, weight, *geometry), geometry[-1])
+    shape = _shape(x, weight, *geometry)
     return int(mask[0] + mask[1]) * _work(shape) + shape.n * shape.g * shape.o * shape.pq
 
 
 def _backward_scratch(_outs: Outs, grad: TensorSpec, x: TensorSpec, weight: TensorSpec, _bias: Any, *rest: Any) -> int:
-    *geometry, _mask = rest
-    shape = _Shape(x, weight, _geometry(x, weight, *geometry), geometry[-1])
+    *geometry, mask = rest
+    shape = _shape(x, weight, *geometry)
     images, groups = shape.step()
     products = 2 * images * groups * shape.o * shape.m * shape.dtype.itemsize
-    return 2 * _padded_bytes(x, shape) + shape.column_bytes() + products + grad.nbytes + weight.nbytes
+    forward = _columns_scratch(shape) + products
+    back = shape.transposed()
+    backward = _columns_scratch(back) if back is not None else forward
+    work = max(forward if mask[1] else 0, backward if mask[0] else 0)
+    return work + x.nbytes + grad.nbytes + 2 * weight.nbytes
 
 
 _GEOMETRY: Final = "ints stride, ints padding, ints dilation, bool transposed, ints output_padding, int groups"

@@ -48,6 +48,10 @@ def _infer_gather(x: TensorSpec, dim: int, index: TensorSpec) -> Outs:
     return (TensorSpec(x.dtype, index.shape),)
 
 
+def _grid_held(_outs: Outs, _x: TensorSpec, _dim: int, index: TensorSpec, *_: Any) -> int:
+    return 2 * _INDEX_BYTES * sum(index.shape)
+
+
 def _gather_kernel(_outs: Outs, x: TensorSpec, dim: int, index: TensorSpec) -> Kernel:
     at = _along(x, dim, index)
     size = x.shape[at] if x.rank else 1
@@ -98,6 +102,12 @@ def _scatter_kernel(_outs: Outs, x: TensorSpec, dim: int, index: TensorSpec, src
     return kernel
 
 
+def _offset_held(_outs: Outs, x: TensorSpec, dim: int, index: TensorSpec, *_: Any) -> int:
+    """The offsets of all dimensions but `dim`, once more while they are summed up."""
+    at = dim_of(dim, x.rank)
+    return 2 * _INDEX_BYTES * (sum(index.shape) + math.prod(max(1, n) for d, n in enumerate(index.shape) if d != at))
+
+
 def _scatter_add_kernel(_outs: Outs, x: TensorSpec, dim: int, index: TensorSpec, _src: TensorSpec) -> Kernel:
     at = _along(x, dim, index)
     size = x.shape[at] if x.rank else 1
@@ -119,12 +129,12 @@ def _scatter_add_kernel(_outs: Outs, x: TensorSpec, dim: int, index: TensorSpec,
 
 
 register("gather(Tensor self, int dim, Tensor index)", infer=_infer_gather, kernel=_gather_kernel,
-         scratch=lambda outs, *_: _INDEX_BYTES * outs[0].numel)  # fmt: skip
+         held=_grid_held, scratch=lambda outs, *_: _INDEX_BYTES * outs[0].numel)  # fmt: skip
 register("scatter(Tensor self, int dim, Tensor index, Num src)", infer=_infer_scatter, kernel=_scatter_kernel,
-         scratch=lambda _outs, _x, _dim, index, _src: 2 * _INDEX_BYTES * index.numel)  # fmt: skip
+         held=_grid_held, scratch=lambda _outs, _x, _dim, index, _src: 2 * _INDEX_BYTES * index.numel)  # fmt: skip
 # The offsets of the other dimensions (the whole grid at most), two arrays of flat indices, the source made flat.
 register("scatter_add(Tensor self, int dim, Tensor index, Tensor src)", infer=_infer_scatter,
-         kernel=_scatter_add_kernel, flops=lambda _outs, _x, _dim, index, _src: index.numel,
+         kernel=_scatter_add_kernel, held=_offset_held, flops=lambda _outs, _x, _dim, index, _src: index.numel,
          scratch=lambda _outs, _x, _dim, index, _src: 4 * _INDEX_BYTES * index.numel)  # fmt: skip
 
 
@@ -216,6 +226,10 @@ def _index_put_kernel(
     return kernel
 
 
+def _columns_held(_outs: Outs, x: TensorSpec, indices: tuple[TensorSpec | None, ...], *_: Any) -> int:
+    return _INDEX_BYTES * math.prod(x.shape[sum(index is not None for index in indices) :])
+
+
 def _put_scratch(_outs: Outs, x: TensorSpec, indices: tuple[TensorSpec | None, ...], *_: Any) -> int:
     return 4 * _INDEX_BYTES * math.prod(_indexed(x, indices)) + x.nbytes
 
@@ -223,7 +237,7 @@ def _put_scratch(_outs: Outs, x: TensorSpec, indices: tuple[TensorSpec | None, .
 register("index(Tensor self, Tensors? indices)", infer=_infer_index, kernel=_index_kernel,
          scratch=lambda outs, *_: outs[0].nbytes + _INDEX_BYTES * outs[0].numel)  # fmt: skip
 register("index_put(Tensor self, Tensors? indices, Tensor values, bool accumulate=False)", infer=_infer_index_put,
-         kernel=_index_put_kernel, scratch=_put_scratch)  # fmt: skip
+         kernel=_index_put_kernel, held=_columns_held, scratch=_put_scratch)  # fmt: skip
 
 
 # --- embedding ---------------------------------------------------------------------------------------------------

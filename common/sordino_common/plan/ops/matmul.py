@@ -13,7 +13,10 @@ from sordino_common.plan.spec import TensorSpec
 
 def product(x: Any, y: Any) -> Any:
     """x @ y. np.matmul falls back to a plain loop, without BLAS, for operands whose inner strides are neither
-    of (k, item) and (item, k): an expanded or sliced one is made contiguous instead."""
+    of (k, item) and (item, k): an expanded or sliced one is made contiguous instead. An outer product (the gradient
+    of a linear layer for one example) is an elementwise one."""
+    if x.shape[-1] == 1:
+        return np.multiply(x, y)
     if x.strides[-1] != x.itemsize and x.strides[-2] != x.itemsize:
         x = np.ascontiguousarray(x)
     if y.strides[-1] != y.itemsize and y.strides[-2] != y.itemsize:

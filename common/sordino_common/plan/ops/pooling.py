@@ -46,6 +46,11 @@ def _padded_bytes(x: TensorSpec, win: Window) -> int:
     return max(x.nbytes, x.nbytes // max(1, win.image[0] * win.image[1]) * win.reach[0] * win.reach[1])
 
 
+def _tables_bytes(win: Window) -> int:
+    """Tables over the output's positions and over the kernel's elements (tuples of slices), and their making."""
+    return 40 * win.output[0] * win.output[1] + 512 * _elements(win)
+
+
 # --- maximum -----------------------------------------------------------------------------------------------------
 
 
@@ -54,50 +59,46 @@ def _infer_max(x: TensorSpec, *geometry: Any) -> Outs:
     return _pooled(x, win, x.dtype), _pooled(x, win, "int64")
 
 
-def _first_inside(win: Window) -> Any:
-    """Flat position of each window's first element inside the image, [P, Q]."""
-    starts = []
-    for axis in range(2):
-        start = np.arange(win.output[axis]) * win.stride[axis] - win.padding[axis]
-        step = win.dilation[axis]
-        starts.append(np.where(start < 0, start + (-start + step - 1) // step * step, start))
-    return starts[0][:, None] * win.image[1] + starts[1][None, :]
-
-
 def _max_kernel(outs: Outs, x: TensorSpec, *geometry: Any) -> Kernel:
+    """Maximum and the number of the window's element that it is, then that element's place in the image.
+
+    As in torch the first of equal elements counts, and a NaN beats all. Since a better element always has a higher
+    number than the ones before it, the number is a running maximum too: no branches, which random data would mislead.
+    """
     win = _geometry(x, *geometry)
     shape, dtype = outs[0].shape, np.dtype(x.dtype)
-    p, q = win.output
-    start = (np.arange(p) * win.stride[0] - win.padding[0])[:, None] * win.image[1] + (
-        np.arange(q) * win.stride[1] - win.padding[1]
-    )[None, :]
-    first = _first_inside(win) - start  # relative to the window's corner, as the offsets below
-    offsets = [
-        (k, l, k * win.dilation[0] * win.image[1] + l * win.dilation[1])
-        for k in range(win.kernel[0])
-        for l in range(win.kernel[1])  # noqa: E741
-    ]
+    elements = [(k, l) for k in range(win.kernel[0]) for l in range(win.kernel[1])]  # noqa: E741
+    offsets = np.array([k * win.dilation[0] * win.image[1] + l * win.dilation[1] for k, l in elements])  # noqa: E741
+    corners = [np.arange(win.output[axis]) * win.stride[axis] - win.padding[axis] for axis in range(2)]
+    corner = corners[0][:, None] * win.image[1] + corners[1][None, :]
+    # The window's first row and column inside the image: what counts if all of it is -inf.
+    inside = [(np.maximum(-corners[axis], 0) + win.dilation[axis] - 1) // win.dilation[axis] for axis in range(2)]
+    first = (inside[0][:, None] * win.kernel[1] + inside[1][None, :]).astype(np.int16)
 
     def kernel(a: Any) -> tuple[Any, Any]:
         source = padded(a, win, -np.inf)
         best = np.full(shape, -np.inf, dtype)
-        where = np.empty(shape, np.int64)
-        where[...] = first
-        for k, l, offset in offsets:  # noqa: E741
+        number = np.empty(shape, np.int16)
+        number[...] = first
+        better, ranked = np.empty(shape, np.bool_), np.empty(shape, np.int16)
+        for rank, (k, l) in enumerate(elements):  # noqa: E741
             candidate = source[(..., *win.at(k, l))]
-            # As torch: a later equal value does not replace, a NaN does and stays.
-            better = np.less_equal(candidate, best)
-            np.logical_not(better, out=better)
-            np.copyto(best, candidate, where=better)
-            np.copyto(where, offset, where=better)
-        where += start
+            np.greater(candidate, best, out=better)
+            np.maximum(candidate, best, out=best)
+            np.maximum(number, np.multiply(better, np.int16(rank), out=ranked), out=number)
+        lost = np.isnan(best)
+        if lost.any():
+            for rank, (k, l) in enumerate(elements):  # noqa: E741
+                np.copyto(number, np.int16(rank), where=np.isnan(source[(..., *win.at(k, l))]))
+        where = offsets.take(number)
+        where += corner
         return best, where
 
     return kernel
 
 
 def _max_scratch(outs: Outs, x: TensorSpec, *geometry: Any) -> int:
-    return _padded_bytes(x, _geometry(x, *geometry)) + 2 * outs[0].numel
+    return _padded_bytes(x, _geometry(x, *geometry)) + (2 + 2 + 1 + 1 + 8) * outs[0].numel
 
 
 def _infer_max_backward(grad: TensorSpec, x: TensorSpec, *rest: Any) -> Outs:
@@ -130,6 +131,7 @@ register(
     f"max_pool2d_with_indices(Tensor self, {_MAX})",
     infer=_infer_max,
     kernel=_max_kernel,
+    held=lambda _outs, x, *geometry: _tables_bytes(_geometry(x, *geometry)),
     flops=lambda outs, x, *geometry: 3 * outs[0].numel * _elements(_geometry(x, *geometry)),
     scratch=_max_scratch,
 )
@@ -137,6 +139,7 @@ register(
     f"max_pool2d_with_indices_backward(Tensor grad_output, Tensor self, {_MAX}, Tensor indices)",
     infer=_infer_max_backward,
     kernel=_max_backward_kernel,
+    held=lambda _outs, _grad, x, *_: 8 * x.numel // max(1, x.shape[-2] * x.shape[-1]),
     flops=lambda outs, *_: 2 * outs[0].numel,
     scratch=lambda _outs, grad, *_: 3 * 8 * grad.numel,
 )
@@ -216,6 +219,7 @@ register(
     f"avg_pool2d(Tensor self, {_AVERAGE})",
     infer=_infer_average,
     kernel=_average_kernel,
+    held=lambda _outs, x, *geometry: _tables_bytes(_average(x, *geometry)),
     flops=lambda outs, x, *geometry: outs[0].numel * (1 + _elements(_average(x, *geometry))),
     scratch=lambda _outs, x, *geometry: _padded_bytes(x, _average(x, *geometry)),
 )
@@ -223,6 +227,7 @@ register(
     f"avg_pool2d_backward(Tensor grad_output, Tensor self, {_AVERAGE})",
     infer=_infer_average_backward,
     kernel=_average_backward_kernel,
+    held=lambda _outs, _grad, x, *geometry: _tables_bytes(_average(x, *geometry)),
     flops=lambda _outs, grad, x, *geometry: grad.numel * (1 + _elements(_average(x, *geometry))),
     scratch=lambda _outs, grad, x, *geometry: grad.nbytes + _padded_bytes(x, _average(x, *geometry)),
 )
@@ -269,17 +274,21 @@ def _adaptive_flops(outs: Outs, x: TensorSpec, *_: Any) -> int:
     return 2 * (x.numel + outs[0].numel) * (x.shape[-1] + outs[0].shape[-1] + x.shape[-2] + outs[0].shape[-2])
 
 
+def _adaptive_held(outs: Outs, *args: Any) -> int:
+    """The two averaging matrices, and the float64 ones that they are made from."""
+    x: TensorSpec = args[-1] if isinstance(args[-1], TensorSpec) else args[0]
+    other = args[0] if x is args[-1] else outs[0]
+    return 24 * (x.shape[-2] * other.shape[-2] + x.shape[-1] * other.shape[-1])
+
+
 def _adaptive_scratch(outs: Outs, x: TensorSpec, *_: Any) -> int:
-    """The product of two of the three factors, and the two matrices (once more in float64 as they are made)."""
-    larger = max(x.numel, outs[0].numel)
-    sides = max(outs[0].shape[-2], x.shape[-2]) ** 2 + max(outs[0].shape[-1], x.shape[-1]) ** 2
-    return (
-        2 * 8 * larger * max(1, outs[0].shape[-2], x.shape[-2]) // max(1, min(x.shape[-2], outs[0].shape[-2]))
-        + 24 * sides
-    )
+    """The product of two of the three factors: [new rows, old columns]; operands made contiguous."""
+    planes = x.numel // (x.shape[-2] * x.shape[-1])
+    return x.nbytes + 2 * outs[0].nbytes + 8 * planes * outs[0].shape[-2] * x.shape[-1]
 
 
 register("adaptive_avg_pool2d(Tensor self, ints output_size)", infer=_infer_adaptive, kernel=_adaptive_kernel,
-         flops=_adaptive_flops, scratch=_adaptive_scratch)  # fmt: skip
+         flops=_adaptive_flops, held=_adaptive_held, scratch=_adaptive_scratch)  # fmt: skip
 register("adaptive_avg_pool2d_backward(Tensor grad_output, Tensor self)", infer=_infer_adaptive_backward,
-         kernel=_adaptive_backward_kernel, flops=_adaptive_flops, scratch=_adaptive_scratch)  # fmt: skip
+         kernel=_adaptive_backward_kernel, flops=_adaptive_flops, held=_adaptive_held,
+         scratch=_adaptive_scratch)  # fmt: skip

@@ -5,6 +5,7 @@ Transcendental ops turn integers and bool into float32 first, as torch does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -194,7 +195,9 @@ def _infer_arange(start: Any, end: Any, step: Any, dtype: str) -> Outs:
             check_scalar(bound, dtype)
         count = -((start - end) // step)
     else:
-        count = int(np.ceil((end - start) / step))
+        steps = (end - start) / step
+        need(abs(steps) < 2**53, "too many steps")
+        count = math.ceil(steps)
     return (TensorSpec(dtype, (max(count, 0),)),)
 
 
