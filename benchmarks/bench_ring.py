@@ -51,7 +51,9 @@ def main() -> None:
             "copy": lambda: out.copy(),
         }
     )
-    print(f"seed expansion of 8 MiB: {seconds['philox'] / seconds['chacha20']:.1f}x as fast as NumPy's Philox, ", end="")
+    print(
+        f"seed expansion of 8 MiB: {seconds['philox'] / seconds['chacha20']:.1f}x as fast as NumPy's Philox, ", end=""
+    )
     print(f"{seconds['chacha20'] / seconds['copy']:.1f}x the time of a copy")
 
 

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def best_seconds(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, slice_s: float = 0.05) -> dict[str, float]:
+def best_seconds(
+    variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, slice_s: float = 0.05
+) -> dict[str, float]:
     """Seconds per call of each variant: the fastest of `rounds` slices of `slice_s`, taken in turns after a warm-up."""
     for function in variants.values():
         function()
