@@ -44,9 +44,8 @@ from sordino_common.clock import Loop
 from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
 
 if TYPE_CHECKING:
-    from sordino_common.transport.endpoint import Incoming
-
     from sordino_common.channel.roster import Roster
+    from sordino_common.transport.endpoint import Incoming
 
 log = logging.getLogger("sordino.agent")
 
@@ -101,6 +100,7 @@ class AgentCore:
         self.name: Final = name
         self.refusals = 0
         self.connected = False
+        self.connection_reason = "not connected yet"
         self._server = server
         self._roster_server: str | None = None
         self._policy = policy
@@ -114,6 +114,7 @@ class AgentCore:
         self._started_s = loop.now_s()
         self._sender: Sender | None = None
         self._desk = Desk(executor=executor, limits=limits, reply=self._send, refuse=self._refuse)
+        self._on_change: Callable[[], None] = lambda: None
         self._datasets: DatasetList | None = None
         self._describing = False
         self._wait_describe: list[Asker] = []
@@ -145,6 +146,11 @@ class AgentCore:
         self._desk.cancel_all()
 
     @property
+    def running(self) -> tuple[str, ...]:
+        """What runs or waits, oldest first."""
+        return self._desk.running
+
+    @property
     def datasets(self) -> DatasetList | None:
         """None until the executor has read them."""
         return self._datasets
@@ -160,8 +166,12 @@ class AgentCore:
             tasks_done=self._desk.tasks_done,
             tasks_failed=self._desk.tasks_failed,
             refusals=self.refusals,
-            running=self._desk.running[:64],
+            running=self.running[:64],
         )
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` when a task begins or ends, or connection, roster or datasets change."""
+        self._on_change = self._desk.on_change = on_change
 
     # --- EndpointHandler -------------------------------------------------------------------------------------------
 
@@ -186,11 +196,14 @@ class AgentCore:
 
     def on_connection(self, connected: bool, reason: str) -> None:
         self.connected = connected
+        self.connection_reason = reason
         log.info("event=connection connected=%s reason=%r", connected, reason)
+        self._on_change()
 
     def on_roster(self, roster: Roster) -> None:
         self._roster_server = roster.server.name
         log.info("event=roster epoch=%d server=%s", roster.epoch, self._roster_server)
+        self._on_change()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
         self.refusals += 1
@@ -365,6 +378,7 @@ class AgentCore:
                 for problem in outcome.result.problems:
                     log.error("event=dataset-unreadable dataset=%s reason=%r", problem.dataset, problem.detail)
                 self._answer_describe()
+                self._on_change()
             else:
                 askers, self._wait_describe = self._wait_describe, []
                 for asker in askers:

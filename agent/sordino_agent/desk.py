@@ -52,6 +52,7 @@ class Desk:
         reply: Callable[[Asker, m.Message], None],
         refuse: Callable[[str, Asker, str, str], None],
     ) -> None:
+        self.on_change: Callable[[], None] = lambda: None
         self.tasks_done = 0
         self.tasks_failed = 0
         self._executor: Final = executor
@@ -139,10 +140,12 @@ class Desk:
             if key is not None:
                 del self._trains[key]
             self._finish(pending, outcome, answer, key)
+            self.on_change()
             if self._on_idle is not None and not self._pending:
                 self._on_idle()
 
         pending.cancel = self._executor.submit(task, done)
+        self.on_change()
 
     def _finish(self, pending: _Pending, outcome: Outcome, answer: Answer, key: TrainKey | None) -> None:
         if isinstance(outcome, Done):

@@ -1,0 +1,322 @@
+"""The daemon: endpoint, core and executor on one reactor. Starts, reloads on SIGHUP, drains on SIGTERM and SIGINT.
+
+Imports no NumPy: what computes is a worker process that comes and goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+from sordino_agent import __version__
+from sordino_agent.config import (
+    BOOT_FILE,
+    KEY_FILE,
+    ROSTER_FILE,
+    STATUS_FILE,
+    LoadedConfig,
+    load_agent_config,
+)
+from sordino_agent.core import AgentCore
+from sordino_agent.pipe import WorkerSetup
+from sordino_agent.policy import Limits
+from sordino_agent.process import ProcessExecutor
+from sordino_agent.status import DatasetStatus, Status, resident_bytes, write_status
+from sordino_agent.store import TensorStore
+from sordino_common.channel.boot import next_boot
+from sordino_common.channel.identity import DeviceKey
+from sordino_common.channel.roster import RosterBook
+from sordino_common.clock import Timer
+from sordino_common.errors import ConfigError, RosterError, SordinoError
+from sordino_common.transport.base import Transport
+from sordino_common.transport.endpoint import Endpoint
+from sordino_common.transport.mqtt import MqttTransport
+from sordino_common.transport.reactor import Reactor
+from sordino_common.transport.settings import MIB, LinkSettings
+
+log = logging.getLogger("sordino.agent")
+
+STATUS_EVERY_S: Final = 60.0  # while nothing changes
+STATUS_LEAST_S: Final = 2.0  # between two writes, however much changes
+FAREWELL_S: Final = 5.0  # for answers that are under way when the agent stops
+
+
+class Service:
+    """One agent, from `open` until `closed`. `transport` is a parameter so that tests can do without a broker."""
+
+    def __init__(self, loaded: LoadedConfig, reactor: Reactor, *, transport: Transport | None = None) -> None:
+        """Reads key and roster, counts the boot. Raises `ConfigError` and, for a bad roster, `RemoteError`s."""
+        self._loaded = loaded
+        self._reactor = reactor
+        config = loaded.config
+        identity = DeviceKey.load(loaded.state_file(KEY_FILE))
+        self._book = roster_book(loaded, wall_s=reactor.wall_s)
+        broker = loaded.broker()
+        self._boot = next_boot(loaded.state_file(BOOT_FILE))
+        self._executor = ProcessExecutor(
+            reactor,
+            setup=worker_setup(loaded),
+            limit_s=config.limits.plan_seconds,
+            answer_bytes=config.limits.payload_bytes,
+            threads=config.limits.threads,
+            idle_s=config.limits.idle_s,
+        )
+        self.core: Final = AgentCore(
+            name=config.agent.name,
+            server=config.agent.server,
+            policy=config.policy,
+            limits=config.limits,
+            executor=self._executor,
+            store=TensorStore(budget_bytes=config.limits.store_bytes),
+            loop=reactor,
+            version=__version__,
+            executor_name=config.executor,
+            resident_bytes=resident_bytes,
+        )
+        self._endpoint = Endpoint(
+            name=config.agent.name,
+            identity=identity,
+            roster=self._book,
+            fleet=config.agent.fleet,
+            server=config.agent.server,
+            boot=self._boot,
+            transport=transport or MqttTransport(broker, reactor),
+            loop=reactor,
+            handler=self.core,
+            version=__version__,
+            settings=link_settings(config.limits),
+        )
+        self.core.attach(self._endpoint)
+        self.core.watch(self._changed)
+        self._state = "starting"
+        self._started_s = reactor.wall_s()
+        self._status_timer: Timer | None = None
+        self._status_due_s = 0.0
+        log.info(
+            "event=start name=%s fleet=%s boot=%d version=%s key=%s broker=%s:%d",
+            config.agent.name,
+            config.agent.fleet,
+            self._boot,
+            __version__,
+            identity.fingerprint,
+            broker.host,
+            broker.port,
+        )
+
+    def open(self) -> None:
+        """Connect, and have the datasets described."""
+        if self._book.current is not None:
+            self.core.on_roster(self._book.current)
+        self._state = "running"
+        self.core.start()
+        self._endpoint.open()
+        self._write_status()
+
+    @property
+    def closed(self) -> bool:
+        return self._endpoint.closed
+
+    def stop(self, reason: str) -> None:
+        """Take no new work, finish what runs within `drain_s`, then cancel it, say goodbye, and be `closed`."""
+        if self._state == "draining":
+            return
+        self._state = "draining"
+        log.info("event=drain reason=%s running=%d", reason, len(self.core.running))
+        deadline = self._reactor.call_at(self._reactor.now_s() + self._loaded.config.drain_s, self.core.cancel_all)
+
+        def leave() -> None:
+            deadline.cancel()
+            self._endpoint.close(drain_s=FAREWELL_S)
+
+        self._write_status()
+        self.core.drain(leave)
+
+    def finish(self) -> None:
+        """After `closed`: end the worker, and say in the status file that nobody is there any more."""
+        self._executor.close()
+        self._state = "stopped"
+        self._write_status(last=True)
+        log.info("event=stopped")
+
+    def reload(self) -> None:
+        """Policy and datasets from the file again. An error is logged, and everything stays as it was."""
+        try:
+            loaded = load_agent_config(self._loaded.path)
+        except ConfigError as error:
+            log.error("event=reload-failed reason=%r", str(error))  # noqa: TRY400  the text says it all
+            return
+        old, new = self._loaded.config, loaded.config
+        fixed = [
+            name
+            for name in ("agent", "operator_key", "broker", "broker_password_file", "limits", "executor")
+            if getattr(old, name) != getattr(new, name)
+        ]
+        if fixed:
+            log.warning("event=reload-needs-restart sections=%s", ",".join(fixed))
+        self._loaded = loaded
+        self._executor.replace_setup(worker_setup(loaded))
+        self.core.reconfigure(new.policy)
+        log.info("event=reloaded datasets=%d", len(new.datasets))
+
+    # --- status ----------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        config = self._loaded.config
+        health = self.core.health()
+        described = self.core.datasets
+        traffic = self._endpoint.counters.total
+        roster = self._book.current
+        return Status(
+            name=config.agent.name,
+            fleet=config.agent.fleet,
+            server=config.agent.server,
+            version=__version__,
+            state=self._state,
+            pid=os.getpid(),
+            boot=self._boot,
+            started_s=self._started_s,
+            updated_s=self._reactor.wall_s(),
+            connected=self.core.connected,
+            connection=self.core.connection_reason,
+            server_online=self._endpoint.online(config.agent.server),
+            roster_epoch=roster.epoch if roster is not None else None,
+            executor=config.executor,
+            worker_pid=self._executor.worker_pid,
+            running=self.core.running,
+            tasks_done=health.tasks_done,
+            tasks_failed=health.tasks_failed,
+            refusals=health.refusals,
+            plans=health.plans,
+            store_used_bytes=health.store_used_bytes,
+            resident_bytes=health.resident_bytes,
+            bytes_sent=traffic.packet_bytes_sent,
+            bytes_received=traffic.packet_bytes_received,
+            datasets=None
+            if described is None
+            else tuple(
+                DatasetStatus(name=info.name, train_rows=info.train_rows, test_rows=info.test_rows)
+                for info in described.datasets
+            ),
+            datasets_unreadable=() if described is None else tuple(problem.dataset for problem in described.problems),
+        )
+
+    def _changed(self) -> None:
+        """Write soon, but not more often than every `STATUS_LEAST_S`."""
+        self._set_status_timer(max(self._reactor.now_s(), self._status_due_s))
+
+    def _write_status(self, *, last: bool = False) -> None:
+        try:
+            write_status(self._loaded.state_file(STATUS_FILE), self.status())
+        except OSError as error:  # a full disk must not end the daemon
+            log.warning("event=status-not-written reason=%r", error.strerror)
+        self._status_due_s = self._reactor.now_s() + STATUS_LEAST_S
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+            self._status_timer = None
+        if not last:
+            self._set_status_timer(self._reactor.now_s() + STATUS_EVERY_S)
+
+    def _set_status_timer(self, when_s: float) -> None:
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+        self._status_timer = self._reactor.call_at(when_s, self._write_status)
+
+
+def run(loaded: LoadedConfig) -> int:
+    """Be the daemon until a signal says otherwise. Returns the exit code."""
+    with Reactor() as reactor:
+        service = Service(loaded, reactor)
+        signals = _Signals(reactor)
+
+        def done() -> bool:
+            for number in signals.taken():
+                if number == signal.SIGHUP:
+                    service.reload()
+                else:
+                    service.stop(signal.Signals(number).name)
+            return service.closed
+
+        try:
+            service.open()
+            reactor.run_until(done, deadline_s=float("inf"))
+        finally:
+            signals.restore()
+            service.finish()
+    return 0
+
+
+class _Signals:
+    """SIGTERM, SIGINT and SIGHUP as a list that the loop reads: a handler may interrupt anything, so it only notes.
+
+    A second SIGTERM or SIGINT ends the process as the system would."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._arrived: list[int] = []
+        self._stops = 0
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
+
+    def taken(self) -> list[int]:
+        """What arrived since the last time."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stops += number != signal.SIGHUP
+        if self._stops > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._arrived.append(number)
+        self._reactor.wake()
+
+
+def worker_setup(loaded: LoadedConfig) -> WorkerSetup:
+    return WorkerSetup(
+        datasets=loaded.datasets(), executor=loaded.config.executor, memory_bytes=loaded.config.limits.memory_bytes
+    )
+
+
+def link_settings(limits: Limits) -> LinkSettings:
+    """Bounds of a small device: one command of the largest size may arrive while an answer leaves."""
+    message_bytes = max(limits.payload_bytes, limits.plans_bytes // 2) + MIB
+    return LinkSettings(
+        max_message_bytes=message_bytes,
+        reassembly_bytes=message_bytes + message_bytes // 2,
+        encoded_bytes=message_bytes,
+        queue_bytes=2 * message_bytes + limits.results_bytes,
+    )
+
+
+def roster_book(loaded: LoadedConfig, *, wall_s: Callable[[], float]) -> RosterBook:
+    """The newest roster that this device has seen: the one in `state_dir`, or the configured one if that is newer."""
+    book = RosterBook(
+        fleet=loaded.config.agent.fleet,
+        operator_key=loaded.operator_key(),
+        wall_s=wall_s,
+        path=loaded.state_file(ROSTER_FILE),
+    )
+    if loaded.config.roster is None:
+        return book
+    path = loaded.resolve(loaded.config.roster)
+    try:
+        signed = path.read_bytes()
+    except OSError as error:
+        raise loaded.error(("roster",), f"{path}: can't be read: {error.strerror}") from None
+    try:
+        book.accept(signed)
+    except RosterError as error:
+        if book.current is None:
+            raise
+        log.info("event=roster-file-ignored path=%s reason=%r", path, str(error))
+    except SordinoError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return book
