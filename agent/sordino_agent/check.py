@@ -85,7 +85,7 @@ def _state(loaded: LoadedConfig) -> Iterator[Finding]:
 def _roster(loaded: LoadedConfig) -> Iterator[Finding]:
     section = loaded.config.agent
     try:
-        book = roster_book(loaded, wall_s=time.time)
+        book = roster_book(loaded, wall_s=time.time, persist=False)
     except ConfigError as problem:
         yield error("roster", str(problem), "put the key and roster there that the operator gave you")
         return
@@ -173,15 +173,12 @@ def _resources(loaded: LoadedConfig) -> Iterator[Finding]:
     config = loaded.config
     if config.executor == "torch" and importlib.util.find_spec("torch") is None:
         yield error("executor", "torch is not installed", "pip install 'sordino[torch]', or set executor: numpy")
-    available = _available_bytes()
-    if available is not None and available < config.limits.memory_bytes:
-        yield warning(
-            "memory",
-            f"{available >> 20} MiB are available, limits.memory_bytes allows a task {config.limits.memory_bytes >> 20} MiB",
-            "lower limits.memory_bytes",
-        )
+    available, wanted = _available_bytes(), config.limits.memory_bytes
+    if available is not None and available < wanted:
+        text = f"limits.memory_bytes allows a task {wanted >> 20} MiB, {available >> 20} MiB are available"
+        yield warning("memory", text, "lower limits.memory_bytes")
     else:
-        yield ok("memory", f"limits.memory_bytes {config.limits.memory_bytes >> 20} MiB fits into what is available")
+        yield ok("memory", f"limits.memory_bytes ({wanted >> 20} MiB) fits into what is available")
 
 
 def _broker(loaded: LoadedConfig) -> Iterator[Finding]:

@@ -95,16 +95,19 @@ def _init(arguments: argparse.Namespace) -> int:
         broker=arguments.broker,
         server=arguments.server,
     )
+    config = made.config
     _say(
         f"""\
-configuration  {made.config}
+configuration  {config}
 request        {made.request}
 fingerprint    {made.fingerprint}
 sign key       {made.sign_key}
 box key        {made.box_key}
 
-Next: name your datasets in {made.config}, send {made.request.name} to the operator, and let them compare the
-fingerprint with you before `sordino roster add`. Then: sordino-agent check {made.config} && sordino-agent run {made.config}"""
+Next: name your datasets in {config}, send {made.request.name} to the operator, and let them compare the
+fingerprint with you before `sordino roster add`. Then:
+    sordino-agent check {config}
+    sordino-agent run {config}"""
     )
     return 0
 

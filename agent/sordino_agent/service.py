@@ -296,14 +296,19 @@ def link_settings(limits: Limits) -> LinkSettings:
     )
 
 
-def roster_book(loaded: LoadedConfig, *, wall_s: Callable[[], float]) -> RosterBook:
-    """The newest roster that this device has seen: the one in `state_dir`, or the configured one if that is newer."""
+def roster_book(loaded: LoadedConfig, *, wall_s: Callable[[], float], persist: bool = True) -> RosterBook:
+    """The newest roster that this device has seen: the one in `state_dir`, or the configured one if that is newer.
+
+    Without `persist` nothing is written. Raises `ConfigError` and, for a bad roster, `RemoteError`s."""
+    stored = loaded.state_file(ROSTER_FILE)
     book = RosterBook(
         fleet=loaded.config.agent.fleet,
         operator_key=loaded.operator_key(),
         wall_s=wall_s,
-        path=loaded.state_file(ROSTER_FILE),
+        path=stored if persist else None,
     )
+    if not persist and stored.exists():
+        book.accept(stored.read_bytes())
     if loaded.config.roster is None:
         return book
     path = loaded.resolve(loaded.config.roster)
