@@ -1,7 +1,6 @@
-"""A training step of the three example models: the NumPy interpreter, and the same Plan by torch, against eager PyTorch.
+"""A training step of the three example models: the Plan by NumPy, and the Plan by torch, against eager PyTorch.
 
-One thread for all. The floor is eager PyTorch's own step (forward, backward, optimizer): a device without torch can't be
-asked to be faster than that.
+One thread for all. What it is held against is eager PyTorch's own step: forward, backward, optimizer.
 """
 
 from __future__ import annotations

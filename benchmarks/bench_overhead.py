@@ -14,6 +14,7 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -86,9 +87,9 @@ def main() -> None:
                         marks.append(time.perf_counter())
                         records.append(event.record)
 
-                result = simulate(load_job(path), observer=observe, with_baseline=False)
+                simulate(load_job(path), observer=observe, with_baseline=False)
                 # The first round also sends the Plan and sets sessions up; the last one also evaluates.
-                rounds = [after - before for before, after in zip(marks[:-2], marks[1:-1], strict=True)]
+                rounds = [after - before for before, after in itertools.pairwise(marks[:-1])]
                 record = records[1]
                 moved = 2 * 4 * size * agents
                 best = min(rounds)
