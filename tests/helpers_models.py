@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.trace.optimizers import Adam, Optimizer, Sgd
-from torch import Tensor, nn
 
 
 class ClassifierWithOwnLines(nn.Module):

@@ -78,6 +78,7 @@ _DATA_DEPENDENT: Final = (
     "data-dependent",
     "data dependent",
     "calling .item()",
+    "dynamic shape",
     "unallocated storage",
     "Cannot access data pointer",
     "Can't call numpy()",

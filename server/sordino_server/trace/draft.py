@@ -36,7 +36,12 @@ def spec_of(tensor: Tensor, place: str) -> TensorSpec:
     if tensor.dtype not in DTYPES:
         known = ", ".join(DTYPES.values())
         raise PlanError(f"{place}: dtype {str(tensor.dtype).removeprefix('torch.')} is not one of {known}")
-    return TensorSpec(DTYPES[tensor.dtype], tuple(int(dim) for dim in tensor.shape))
+    if not all(isinstance(dim, int) for dim in tensor.shape):  # a symbol: known only once the data is
+        raise PlanError(
+            f"{place}: the shape of this result depends on the values of a tensor, but shapes in a Plan are static; "
+            f"weigh the rows with torch.where instead of choosing some"
+        )
+    return TensorSpec(DTYPES[tensor.dtype], tuple(tensor.shape))
 
 
 class Held:

@@ -22,7 +22,7 @@ from sordino_common.plan.values import Arg, Ref
 from sordino_server.trace.capture import changed_buffer
 from sordino_server.trace.draft import DTYPES, Draft, DraftValue, Held, spec_of
 from sordino_server.trace.origins import META, UNKNOWN, Origin
-from sordino_server.trace.overloads import CREATORS, OPERATORS, OVERLOADS, SAME, VIEWS, Require
+from sordino_server.trace.overloads import CREATORS, OPERATORS, OVERLOADS, SAME, VIEWS, Dims, Require
 from sordino_server.trace.peephole import Peephole
 
 # Known tensors up to this size are computed on while tracing; beyond, a Plan could not carry them anyway.
@@ -42,13 +42,13 @@ class _Call:
 
     __slots__ = ("arguments", "node", "origin", "overload", "spec")
 
-    def __init__(self, node: FxNode, arguments: dict[str, Any], origin: Origin) -> None:
+    def __init__(self, node: FxNode, arguments: dict[str, Any], origin: Origin, place: str) -> None:
         self.node = node
         self.overload = overload_name(node)
         self.arguments = arguments
         self.origin = origin
         value = node.meta.get("val")
-        self.spec = spec_of(value, str(origin)) if isinstance(value, Tensor) else None
+        self.spec = spec_of(value, place) if isinstance(value, Tensor) else None
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -94,14 +94,14 @@ class _Lowering:
         origin: Origin = node.meta.get(META, UNKNOWN)
         self.origin = origin
         self.refuse_what_no_plan_has(node, origin)
-        call = _Call(node, self.arguments(node), origin)
+        call = _Call(node, self.arguments(node), origin, f"{self.name}: {origin}")
         folded = self.fold(call)
         if folded is not None:
             return folded
         overload = call.overload
         if overload in SAME:
             return call["self"]
-        if overload in VIEWS:
+        if overload in VIEWS or (overload == "as_strided.default" and _is_view(call)):
             return self.peephole.view(self.ref(call["self"]), self.shape(call), origin)
         if overload == "permute.default":
             return self.peephole.permute(self.ref(call["self"]), tuple(call["dims"]), origin)
@@ -124,8 +124,7 @@ class _Lowering:
             return self.plain(call)
         raise PlanError(
             f"{self.name}: {origin}: aten op {overload} is not in the op table of Plans; write this step with ops that "
-            f"are "
-            f"(sordino_common.plan.ops lists them) or choose another layer"
+            f"are (sordino_common.plan.ops lists them) or choose another layer"
         )
 
     def arguments(self, node: FxNode) -> dict[str, Any]:
@@ -266,6 +265,8 @@ class _Lowering:
                         f"{self.name}: {call.origin}: aten op {call.overload} with {source.name}={call[source.name]} "
                         f"is not in the op table of Plans, only {source.name}={source.value}"
                     )
+            elif isinstance(source, Dims):
+                args.append(tuple(call[source.name] or ()))
             else:
                 args.append(self.argument(call[source]) if isinstance(source, str) else source.value)
         results = self.emit(op, tuple(args), call.origin)
@@ -316,6 +317,19 @@ class _Lowering:
 
     def shape(self, call: _Call) -> tuple[int, ...]:
         return self.spec(call).shape
+
+
+def _is_view(call: _Call) -> bool:
+    """Whether an `as_strided` only reshapes: same elements, both sides contiguous, no offset."""
+    source, result = call.node.args[0], call.node.meta["val"]
+    before = source.meta["val"] if isinstance(source, FxNode) else None
+    return (
+        isinstance(before, Tensor)
+        and not call["storage_offset"]
+        and before.is_contiguous()
+        and result.is_contiguous()
+        and before.numel() == result.numel()
+    )
 
 
 # Makers of tensors out of numbers alone; everything else without tensor arguments (random ones) is not folded.

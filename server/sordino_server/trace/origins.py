@@ -84,10 +84,11 @@ def _from_frames(frames: Iterator[tuple[FrameType, int]], modules: ModulePaths) 
             continue
         if inside is None:
             inside = modules.of(frame)
-            if inside is not None:
+            if inside is not None and place is None:
                 nearest = (filename, line)
-        if not filename.startswith((_TORCH, "<")):
+        if place is None and not filename.startswith((_TORCH, "<")):
             place = (filename, line)
+        if place is not None and (inside is not None or _is_ours(filename)):
             break
     if place is None or (nearest is not None and _is_ours(place[0])):
         place = nearest

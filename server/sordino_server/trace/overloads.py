@@ -27,7 +27,14 @@ class Require:
     value: object
 
 
-Source = str | Fixed | Require
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """The dimensions in the aten argument `name`; none given means all, which the table writes as an empty list."""
+
+    name: str
+
+
+Source = str | Fixed | Require | Dims
 _POOL: Final = ("kernel_size", "stride", "padding")
 _CONV: Final = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 _UNARY: Final = (
@@ -62,12 +69,12 @@ def _table() -> dict[str, tuple[str, tuple[Source, ...]]]:
         "bmm.default": ("bmm", ("self", "mat2")),
         "addmm.default": ("addmm", ("self", "mat1", "mat2", "beta", "alpha")),
         "mean.default": ("mean", ("self", Fixed(()), Fixed(False), Require("dtype", None))),
-        "mean.dim": ("mean", ("self", "dim", "keepdim", Require("dtype", None))),
+        "mean.dim": ("mean", ("self", Dims("dim"), "keepdim", Require("dtype", None))),
         "amax.default": ("amax", ("self", "dim", "keepdim")),
         "amin.default": ("amin", ("self", "dim", "keepdim")),
         "argmax.default": ("argmax", ("self", "dim", "keepdim")),
         "argmin.default": ("argmin", ("self", "dim", "keepdim")),
-        "linalg_vector_norm.default": ("vector_norm", ("self", "ord", "dim", "keepdim", Require("dtype", None))),
+        "linalg_vector_norm.default": ("vector_norm", ("self", "ord", Dims("dim"), "keepdim", Require("dtype", None))),
         "_softmax.default": ("softmax", ("self", "dim", Require("half_to_float", False))),
         "_log_softmax.default": ("log_softmax", ("self", "dim", Require("half_to_float", False))),
         "clamp.default": ("clamp", ("self", "min", "max")),

@@ -71,8 +71,9 @@ class Peephole:
                 return left
             if right == 2:
                 return self._emit("mul", (left, left), origin)
-        if op == "div" and floating and _is_number(right) and right != 0:
-            op, right = "mul", 1.0 / right
+        if op == "div" and isinstance(left, Ref) and _is_number(right) and right != 0:
+            # An integer divided by a number keeps its own rounding.
+            op, right = ("mul", 1.0 / right) if self._draft.spec(left) == out else (op, right)
         if op == "mul" and _is_number(left):
             left, right = right, left
         if op == "mul" and floating and isinstance(left, Ref) and _is_number(right) and self._draft.spec(left) == out:
