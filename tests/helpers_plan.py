@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from sordino_common.plan.arrays import NdArray
+from sordino_common.messages.array import Array
+from sordino_common.plan.arrays import NdArray, from_numpy
 from sordino_common.plan.ops import infer_outs
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Input, Node, Output, Plan, Ref
@@ -491,3 +492,100 @@ CASES: dict[str, Case] = {
     "adaptive_avg_pool2d": _adaptive,
     "adaptive_avg_pool2d_backward": _adaptive_backward,
 }
+
+
+# --- whole Plans by hand -----------------------------------------------------------------------------------------
+
+
+class Builder:
+    """Writes a Plan node by node, without a tracer."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: list[Input] = []
+        self.constants: list[Array] = []
+        self.nodes: list[Node] = []
+        self.outputs: list[Output] = []
+        self.specs: list[TensorSpec] = []
+
+    def input(self, name: str, role: str, dtype: str, *shape: int) -> Ref:
+        assert not self.constants and not self.nodes
+        self.inputs.append(Input(name, role, TensorSpec(dtype, shape)))
+        return self._value(TensorSpec(dtype, shape))
+
+    def constant(self, array: NdArray) -> Ref:
+        assert not self.nodes
+        self.constants.append(from_numpy(array))
+        return self._value(spec_of(array))
+
+    def node(self, op: str, *args: Any) -> Any:
+        outs = infer_outs(op, args, self.specs)
+        self.nodes.append(Node(op, args, outs))
+        refs = tuple(self._value(out) for out in outs)
+        return refs[0] if len(refs) == 1 else refs
+
+    def output(self, name: str, role: str, value: Ref) -> None:
+        self.outputs.append(Output(name, role, value.value))
+
+    def build(self) -> Plan:
+        return Plan(self.name, tuple(self.inputs), tuple(self.constants), tuple(self.nodes), tuple(self.outputs))
+
+    def _value(self, spec: TensorSpec) -> Ref:
+        self.specs.append(spec)
+        return Ref(len(self.specs) - 1)
+
+
+def linear_step(rows: int = 4, features: int = 3) -> Plan:
+    """One SGD step of linear regression with the mean squared error, written out."""
+    b = Builder("linear-step")
+    w = b.input("weight", "param", "float32", 1, features)
+    bias = b.input("bias", "param", "float32", 1)
+    x = b.input("x", "x", "float32", rows, features)
+    y = b.input("y", "y", "float32", rows, 1)
+    error = b.node("sub", b.node("addmm", bias, x, b.node("permute", w, (1, 0)), 1, 1), y, 1)
+    grad = b.node("mul", error, 2.0 / rows)
+    b.output("weight", "param", b.node("sub", w, b.node("mm", b.node("permute", grad, (1, 0)), x), 0.125))
+    b.output("bias", "param", b.node("sub", bias, b.node("sum", grad, (0,), False), 0.125))
+    b.output("loss", "loss", b.node("mean", b.node("pow", error, 2), (), False))
+    return b.build()
+
+
+def image_step(rows: int = 2) -> Plan:
+    """Convolution, ReLU, max and average pooling, log-softmax, gather, and back: most of the op families at once."""
+    b = Builder("image-step")
+    w = b.input("weight", "param", "float32", 3, 1, 3, 3)
+    x = b.input("x", "x", "float32", rows, 1, 9, 9)
+    y = b.input("y", "y", "int64", rows)
+    shift = b.constant(np.array([0.5, -0.5, 0.25], np.float32))
+    geometry = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    pre = b.node("convolution", x, w, shift, *geometry)
+    active = b.node("relu", pre)
+    best, where = b.node("max_pool2d_with_indices", active, (2, 2), (2, 2), (0, 0), (1, 1), False)
+    average = ((2, 2), (2, 2), (0, 0), False, True, None)
+    logits = b.node("sum", b.node("avg_pool2d", best, *average), (2, 3), False)
+    scores = b.node("log_softmax", logits, 1)
+    index = b.node("view", y, (rows, 1))
+    b.output("loss", "row", b.node("neg", b.node("view", b.node("gather", scores, 1, index), (rows,))))
+    chosen = b.node("scatter", b.node("full", (rows, 3), 0.0, "float32"), 1, index, 1.0)
+    slope = b.node("sub", b.node("exp", scores), chosen, 1)
+    wide = b.node("expand", b.node("view", slope, (rows, 3, 1, 1)), (rows, 3, 2, 2))
+    back = b.node("avg_pool2d_backward", wide, best, *average)
+    back = b.node("max_pool2d_with_indices_backward", back, active, (2, 2), (2, 2), (0, 0), (1, 1), False, where)
+    back = b.node("where", b.node("le", active, 0), 0.0, back)
+    grad = b.node("convolution_backward", back, x, w, None, *geometry, (False, True, False))
+    b.output("weight", "param", b.node("sub", w, grad, 0.5))
+    return b.build()
+
+
+def fill(plan: Plan, seed: int = 0) -> list[NdArray]:
+    """Inputs for a Plan: normal numbers; zeros and ones for integers."""
+    rng = np.random.default_rng(seed)
+    return [
+        np.asarray(
+            rng.standard_normal(entry.spec.shape)
+            if entry.spec.dtype in FLOATS
+            else rng.integers(0, 2, entry.spec.shape),
+            entry.spec.dtype,
+        )
+        for entry in plan.inputs
+    ]
