@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 _HEADER_BYTES: Final = 512  # fixed header 5, packet id 2, topic and response topic about 200 each, correlation 16
 _MOST_BYTES: Final = 268_435_460  # MQTT v5, section 2.1.4: a packet's length is a number of 28 bits
 _CLOSE_S: Final = 2.0  # `close` waits no longer for the broker to take what was handed over
+_BRIEF_S: Final = 10.0
 _READ_ROUNDS: Final = 16  # then the other connections get their turn
 _FAILURE: Final = 0x80  # MQTT v5, section 2.4: reason codes from here on are failures
 
@@ -188,6 +189,7 @@ class MqttTransport:
         self._awaited: set[int] = set()  # SUBSCRIBE packets without SUBACK, while connecting
         self._pending: set[int] = set()  # PUBLISH packets without PUBACK
         self._was_full = False
+        self._brief_ones = 0
         self._progress_s = 0.0
         self._window = settings.window
         self._max_packet_bytes = settings.max_packet_bytes
@@ -447,6 +449,11 @@ class MqttTransport:
             return
         error = self._wire.error if self._wire is not None else None
         why = f": {explain(error)}" if error is not None else ""
+        # mosquitto 2.0 does not say that it hands a session over: two clients with one id just cut each other off.
+        brief = self._connected and self._reactor.now_s() - self._stands_since_s < _BRIEF_S
+        self._brief_ones = self._brief_ones + 1 if brief else 0
+        if self._brief_ones >= 2:
+            why += f" ({self._brief_ones} times in a row soon after connecting: is it that {TAKEN_OVER}?)"
         # A broker that wants a client certificate says so only now (TLS 1.3, RFC 8446 section 4.4.2.4).
         alert = not self._connected and error is not None and "ALERT" in (getattr(error, "reason", None) or "")
         self._fail(f"the connection to {self._where} was lost{why}", refused=alert)
