@@ -151,11 +151,11 @@ def picture(owner: SessionTable) -> object:
         if isinstance(value, list | tuple):
             return [of(item) for item in value]
         slots = getattr(type(value), "__slots__", None)
-        if slots and type(value).__name__ in ("_Slot", "_Pending", "_HalfOpen"):
+        if slots and type(value).__name__ in ("Slots", "Slot", "Pending", "HalfOpen"):
             return (type(value).__name__, [(slot, of(getattr(value, slot))) for slot in slots])
         return value
 
-    names = ("_slots", "_by_id", "_half_open", "_boots", "_sequence", "_number", "_owed", "_roster")
+    names = ("_slots", "_sequence", "_owed", "_roster")
     return [(name, of(getattr(owner, name))) for name in names] + [owner._book.signed]
 
 

@@ -343,7 +343,7 @@ def test_a_session_id_that_is_in_use() -> None:
     hello = alto.initiate("bass", now_s=0)
     (confirm,) = replies(alto.receive(only_reply(bass.receive(hello, now_s=0)), now_s=0))
     bass.receive(confirm, now_s=0)
-    slot = bass._slots["alto", b""]
+    slot = bass._slots.by_peer["alto"][b""]
     slot.heard, slot.confirmed = (-1, -1, b""), b""  # as if the memory of that Hello had been evicted
     refused(bass, hello, HandshakeError, "is in use")
 

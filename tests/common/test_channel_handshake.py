@@ -31,15 +31,10 @@ from helpers_channel import (
     table,
 )
 from sordino_common.channel.effects import Established, Lost, Opened, Rejected, Reply, RosterOffered
-from sordino_common.channel.handshake import (
-    CONTEXTS_PER_PEER,
-    HALF_OPEN_S,
-    OFFER_BYTES,
-    OLDER_SESSIONS,
-    SessionTable,
-)
+from sordino_common.channel.handshake import OFFER_BYTES, SessionTable
 from sordino_common.channel.packets import Reject, read_packet, roster_packet
 from sordino_common.channel.roster import RosterEntry
+from sordino_common.channel.slots import CONTEXTS_PER_PEER, HALF_OPEN_S, OLDER_SESSIONS
 from sordino_common.errors import CodecError, HandshakeError, LocalError, RosterError, SessionError
 
 # --- a perfect link --------------------------------------------------------------------------------------------------
@@ -132,7 +127,7 @@ def test_old_sessions_are_forgotten_in_the_end() -> None:
         bass.receive(ends[0][0].seal(b"x"), now_s=0)
     for near, _ in ends[1:]:
         assert opened(bass.receive(near.seal(b"x"), now_s=0)) == [b"x"]
-    assert len(bass._by_id) == len(alto._by_id) == OLDER_SESSIONS + 1
+    assert len(bass._slots.by_session) == len(alto._slots.by_session) == OLDER_SESSIONS + 1
 
 
 # --- both at once ----------------------------------------------------------------------------------------------------
@@ -302,8 +297,8 @@ def test_a_party_that_a_new_roster_leaves_out_is_forgotten() -> None:
     alto, bass = table("alto"), table("bass")
     connect(alto, bass)
     bass.receive(roster_packet(signed(2, entries=[entry("hub"), entry("bass")])), now_s=0)
-    assert not bass._slots
-    assert not bass._boots
+    assert not bass._slots.by_peer
+    assert not bass._slots.boots
     with pytest.raises(RosterError, match="'alto' is not in epoch 2"):
         bass.receive(alto.initiate("bass", now_s=0), now_s=0)
 
@@ -339,14 +334,14 @@ def test_half_open_sessions_are_bounded_and_the_oldest_goes_first() -> None:
     hub = table("hub", max_half_open=2)
     others = [table(name) for name in ("alto", "bass", "cello")]
     accepts = [only_reply(hub.receive(other.initiate("hub", now_s=0), now_s=0)) for other in others]
-    assert len(hub._half_open) == len(hub._by_id) == 2
+    assert len(hub._slots.half_open) == len(hub._slots.by_session) == 2
     confirms = [replies(other.receive(accept, now_s=0))[0] for other, accept in zip(others, accepts, strict=True)]
     with pytest.raises(SessionError, match="not one of ours"):
         hub.receive(confirms[0], now_s=0)
     for confirm in confirms[1:]:
         assert [type(effect) for effect in hub.receive(confirm, now_s=0)] == [Established]
     connect(others[0], hub)  # and the evicted one gets in when it tries again
-    assert not hub._half_open
+    assert not hub._slots.half_open
 
 
 def test_a_hello_whose_half_open_session_was_evicted_is_accepted_anew() -> None:
@@ -364,9 +359,9 @@ def test_half_open_sessions_grow_old() -> None:
     hub, alto, bass = table("hub"), table("alto"), table("bass")
     hub.receive(alto.initiate("hub", now_s=0), now_s=0)
     hub.receive(bass.initiate("hub", now_s=0), now_s=HALF_OPEN_S - 1)
-    assert len(hub._half_open) == 2
+    assert len(hub._slots.half_open) == 2
     hub.receive(table("cello").initiate("hub", now_s=0), now_s=HALF_OPEN_S)
-    assert list(hub._half_open) == [("bass", b""), ("cello", b"")]
+    assert list(hub._slots.half_open) == [("bass", b""), ("cello", b"")]
 
 
 def test_a_flood_of_hellos_from_one_member_hurts_only_itself() -> None:
@@ -375,8 +370,8 @@ def test_a_flood_of_hellos_from_one_member_hurts_only_itself() -> None:
     for number in range(3 * CONTEXTS_PER_PEER):
         hub.receive(bass.initiate("hub", b"%d" % number, now_s=0), now_s=0)
         bass.drop("hub")
-    assert len(hub._slots) == 1 + CONTEXTS_PER_PEER
-    assert len(hub._half_open) == CONTEXTS_PER_PEER
+    assert len(hub._slots.all()) == 1 + CONTEXTS_PER_PEER
+    assert len(hub._slots.half_open) == CONTEXTS_PER_PEER
     assert opened(hub.receive(near.seal(b"still here"), now_s=0)) == [b"still here"]
 
 
@@ -405,7 +400,7 @@ def test_drop_forgets_and_says_what_was_lost() -> None:
     with pytest.raises(SessionError):
         bass.receive(near.seal(b""), now_s=0)
     assert alto.drop_all() == [Lost(peer="bass", context=b"", reason="dropped")]
-    assert not alto._by_id
+    assert not alto._slots.by_session
     assert alto.initiate("cello", now_s=0) != pending
 
 
@@ -429,7 +424,7 @@ def test_mistakes_of_our_own() -> None:
         alto.initiate("nobody", now_s=0)
     with pytest.raises(CodecError):
         alto.receive(b"", now_s=0)
-    assert repr(alto) == "SessionTable(alto, 0 sessions, 0 half-open)"
+    assert repr(alto) == "SessionTable(alto, 0 sessions, 0 of them half-open)"
 
 
 # --- bad links -------------------------------------------------------------------------------------------------------

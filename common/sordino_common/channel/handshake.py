@@ -62,8 +62,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -83,65 +82,10 @@ from sordino_common.channel.packets import (
 )
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry
 from sordino_common.channel.session import Session, derive_session, shared_secret
+from sordino_common.channel.slots import MAX_HALF_OPEN, Pending, Slot, Slots
 from sordino_common.errors import CodecError, HandshakeError, LocalError, RosterError, SessionError
 
-CONTEXTS_PER_PEER: Final = 32  # commands, and a session per committee that both belong to
-MAX_HALF_OPEN: Final = 4096  # about 3 kB each
-HALF_OPEN_S: Final = 600.0  # longer than any wait for an Accept and the first sealed packet
-OLDER_SESSIONS: Final = 2  # replaced sessions that still open packets which were on their way
 OFFER_BYTES: Final = 128 * 1024  # a larger roster does not fit into a packet; it comes on the roster topic
-
-
-@dataclass(slots=True, kw_only=True)
-class _Pending:
-    """A Hello of ours that was not answered yet."""
-
-    ephemeral: X25519PrivateKey
-    packet: bytes
-    body: bytes
-    hash: bytes
-
-
-@dataclass(slots=True, kw_only=True)
-class _HalfOpen:
-    """A session that we accepted and whose initiator has not yet shown that it has the key."""
-
-    session: Session
-    hello: bytes  # hash of the Hello that it answers
-    packet: bytes  # the Accept
-    since_s: float
-    number: int
-
-
-@dataclass(slots=True)
-class _Slot:
-    """Everything about one (peer, context). Numbers order events, for handshakes that cross (`_confirm`)."""
-
-    peer: str
-    context: bytes
-    pending: _Pending | None = None
-    settled: bytes = b""  # hash of our last Hello that is not pending any more
-    heard: tuple[int, int, bytes] = (-1, -1, b"")  # boot, sequence, hash of the newest Hello that we accepted
-    confirmed: bytes = b""  # hash of the Hello whose session the peer has confirmed
-    half_open: _HalfOpen | None = None
-    current: Session | None = None
-    current_number: int = 0
-    older: list[Session] = field(default_factory=list)
-
-    def sessions(self) -> Iterator[Session]:
-        if self.half_open is not None:
-            yield self.half_open.session
-        if self.current is not None:
-            yield self.current
-        yield from self.older
-
-    @property
-    def idle(self) -> bool:
-        return self.current is None and self.pending is None
-
-    def settle(self) -> None:
-        if self.pending is not None:
-            self.settled, self.pending = self.pending.hash, None
 
 
 class SessionTable:
@@ -166,25 +110,21 @@ class SessionTable:
         self._identity = identity
         self._book = roster
         self._random = random
-        self._max_half_open = max_half_open
         self._roster = roster.current  # what the sessions below are bound to
-        self._slots: dict[tuple[str, bytes], _Slot] = {}
-        self._by_id: dict[bytes, _Slot] = {}
-        self._half_open: dict[tuple[str, bytes], None] = {}  # in order of age
-        self._boots: dict[str, int] = {}  # greatest boot that each peer has signed
+        self._slots = Slots(max_half_open=max_half_open)
         self._sequence = 0
-        self._number = 0
         self._owed: list[Effect] = []  # Lost, from a change of the roster that was noticed outside `receive`
 
     def __repr__(self) -> str:
-        return f"SessionTable({self.name}, {len(self._by_id)} sessions, {len(self._half_open)} half-open)"
+        sessions, half_open = len(self._slots.by_session), len(self._slots.half_open)
+        return f"SessionTable({self.name}, {sessions} sessions, {half_open} of them half-open)"
 
     # --- what the owner asks for ------------------------------------------------------------------------------
 
     def established(self, peer: str, context: bytes = b"") -> Session | None:
         """The session to seal with, or None if there is none, or the roster has changed or expired since."""
         self._follow_roster()
-        slot = self._slots.get((peer, context))
+        slot = self._slots.get(peer, context)
         if slot is None or slot.current is None:
             return None
         try:
@@ -202,11 +142,11 @@ class SessionTable:
         if len(context) > MAX_CONTEXT_BYTES:
             raise LocalError(f"a context has {MAX_CONTEXT_BYTES} bytes at most, got {len(context)}; use a hash")
         roster, _ = self._parties(peer)
-        slot = self._slots.get((peer, context))
+        slot = self._slots.get(peer, context)
         if slot is not None and slot.pending is not None:
             return slot.pending.packet
         if slot is None:
-            slot = self._new_slot(peer, context, LocalError)
+            slot = self._slots.create(peer, context, LocalError)
         ephemeral = X25519PrivateKey.from_private_bytes(self._random(32))
         hello = Hello(
             fleet=self.fleet,
@@ -221,7 +161,7 @@ class SessionTable:
         )
         packet, body = signed_packet(self._identity, hello)
         self._sequence += 1
-        slot.pending = _Pending(ephemeral=ephemeral, packet=packet, body=body, hash=hashlib.sha256(body).digest())
+        slot.pending = Pending(ephemeral=ephemeral, packet=packet, body=body, hash=hashlib.sha256(body).digest())
         return packet
 
     def receive(self, packet: bytes, *, now_s: float) -> list[Effect]:
@@ -247,12 +187,11 @@ class SessionTable:
 
     def drop(self, peer: str, context: bytes | None = None, *, reason: str = "dropped") -> list[Lost]:
         """Forget sessions, half-open ones and pending Hellos with `peer`: those of one context, or all."""
-        slots = [slot for slot in self._slots.values() if slot.peer == peer and context in (None, slot.context)]
-        return [lost for slot in slots for lost in self._clear(slot, reason)]
+        return self._slots.clear(self._slots.of(peer, context), reason)
 
     def drop_all(self, *, reason: str = "dropped") -> list[Lost]:
         """Forget all sessions, half-open ones and pending Hellos."""
-        return [lost for slot in list(self._slots.values()) for lost in self._clear(slot, reason)]
+        return self._slots.clear(self._slots.all(), reason)
 
     # --- what arrives -----------------------------------------------------------------------------------------
 
@@ -265,14 +204,14 @@ class SessionTable:
         if hello.epoch != roster.epoch:
             return [self._reject(hello, hello_hash, roster)]
         self._check_same_roster(hello, roster)
-        slot = self._slots.get((hello.sender, hello.context))
+        slot = self._slots.get(hello.sender, hello.context)
         if slot is not None:
             repeated = self._check_sequence(slot, hello, hello_hash)
             if repeated is not None:
                 return repeated
             if slot.pending is not None and self.name < hello.sender:
                 # Both opened at once. The other side answers ours, which may have been lost: send it again.
-                return [*self._heard_boot(hello), Reply(to=hello.sender, packet=slot.pending.packet)]
+                return [*self._slots.hear(hello.sender, hello.boot), Reply(to=hello.sender, packet=slot.pending.packet)]
         return self._accept(hello, raw, hello_hash, roster, now_s)
 
     def _accept(self, hello: Hello, raw: bytes, hello_hash: bytes, roster: Roster, now_s: float) -> list[Effect]:
@@ -291,17 +230,12 @@ class SessionTable:
         )
         packet, body = signed_packet(self._identity, accept)
         session = self._derive(shared, raw, body, hello.sender, hello.boot, hello.context, initiated=False)
-        key = (hello.sender, hello.context)
-        slot = self._slots.get(key) or self._new_slot(*key, HandshakeError)
-        lost = self._heard_boot(hello)
-        self._drop_half_open(slot)
-        self._evict_half_open(now_s)
+        slot = self._slots.get(hello.sender, hello.context)
+        if slot is None:
+            slot = self._slots.create(hello.sender, hello.context, HandshakeError)
+        lost = self._slots.hear(hello.sender, hello.boot)
         slot.heard = (hello.boot, hello.sequence, hello_hash)
-        slot.half_open = _HalfOpen(
-            session=session, hello=hello_hash, packet=packet, since_s=now_s, number=self._next_number()
-        )
-        self._half_open[key] = None
-        self._by_id[session.id] = slot
+        self._slots.put_half_open(slot, session, hello=hello_hash, packet=packet, now_s=now_s)
         return [*lost, Reply(to=hello.sender, packet=packet)]
 
     def _on_accept(self, raw: bytes, signature: bytes) -> list[Effect]:
@@ -311,7 +245,7 @@ class SessionTable:
         self._check_boot(accept)
         slot = self._answered(accept)
         if slot is None:
-            return list(self._heard_boot(accept))
+            return list(self._slots.hear(accept.sender, accept.boot))
         pending = slot.pending
         assert pending is not None
         if accept.epoch != roster.epoch:
@@ -321,9 +255,9 @@ class SessionTable:
         self._check_same_roster(accept, roster)
         shared = shared_secret(pending.ephemeral, accept.ephemeral, accept.sender)
         session = self._derive(shared, pending.body, raw, accept.sender, accept.boot, accept.context, initiated=True)
-        lost = self._heard_boot(accept)
+        lost = self._slots.hear(accept.sender, accept.boot)
         slot.settle()
-        self._make_current(slot, session)
+        self._slots.make_current(slot, session)
         return [
             *lost,
             Established(peer=slot.peer, context=slot.context, session=session),
@@ -331,32 +265,19 @@ class SessionTable:
         ]
 
     def _on_sealed(self, session_id: bytes, counter: int, ciphertext: bytes | memoryview) -> list[Effect]:
-        slot = self._by_id.get(session_id)
+        slot = self._slots.by_session.get(session_id)
         if slot is None:
             raise SessionError(f"session {session_id.hex()}: not one of ours, or no longer")
         self._book.party(slot.peer)
         session = next(session for session in slot.sessions() if session.id == session_id)
         plaintext = session.open(counter, ciphertext)
         effects: list[Effect] = []
-        if slot.half_open is not None and slot.half_open.session is session:
-            effects.extend(self._confirm(slot, slot.half_open))
+        confirms = slot.half_open is not None and slot.half_open.session is session
+        if confirms and self._slots.confirm(slot):
+            effects.append(Established(peer=slot.peer, context=slot.context, session=session))
         if plaintext:
             effects.append(Opened(peer=slot.peer, context=slot.context, session_id=session_id, plaintext=plaintext))
         return effects
-
-    def _confirm(self, slot: _Slot, half_open: _HalfOpen) -> list[Effect]:
-        slot.half_open = None
-        del self._half_open[slot.peer, slot.context]
-        slot.confirmed = half_open.hello
-        current = slot.current
-        if current is not None and current.initiated and slot.current_number > half_open.number:
-            # Handshakes crossed: our own Hello was accepted after we had accepted this one. Keep ours for sealing, as
-            # the peer has moved to it, or will; this one goes on opening what the peer seals until then.
-            self._keep_older(slot, half_open.session)
-            return []
-        slot.settle()
-        self._make_current(slot, half_open.session)
-        return [Established(peer=slot.peer, context=slot.context, session=half_open.session)]
 
     def _on_reject(self, raw: bytes, signature: bytes, now_s: float) -> list[Effect]:
         reject = read_body(Reject, raw)
@@ -365,7 +286,7 @@ class SessionTable:
         self._check_boot(reject)
         slot = self._answered(reject)
         if slot is None:
-            return list(self._heard_boot(reject))
+            return list(self._slots.hear(reject.sender, reject.boot))
         pending = slot.pending
         assert pending is not None
         if reject.code == "roster-wanted":
@@ -374,9 +295,9 @@ class SessionTable:
                     f"handshake with {slot.peer}: wants our roster, though its epoch {reject.epoch} is not older"
                 )
             offer = Reply(to=slot.peer, packet=roster_packet(self._book.signed))
-            return [*self._heard_boot(reject), offer, Reply(to=slot.peer, packet=pending.packet)]
+            return [*self._slots.hear(reject.sender, reject.boot), offer, Reply(to=slot.peer, packet=pending.packet)]
         if reject.signed_roster is not None and self._book.accept(reject.signed_roster):
-            lost = [*self._heard_boot(reject), *self._roster_changed()]
+            lost = [*self._slots.hear(reject.sender, reject.boot), *self._roster_changed()]
             offered = RosterOffered(signed=reject.signed_roster)
             try:
                 hello = self.initiate(slot.peer, slot.context, now_s=now_s)
@@ -386,7 +307,7 @@ class SessionTable:
             return [offered, *lost, Reply(to=slot.peer, packet=hello)]
         slot.settle()
         refused = Rejected(peer=slot.peer, context=slot.context, code=reject.code, reason=reject.reason)
-        return [*self._heard_boot(reject), refused]
+        return [*self._slots.hear(reject.sender, reject.boot), refused]
 
     def _on_roster(self, signed: bytes) -> list[Effect]:
         if not self._book.accept(signed):
@@ -417,7 +338,7 @@ class SessionTable:
         return self._parties(body.sender)
 
     def _check_boot(self, body: Hello | Accept | Reject) -> None:
-        known = self._boots.get(body.sender, -1)
+        known = self._slots.boots.get(body.sender, -1)
         if body.boot < known:
             raise HandshakeError(
                 f"{body.kind} from {body.sender}: of boot {body.boot}, but boot {known} was seen. A replay; or its "
@@ -431,7 +352,7 @@ class SessionTable:
                 f"The operator signed two: sign one of epoch {body.epoch + 1} for all"
             )
 
-    def _check_sequence(self, slot: _Slot, hello: Hello, hello_hash: bytes) -> list[Effect] | None:
+    def _check_sequence(self, slot: Slot, hello: Hello, hello_hash: bytes) -> list[Effect] | None:
         """Effects of a repeated Hello, None for a new one. Raises `HandshakeError` for an old one."""
         boot, sequence, heard_hash = slot.heard
         if (hello.boot, hello.sequence) > (boot, sequence):
@@ -446,9 +367,9 @@ class SessionTable:
             return []
         return None  # the half-open session was evicted or dropped: accept anew
 
-    def _answered(self, body: Accept | Reject) -> _Slot | None:
+    def _answered(self, body: Accept | Reject) -> Slot | None:
         """The slot whose pending Hello `body` answers; None if it is settled. Raises `HandshakeError` for others."""
-        slot = self._slots.get((body.sender, body.context))
+        slot = self._slots.get(body.sender, body.context)
         if slot is not None and slot.pending is not None and hmac.compare_digest(slot.pending.hash, body.hello):
             return slot
         if slot is not None and hmac.compare_digest(slot.settled, body.hello):
@@ -468,7 +389,7 @@ class SessionTable:
             context=context,
             initiated=initiated,
         )
-        if session.id in self._by_id:
+        if session.id in self._slots.by_session:
             raise HandshakeError(f"handshake with {peer}: the session id {session.id.hex()} is in use")
         return session
 
@@ -490,82 +411,7 @@ class SessionTable:
         packet, _ = signed_packet(self._identity, reject)
         return Reply(to=hello.sender, packet=packet)
 
-    # --- changes: none of these raises ------------------------------------------------------------------------
-
-    def _next_number(self) -> int:
-        self._number += 1
-        return self._number
-
-    def _new_slot(self, peer: str, context: bytes, error: type[HandshakeError | LocalError]) -> _Slot:
-        """An empty slot; an idle one of the same peer makes room for it. Raises `error` if all are in use."""
-        taken = [slot for slot in self._slots.values() if slot.peer == peer]
-        if len(taken) >= CONTEXTS_PER_PEER:
-            idle = next((slot for slot in taken if slot.idle), None)
-            if idle is None:
-                raise error(
-                    f"{peer}: {len(taken)} contexts are in use, no more are taken. Drop those that are done with"
-                )
-            self._clear(idle, "")
-            del self._slots[peer, idle.context]
-        slot = self._slots[peer, context] = _Slot(peer, context)
-        return slot
-
-    def _heard_boot(self, body: Hello | Accept | Reject) -> list[Lost]:
-        """Note the boot of a verified body; the sessions of earlier boots are dead."""
-        if body.boot == self._boots.get(body.sender):
-            return []
-        self._boots[body.sender] = body.boot
-        lost = []
-        for slot in self._slots.values():
-            if slot.peer != body.sender:
-                continue
-            current = slot.current
-            for session in [session for session in slot.sessions() if session.peer_boot < body.boot]:
-                self._forget(slot, session)
-            if current is not None and slot.current is None:
-                reason = f"{slot.peer} restarted (boot {current.peer_boot}, now {body.boot})"
-                lost.append(Lost(peer=slot.peer, context=slot.context, reason=reason))
-        return lost
-
-    def _make_current(self, slot: _Slot, session: Session) -> None:
-        if slot.current is not None:
-            self._keep_older(slot, slot.current)
-        slot.current, slot.current_number = session, self._next_number()
-        self._by_id[session.id] = slot
-
-    def _keep_older(self, slot: _Slot, session: Session) -> None:
-        slot.older.insert(0, session)
-        for gone in slot.older[OLDER_SESSIONS:]:
-            self._forget(slot, gone)
-
-    def _forget(self, slot: _Slot, session: Session) -> None:
-        self._by_id.pop(session.id, None)
-        if slot.half_open is not None and slot.half_open.session is session:
-            slot.half_open = None
-            self._half_open.pop((slot.peer, slot.context), None)
-        if slot.current is session:
-            slot.current = None
-        slot.older = [other for other in slot.older if other is not session]
-
-    def _drop_half_open(self, slot: _Slot) -> None:
-        if slot.half_open is not None:
-            self._forget(slot, slot.half_open.session)
-
-    def _evict_half_open(self, now_s: float) -> None:
-        """Drop half-open sessions that waited too long, and the oldest if there is no room for one more."""
-        while self._half_open:
-            slot = self._slots[next(iter(self._half_open))]
-            assert slot.half_open is not None
-            if now_s - slot.half_open.since_s < HALF_OPEN_S and len(self._half_open) < self._max_half_open:
-                return
-            self._drop_half_open(slot)
-
-    def _clear(self, slot: _Slot, reason: str) -> list[Lost]:
-        lost = slot.current is not None
-        slot.settle()
-        for session in list(slot.sessions()):
-            self._forget(slot, session)
-        return [Lost(peer=slot.peer, context=slot.context, reason=reason)] if lost else []
+    # --- the roster ---------------------------------------------------------------------------------------------------
 
     def _follow_roster(self) -> None:
         """Sessions and pending Hellos are bound to a roster: when the book has taken another one, they end."""
@@ -577,7 +423,5 @@ class SessionTable:
         self._roster = new
         epochs = f"epoch {old.epoch if old else 'none'}, now {new.epoch if new else 'none'}"
         lost = self.drop_all(reason=f"the roster changed ({epochs})")
-        members = {entry.name for entry in new.entries} if new else set()
-        self._slots = {key: slot for key, slot in self._slots.items() if slot.peer in members}
-        self._boots = {name: boot for name, boot in self._boots.items() if name in members}
+        self._slots.keep_only({entry.name for entry in new.entries} if new else set())
         return lost
