@@ -243,7 +243,7 @@ class _Lowering:
         x = self.ref(call["self"])
         if out.dtype in FLOATS:
             x = self.cast(x, out.dtype, call.origin)
-        dims = tuple(call.arguments.get("dim") or ())
+        dims: tuple[int, ...] = tuple(call.arguments.get("dim") or ())
         shape = self.draft.spec(x).shape
         summed = [shape[dim] for dim in dims] if dims else list(shape)
         if all(size == 1 for size in summed) and self.draft.spec(x).dtype == out.dtype:
