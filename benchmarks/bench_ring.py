@@ -1,4 +1,4 @@
-"""Products in Z_2^64: the integer loop against float64 limbs, one thread; and where `choose_backend` puts the border."""
+"""Products in Z_2^64: the integer loop against float64 limbs, one thread; and what is chosen."""
 
 from __future__ import annotations
 
