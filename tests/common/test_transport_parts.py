@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import helpers_mosquitto
 from helpers_transport import LIMIT_S, MemoryHarness, Recorder
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import LocalError
@@ -207,3 +208,13 @@ def test_the_brokers_own_id_is_taken() -> None:
     for client_id in ("", BROKER):
         with pytest.raises(LocalError):
             MemoryTransport(MemoryBroker(loop), loop, client_id)
+
+
+def test_an_absent_mosquitto_is_a_skip_or_by_request_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers_mosquitto, "find_program", lambda name: None)
+    monkeypatch.delenv("SORDINO_REQUIRE_MQTT", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt install mosquitto"):
+        helpers_mosquitto.require_mosquitto()
+    monkeypatch.setenv("SORDINO_REQUIRE_MQTT", "1")
+    with pytest.raises(pytest.fail.Exception, match="SORDINO_REQUIRE_MQTT=1"):
+        helpers_mosquitto.require_mosquitto()
