@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol
 
 from sordino_common.clock import Loop
-from sordino_common.errors import ConfigError, SordinoError
+from sordino_common.errors import SordinoError
 from sordino_server.rounds.events import Event, Note, Observer, RoundStarted, RunStarted
 from sordino_sim.faults import FaultSchedule, PlannedFault
 
@@ -111,8 +111,3 @@ def each(names: tuple[str, ...], action: Callable[[str], None]) -> None:
     """`action` for every name, in order."""
     for name in names:
         action(name)
-
-
-def refuse_cut(transport: str) -> ConfigError:
-    """The error of a network fault on a wire that has no simulated network."""
-    return ConfigError(f"faults: `do: cut` needs the simulated network of --transport memory, not {transport}")

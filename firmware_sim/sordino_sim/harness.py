@@ -12,24 +12,25 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from sordino_common.transport.endpoint import Endpoint
-
 from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.data.table import Table
 from sordino_agent.executor import InlineExecutor
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.status import resident_bytes
 from sordino_agent.store import TensorStore
 from sordino_agent.tasks import TaskCost
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
-from sordino_common.clock import Loop
-from sordino_common.errors import LocalError
+from sordino_common.errors import ConfigError, LocalError
+from sordino_common.transport.endpoint import Endpoint
 from sordino_common.transport.settings import LinkSettings
 from sordino_server.conductor import Conductor
+from sordino_server.run import RunnableLoop
 from sordino_sim.keys import simulation_device_key, simulation_operator_key, simulation_random
 from sordino_sim.mortal import MortalLoop
+from sordino_sim.network import SimulatedNetwork
 from sordino_sim.profiles import DeviceProfile
 from sordino_sim.scenario import Scenario
 from sordino_sim.wires import Wire
@@ -90,11 +91,21 @@ class SimulatedAgent:
 class SimulatedFleet:
     """See the module's text. `start_server`, then `start_agents`; `conductor` runs generators as the real server's."""
 
-    def __init__(self, scenario: Scenario, *, loop: Loop, wire: Wire, link: LinkSettings | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        loop: RunnableLoop,
+        wire: Wire,
+        network: SimulatedNetwork | None,
+        link: LinkSettings | None = None,
+    ) -> None:
+        """`network`: what `wire` asks for delays, if it is simulated; here to be cut by faults."""
         seed = scenario.seed
         self._seed = seed
         self._loop = loop
         self._wire = wire
+        self._network = network
         self._link = link or LinkSettings()
         self._programs = Programs(executor="numpy", limits=plan_limits(256 << 20))
         self._parsed: dict[bytes, Roster] = {}
@@ -113,6 +124,10 @@ class SimulatedFleet:
         self._signed = self._sign_roster()
         self.conductor: Conductor | None = None
         self.server_endpoint: Endpoint | None = None
+
+    @property
+    def loop(self) -> RunnableLoop:
+        return self._loop
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -201,6 +216,20 @@ class SimulatedFleet:
     def slow_down(self, name: str, factor: float) -> None:
         """From its next task on, the device takes `factor` times its profile's time."""
         self.agents[name].slowdown = factor
+
+    def cut(self, names: frozenset[str], for_s: float) -> None:
+        """Nothing passes between the broker and `names` for so long."""
+        if self._network is None:
+            raise ConfigError("faults: `do: cut` needs the simulated network of --transport memory")
+        now_s = self._loop.now_s()
+        self._network.cut(names, start_s=now_s, end_s=now_s + for_s)
+
+    def restart_broker(self, *, down_s: float) -> None:
+        self._wire.restart_broker(down_s=down_s)
+
+    def resident_bytes(self) -> int:
+        """What this process, all agents included, has in memory."""
+        return resident_bytes()
 
     def close(self) -> None:
         """Stop everything that has a socket or a timer."""

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError
+from sordino_common.transport.reactor import Reactor
 from sordino_server.baseline import public_pool
+from sordino_server.conductor import Conductor
 from sordino_server.job import Job
 from sordino_server.rounds.events import Event, Note, Observer, RoundDone, RunStarted, silent
 from sordino_server.run import RunnableLoop, RunResult, new_run_id, run_job
 from sordino_server.store import RunStore, Tensors
-from sordino_sim.director import Director, ServerKilled, refuse_cut
+from sordino_sim.broker import LocalBroker
+from sordino_sim.director import Director, ServerKilled, Stage
 from sordino_sim.faults import FaultSchedule, load_faults
-from sordino_sim.harness import SimulatedFleet
-from sordino_sim.network import SimulatedNetwork
+from sordino_sim.fleet_dir import write_fleet
+from sordino_sim.harness import SERVER, SimulatedFleet
+from sordino_sim.processes import ProcessFleet
 from sordino_sim.scenario import Scenario, scenario_of
-from sordino_sim.wires import MemoryWire, Wire
+from sordino_sim.wires import MemoryWire, MqttWire
 
 TransportName = Literal["memory", "mqtt", "processes"]
 
@@ -42,80 +46,84 @@ class Simulated:
     events: tuple[Event, ...]
 
 
-class _Stage:
-    """The faults of a `SimulatedFleet` and of what connects it."""
-
-    def __init__(self, fleet: SimulatedFleet, wire: Wire, network: SimulatedNetwork | None, loop: RunnableLoop) -> None:
-        self._fleet = fleet
-        self._wire = wire
-        self._network = network
-        self._loop = loop
-        self.die = fleet.die
-        self.leave = fleet.leave
-        self.come_back = fleet.come_back
-        self.slow_down = fleet.slow_down
-        self.restart_broker = wire.restart_broker
+class Company(Stage, Protocol):
+    """A fleet to run a job on: simulated agents in this process, or processes."""
 
     @property
-    def away(self) -> tuple[str, ...]:
-        return self._fleet.away
+    def loop(self) -> RunnableLoop:
+        """The server's; there once the server is."""
+        ...
 
-    def cut(self, names: frozenset[str], for_s: float) -> None:
-        if self._network is None:
-            raise refuse_cut("mqtt")
-        now_s = self._loop.now_s()
-        self._network.cut(names, start_s=now_s, end_s=now_s + for_s)
+    @property
+    def members(self) -> tuple[str, ...]: ...
+
+    def start_server(self) -> Conductor: ...
+
+    def kill_server(self) -> None: ...
+
+    def start_agents(self) -> None: ...
+
+    def resident_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 def simulate(
     job: Job,
     *,
+    transport: TransportName = "memory",
     faults: Path | None = None,
     observer: Observer = silent,
     store_folder: Path | None = None,
     with_baseline: bool = True,
 ) -> Simulated:
-    """Run the job on a simulated fleet over memory, on a virtual clock.
+    """Run the job on a fleet made for it.
 
-    `faults`: a schedule instead of the job's own. Checkpoints go to `store_folder`, or to a folder that is gone
-    afterwards. Raises what `run_job` raises, and `ConfigError`."""
+    `memory`: on a virtual clock, through the simulated network. `mqtt`: in this process and in real time, through a
+    mosquitto of our own. `processes`: the same, but every agent is a process. `faults`: a schedule instead of the job's
+    own. Checkpoints go to `store_folder`, or to a folder that is gone afterwards. Raises what `run_job` raises, and
+    `ConfigError`."""
     scenario = scenario_of(job)
     schedule = fault_schedule(job, scenario, faults)
-    loop = VirtualLoop()
-    from_job = scenario.network(server="server")
-    wire = MemoryWire(loop, network=from_job)
-    fleet = SimulatedFleet(scenario, loop=loop, wire=wire)
-    stage = _Stage(fleet, wire, from_job, loop)
-    return drive(
-        scenario,
-        fleet=fleet,
-        stage=stage,
-        loop=loop,
-        schedule=schedule,
-        observer=observer,
-        store_folder=store_folder,
-        transport="memory",
-        with_baseline=with_baseline,
-    )
+    with tempfile.TemporaryDirectory(prefix="sordino-sim-") as scratch, ExitStack() as stack:
+        company: Company
+        match transport:
+            case "memory":
+                loop = VirtualLoop()
+                network = scenario.network(server=SERVER)
+                wire = MemoryWire(loop, network=network)
+                company = SimulatedFleet(scenario, loop=loop, wire=wire, network=network)
+            case "mqtt":
+                reactor = stack.enter_context(Reactor())
+                broker = stack.enter_context(LocalBroker(Path(scratch) / "broker"))
+                company = SimulatedFleet(scenario, loop=reactor, wire=MqttWire(reactor, broker), network=None)
+            case "processes":
+                company = ProcessFleet(write_fleet(scenario, Path(scratch) / "fleet"))
+        return _drive(
+            scenario,
+            company=company,
+            schedule=schedule,
+            observer=observer,
+            store_folder=store_folder or Path(scratch) / "runs",
+            transport=transport,
+            with_baseline=with_baseline,
+        )
 
 
-def drive(
+def _drive(
     scenario: Scenario,
     *,
-    fleet: SimulatedFleet,
-    stage: _Stage,
-    loop: RunnableLoop,
+    company: Company,
     schedule: FaultSchedule,
     observer: Observer,
-    store_folder: Path | None,
+    store_folder: Path,
     transport: TransportName,
-    with_baseline: bool = True,
+    with_baseline: bool,
 ) -> Simulated:
-    """Run the scenario's job on `fleet`; after a `server-kill`, start the server again and resume."""
+    """Run the scenario's job on `company`; after a `server-kill`, start the server again and resume."""
     job = scenario.job
     events: list[Event] = []
-    gauge = _Gauge(len(fleet.agents))
-    director = Director(schedule=schedule, stage=stage, loop=loop, observer=lambda event: watch(event))
+    gauge = _Gauge(len(company.members), company.resident_bytes)
 
     def watch(event: Event) -> None:
         events.append(event)
@@ -123,46 +131,45 @@ def drive(
         match event:
             case RunStarted():
                 gauge.before()
-                fleet.start_agents()
+                company.start_agents()
             case RoundDone():
                 gauge.after()
             case _:
                 pass
         director.on_event(event)
 
-    began_s = loop.now_s()
-    run = new_run_id(job, wall_s=loop.wall_s(), token=f"{scenario.seed:08x}")
-    with tempfile.TemporaryDirectory(prefix="sordino-sim-") as scratch:
-        store = RunStore(store_folder or Path(scratch), wall_s=loop.wall_s)
-        try:
-            resume = False
-            while True:
-                conductor = fleet.start_server()
-                try:
-                    result = run_job(
-                        job,
-                        run=run,
-                        conductor=conductor,
-                        loop=loop,
-                        store=store,
-                        members=fleet.members,
-                        observer=watch,
-                        resume=resume,
-                        pooled=public_pool(job) if with_baseline else None,
-                    )
-                    break
-                except ServerKilled:
-                    fleet.kill_server()
-                    watch(Note(text="the server starts again and resumes from its last checkpoint", level="warning"))
-                    resume = True
-        finally:
-            fleet.close()
-            store.close()
+    with ExitStack() as stack:
+        stack.callback(company.close)
+        conductor = company.start_server()
+        loop = company.loop
+        director = Director(schedule=schedule, stage=company, loop=loop, observer=watch)
+        store = stack.enter_context(RunStore(store_folder, wall_s=loop.wall_s))
+        run = new_run_id(job, wall_s=loop.wall_s(), token=f"{scenario.seed:08x}")
+        began_s, resume = loop.now_s(), False
+        while True:
+            try:
+                result = run_job(
+                    job,
+                    run=run,
+                    conductor=conductor,
+                    loop=loop,
+                    store=store,
+                    members=company.members,
+                    observer=watch,
+                    resume=resume,
+                    pooled=public_pool(job) if with_baseline else None,
+                )
+                break
+            except ServerKilled:
+                company.kill_server()
+                watch(Note(text="the server starts again and resumes from its last checkpoint", level="warning"))
+                conductor, resume = company.start_server(), True
+        virtual_s = loop.now_s() - began_s if transport == "memory" else None
     for round_ in director.outstanding:
         watch(Note(text=f"the faults of round {round_} never came: the run was over before", level="warning"))
     summary = {
         **result.summary,
-        "virtual_seconds": loop.now_s() - began_s if transport == "memory" else None,
+        "virtual_seconds": virtual_s,
         "simulated": {"transport": transport, **scenario.describe()},
         "faults": [
             {"time_s": round(fault.time_s, 6), "round": fault.round, "what": fault.what} for fault in director.happened
@@ -203,14 +210,14 @@ def without_wall_clock(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Gauge:
-    """How much this process's memory grows from before the agents start until the first round is done, per agent.
+    """How much memory grows from before the agents start until the first round is done, per agent.
 
     By then every agent has its keys, rows, sessions, Plans and its first answer cached. What the model's tracing
-    takes was taken before; the server's part per agent is in it."""
+    takes was taken before; in one process, the server's part per agent is in it."""
 
-    def __init__(self, agents: int, *, resident: Callable[[], int] | None = None) -> None:
+    def __init__(self, agents: int, resident: Callable[[], int]) -> None:
         self._agents = agents
-        self._resident = resident or resident_bytes
+        self._resident = resident
         self._before: int | None = None
         self.per_agent_bytes: int | None = None
 
@@ -222,9 +229,3 @@ class _Gauge:
     def after(self) -> None:
         if self.per_agent_bytes is None and self._before is not None:
             self.per_agent_bytes = max(0, self._resident() - self._before) // self._agents
-
-
-def resident_bytes() -> int:
-    """This process's resident set (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

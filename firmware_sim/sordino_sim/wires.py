@@ -7,6 +7,10 @@ from typing import Final, Protocol
 from sordino_common.clock import VirtualLoop
 from sordino_common.transport.base import Transport
 from sordino_common.transport.memory import MemoryBroker, MemoryTransport, NetworkModel
+from sordino_common.transport.mqtt import MqttTransport
+from sordino_common.transport.mqtt_settings import MqttSettings
+from sordino_common.transport.reactor import Reactor
+from sordino_sim.broker import LocalBroker
 from sordino_sim.mortal import MortalLoop
 
 _WINDOW: Final = 16  # as the real transport's default
@@ -57,3 +61,34 @@ class MemoryWire:
                 self.broker.start()
 
         self._loop.call_at(self._loop.now_s() + down_s, start)
+
+
+class MqttWire:
+    """A real broker on the loopback interface, one reactor for all parties. There is no simulated network."""
+
+    def __init__(self, reactor: Reactor, broker: LocalBroker) -> None:
+        self._reactor = reactor
+        self._broker = broker
+        self._transports: dict[str, MqttTransport] = {}
+
+    def transport(self, name: str, loop: MortalLoop) -> Transport:
+        settings = MqttSettings(
+            host="127.0.0.1",
+            port=self._broker.port,
+            client_id=f"sordino-sim-{name}",
+            reconnect_least_s=0.2,
+            reconnect_most_s=2.0,
+            window=_WINDOW,
+        )
+        transport = self._transports[name] = MqttTransport(settings, self._reactor)
+        return transport
+
+    def kill(self, name: str, *, noticed_after_s: float) -> None:
+        """The connection breaks at once, as that of a killed process does, whatever `noticed_after_s` says."""
+        transport = self._transports.pop(name, None)
+        if transport is not None:
+            transport.kill()
+
+    def restart_broker(self, *, down_s: float) -> None:
+        self._broker.stop()
+        self._reactor.call_at(self._reactor.now_s() + down_s, self._broker.start)

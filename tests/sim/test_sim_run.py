@@ -41,7 +41,7 @@ def test_the_summary_has_all_that_the_interface_names(calm: Simulated) -> None:
 
 
 def test_it_learns_what_plain_torch_learns() -> None:
-    done = simulate(boston("train.rounds=15", "train.local_epochs=2"))
+    done = simulate(boston("train.rounds=60"))
     assert done.summary["metrics"]["test_mse"] < 1.15 * done.summary["baseline"]["test_mse"]
 
 
@@ -163,9 +163,9 @@ def test_waiting_is_never_silent(tmp_path: Path) -> None:
 
 
 def test_a_slower_network_costs_virtual_time_only(calm: Simulated) -> None:
-    done = simulate(boston("simulation.network.latency_s=1.0"))
+    done = simulate(boston("simulation.network.latency_s=0.3"))
     assert done.summary["params_sha256"] == calm.summary["params_sha256"]
-    assert done.summary["virtual_seconds"] > calm.summary["virtual_seconds"] + 10.0
+    assert done.summary["virtual_seconds"] > calm.summary["virtual_seconds"] + 2.0
 
 
 def test_a_fault_file_that_is_not_there(tmp_path: Path) -> None:

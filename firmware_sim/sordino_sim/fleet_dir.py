@@ -1,0 +1,111 @@
+"""A fleet on disk, as `sordino init`, `sordino-agent init`, `sordino roster add` and `sign` would have made it.
+
+    DIR/fleet.yaml, *.key, roster.cbor    the server's home: `sordino train JOB --fleet DIR`
+    DIR/agents/<name>/agent.yaml          one agent: `sordino-agent run DIR/agents/<name>`
+    DIR/agents/<name>/data/*.npz          its rows, and its held-out rows
+    DIR/broker/mosquitto.conf             a broker on the loopback interface: `mosquitto -c ...`
+
+Keys are real ones, fresh each time. The rows are those that the simulator would deal out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import yaml
+
+from sordino_agent.config import load_agent_config
+from sordino_agent.data.table import Split, Table
+from sordino_agent.enrol import enrol
+from sordino_common.channel.files import write_atomically
+from sordino_common.errors import ConfigError
+from sordino_server.home import Home, create_home, read_request
+from sordino_sim.broker import broker_config, free_port
+from sordino_sim.scenario import Scenario
+
+FLEET: Final = "local"
+_HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetFolder:
+    """Where the parts of an on-disk fleet lie."""
+
+    folder: Path
+    agents: Mapping[str, Path]
+    port: int
+
+    @property
+    def broker_folder(self) -> Path:
+        return self.folder / "broker"
+
+    def home(self) -> Home:
+        return Home(self.folder)
+
+
+def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) -> FleetFolder:
+    """Make the whole fleet of `scenario` in `folder`. Raises `ConfigError`, also if there is one already."""
+    port = port or free_port()
+    tables = scenario.tables()
+    home = create_home(folder, fleet=FLEET, server="server", broker=f"{_HOST}:{port}")
+    paths: dict[str, Path] = {}
+    for name, table in tables.items():
+        paths[name] = folder / "agents" / name
+        made = enrol(
+            paths[name],
+            name=name,
+            fleet=FLEET,
+            operator_key=home.operator_public().hex(),
+            broker=f"{_HOST}:{port}",
+        )
+        home.add(read_request(made.request), roles=("data",), zone=None)
+        _write_rows(paths[name] / "data", table)
+        _write_config(made.config, name=name, home=home, port=port, table=table)
+    home.sign(now_s=time.time())
+    made_folder = FleetFolder(folder=folder, agents=paths, port=port)
+    made_folder.broker_folder.mkdir(exist_ok=True)
+    (made_folder.broker_folder / "mosquitto.conf").write_text(broker_config(port), "utf-8")
+    return made_folder
+
+
+def _write_rows(folder: Path, table: Table) -> None:
+    folder.mkdir(exist_ok=True)
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        rows = table.rows(split)
+        with (folder / f"{split}.npz").open("wb") as file:
+            columns = {name: column[rows] for name, column in table.columns.items()}
+            np.savez(file, **columns)  # type: ignore[arg-type]  # the stub sees ** as allow_pickle, too
+
+
+def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table) -> None:
+    """agent.yaml with the dataset, and a policy that lets the job run: any Plan, and however few rows there are."""
+    config = {
+        "agent": {"name": name, "fleet": home.spec.fleet, "server": home.spec.server, "state_dir": "state"},
+        "operator_key": home.operator_public().hex(),
+        # Loopback, and tests that restart the broker: come back soon.
+        "broker": {"host": _HOST, "port": port, "reconnect_least_s": 0.2, "reconnect_most_s": 2.0},
+        "datasets": [
+            {
+                "name": table.name,
+                "path": "data/train.npz",
+                "test_path": "data/test.npz",
+                "tags": list(table.tags),
+            }
+        ],
+        "policy": {"jobs": ["describe", "moments", "train", "evaluate"], "plans": "any", "min_rows": 1},
+    }
+    head = "# Made by `sordino-sim fleet`: a test fleet on one machine. The policy is wide open.\n"
+    write_atomically(path, (head + yaml.safe_dump(config, sort_keys=False)).encode(), mode=0o600)
+    load_agent_config(path)
+
+
+def check_empty(folder: Path) -> None:
+    """Raises `ConfigError` if something is in `folder`: a fleet is not written over other files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there and not empty; name a new folder")
