@@ -1,7 +1,7 @@
 """What a transport owes to the layers above: small packets on topics, at least once, in any order.
 
 A transport knows nothing of messages, keys or chunks; `Link` (see `link.py`) makes reliable messages out of it. The
-law suite in `tests/common/transport_laws.py` runs against every implementation.
+law suite in `tests/helpers_transport.py` runs against every implementation.
 
 The send window belongs to us: `publish` takes a packet only while fewer than `window` packets are unacknowledged by
 the broker, and answers False otherwise. The caller keeps what was not taken and tries again in `on_writable`.
