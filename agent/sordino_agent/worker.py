@@ -9,6 +9,7 @@ SIGUSR1 cancels the task that runs, at the next node of its Plan. The daemon kil
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import resource
@@ -55,7 +56,7 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, interrupts.on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing that a library prints may get into the frames.
-    output = os.fdopen(os.dup(1), "wb", buffering=0)
+    output = io.FileIO(os.dup(1), "w")
     os.dup2(2, 1)
     source = cast(BinaryIO, sys.stdin.buffer)
     first = read_frame(source.read)
@@ -116,12 +117,14 @@ def _data_bytes() -> int:
     return 0
 
 
-def _write(output: BinaryIO | object, payload: bytes) -> None:
-    raw = cast(BinaryIO, output)
-    for part in (header(payload), payload):
-        left = memoryview(part)
-        while left:
-            left = left[raw.write(left) :]
+def _write(output: io.FileIO, payload: bytes) -> None:
+    try:
+        for part in (header(payload), payload):
+            left = memoryview(part)
+            while left:
+                left = left[output.write(left) :]
+    except BrokenPipeError:
+        raise SystemExit(0) from None  # the daemon is gone; nobody is left to answer
 
 
 if __name__ == "__main__":

@@ -1,0 +1,493 @@
+"""The daemon: start, serve, reload, drain, status; in this process over memory, and as a process over mosquitto."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers_agent import TRAIN_PLAN, small_table, train_command
+from helpers_mosquitto import Mosquitto
+from sordino_agent.config import load_agent_config
+from sordino_agent.enrol import enrol
+from sordino_agent.service import Service
+from sordino_agent.status import is_alive, read_status
+from sordino_common import messages as m
+from sordino_common.channel.identity import DeviceKey, OperatorKey
+from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
+from sordino_common.errors import ConfigError, RemoteError
+from sordino_common.transport.base import Transport
+from sordino_common.transport.endpoint import Endpoint, Incoming
+from sordino_common.transport.memory import MemoryBroker, MemoryTransport
+from sordino_common.transport.mqtt import MqttTransport
+from sordino_common.transport.mqtt_settings import MqttSettings
+from sordino_common.transport.reactor import Reactor
+
+LIMIT_S = 60.0
+IDLE_BYTES = 45_000_000  # the budget of the idle, connected daemon
+
+
+@dataclass
+class Home:
+    """An enrolled agent's folder, with the operator and server that belong to it."""
+
+    folder: Path
+    operator: OperatorKey
+    server: DeviceKey
+    signed: bytes
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def edit(self, old: str, new: str) -> None:
+        path = self.folder / "agent.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    operator, server = OperatorKey.generate(), DeviceKey.generate()
+    folder = tmp_path / "agent"
+    made = enrol(folder, name="pi-01", fleet="demo", operator_key=operator.public.hex(), broker="127.0.0.1:1")
+    reactor = Reactor()
+    now = int(reactor.wall_s())
+    reactor.close()
+    entries = (
+        RosterEntry(
+            name="pi-01", sign_key=bytes.fromhex(made.sign_key), box_key=bytes.fromhex(made.box_key), roles=["data"]
+        ),
+        RosterEntry(name="server", sign_key=server.public.sign_key, box_key=server.public.box_key, roles=["server"]),
+    )
+    roster = Roster(fleet="demo", epoch=1, issued_s=now, expires_s=now + 86_400, entries=entries)
+    signed = sign_roster(roster, operator)
+    (folder / "fleet.roster").write_bytes(signed)
+    table = small_table()
+    names = list(table.columns)
+    rows = zip(*(table.columns[name] for name in names), strict=True)
+    lines = [",".join(names), *(",".join(repr(float(cell)) for cell in row) for row in rows)]
+    (folder / "toy.csv").write_text("\n".join(lines) + "\n")
+    home = Home(folder=folder, operator=operator, server=server, signed=signed)
+    home.edit("datasets: []", "datasets:\n  - {name: toy, path: toy.csv, test_rows: 10}\nroster: fleet.roster")
+    home.edit("  plans: []", "  plans: any")
+    return home
+
+
+@dataclass
+class Server:
+    """The fleet's server, as far as these tests need one."""
+
+    endpoint: Endpoint = field(init=False)
+    online: list[tuple[str, bool]] = field(default_factory=list)
+    arrived: list[Incoming] = field(default_factory=list)
+
+    def on_message(self, incoming: Incoming) -> None:
+        self.arrived.append(incoming)
+
+    def on_presence(self, name: str, online: bool, boot: int) -> None:
+        self.online.append((name, online))
+
+    def on_connection(self, connected: bool, reason: str) -> None: ...
+
+    def on_roster(self, roster: Roster) -> None: ...
+
+    def on_refusal(self, sender: str, error: RemoteError) -> None:
+        raise error
+
+
+@dataclass
+class Stage:
+    """A server on a reactor, and how to ask its one agent."""
+
+    reactor: Reactor
+    server: Server
+
+    def until(self, done: Callable[[], object]) -> None:
+        def tick() -> None:  # processes and files don't wake the reactor
+            timer[0] = self.reactor.call_at(self.reactor.now_s() + 0.02, tick)
+
+        timer = [self.reactor.call_at(self.reactor.now_s(), tick)]
+        assert self.reactor.run_until(lambda: bool(done()), deadline_s=self.reactor.now_s() + LIMIT_S)
+        timer[0].cancel()
+
+    def ask(self, message: m.Message) -> m.Message:
+        correlation = self.server.endpoint.send("pi-01", message)
+        return self.answer(correlation)
+
+    def answer(self, correlation: bytes) -> m.Message:
+        def found() -> list[m.Message]:
+            return [one.message for one in self.server.arrived if one.correlation == correlation]
+
+        self.until(found)
+        return found()[0]
+
+
+def stage_of(reactor: Reactor, home: Home, transport: Transport) -> Stage:
+    server = Server()
+    book = RosterBook(fleet="demo", operator_key=home.operator.public, wall_s=reactor.wall_s)
+    book.accept(home.signed)
+    server.endpoint = Endpoint(
+        name="server",
+        identity=home.server,
+        roster=book,
+        fleet="demo",
+        server="server",
+        boot=1,
+        transport=transport,
+        loop=reactor,
+        handler=server,
+        version="test",
+    )
+    server.endpoint.open()
+    return Stage(reactor=reactor, server=server)
+
+
+# --- in this process ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory(home: Home) -> Iterator[tuple[Stage, Callable[[], Service]]]:
+    with Reactor() as reactor:
+        broker = MemoryBroker(reactor)
+        stage = stage_of(reactor, home, MemoryTransport(broker, reactor, "server"))
+        services: list[Service] = []
+
+        def start() -> Service:
+            loaded = load_agent_config(home.folder / "agent.yaml")
+            name = f"pi-01-{len(services)}"
+            service = Service(loaded, reactor, transport=MemoryTransport(broker, reactor, name))
+            services.append(service)
+            service.open()
+            stage.until(lambda: stage.server.endpoint.online("pi-01"))
+            return service
+
+        yield stage, start
+        for service in services:
+            service.finish()
+
+
+Memory = tuple[Stage, Callable[[], Service]]
+
+
+def test_serves_and_drains(memory: Memory, home: Home) -> None:
+    stage, start = memory
+    service = start()
+    described = stage.ask(m.Describe())
+    assert isinstance(described, m.Described)
+    assert [(info.name, info.train_rows) for info in described.datasets] == [("toy", 30)]
+    assert isinstance(stage.ask(m.PlanPut(plan=TRAIN_PLAN)), m.PlanReady)
+    under_way = stage.server.endpoint.send("pi-01", train_command())
+    stage.until(lambda: service.core.running)
+    service.stop("test")
+    assert isinstance(stage.answer(under_way), m.Trained)  # what ran was finished
+    stage.until(lambda: service.closed and not stage.server.endpoint.online("pi-01"))
+    service.finish()
+    status = read_status(home.state / "status.json")
+    assert (status.state, status.boot, status.tasks_done, status.roster_epoch) == ("stopped", 1, 2, 1)
+    assert not is_alive(status)
+
+
+def test_drain_cancels_what_takes_too_long(memory: Memory, home: Home) -> None:
+    home.edit("drain_s: 10 ", "drain_s: 0.1 ")
+    stage, start = memory
+    service = start()
+    stage.ask(m.PlanPut(plan=TRAIN_PLAN))
+    under_way = stage.server.endpoint.send("pi-01", train_command(steps=1 << 30))
+    stage.until(lambda: service.core.running)
+    service.stop("test")
+    service.stop("again")
+    answer = stage.answer(under_way)
+    assert isinstance(answer, m.Refused)
+    assert answer.code == "cancelled"
+    stage.until(lambda: service.closed)
+
+
+def test_reload_takes_policy_and_datasets_and_survives_a_broken_file(memory: Memory, home: Home) -> None:
+    stage, start = memory
+    service = start()
+    assert isinstance(stage.ask(m.PlanPut(plan=TRAIN_PLAN)), m.PlanReady)
+    home.edit("  plans: any", "  plans: some")
+    service.reload()
+    assert isinstance(stage.ask(train_command()), m.Trained)
+    home.edit("  plans: some", "  plans: any")
+    home.edit("jobs: [describe, moments, train, evaluate]", "jobs: [describe]")
+    home.edit("{name: toy, path: toy.csv, test_rows: 10}", "{name: toy, path: toy.csv, test_rows: 20}")
+    service.reload()
+    refused = stage.ask(train_command(round=2))
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "policy"
+    described = stage.ask(m.Describe())
+    assert isinstance(described, m.Described)
+    assert described.datasets[0].train_rows == 20
+
+
+def test_every_start_is_another_boot(memory: Memory, home: Home) -> None:
+    stage, start = memory
+    first = start()
+    first.stop("test")
+    stage.until(lambda: first.closed)
+    start()
+    assert (home.state / "boot").read_text() == "2\n"
+    stage.until(lambda: ("pi-01", False) in stage.server.online)
+    assert isinstance(stage.ask(m.Health()), m.HealthReport)
+
+
+def test_a_full_disk_does_not_end_the_daemon(memory: Memory, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, start = memory
+    service = start()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sordino_agent.service.write_status", full)
+    service._write_status()
+    assert isinstance(stage.ask(m.Health()), m.HealthReport)
+
+
+def test_status_says_what_the_daemon_does(memory: Memory, home: Home) -> None:
+    stage, start = memory
+    service = start()
+    stage.ask(m.Describe())
+    status = service.status()
+    assert (status.name, status.connected, status.server_online, status.state) == ("pi-01", True, True, "running")
+    assert status.datasets is not None
+    assert status.datasets[0].train_rows == 30
+    assert status.worker_pid is not None
+    assert status.resident_bytes > 0
+
+
+# --- imports -----------------------------------------------------------------------------------------------------
+
+
+def test_the_daemon_imports_no_numpy() -> None:
+    code = """
+import sys
+import sordino_agent.cli, sordino_agent.service, sordino_agent.check, sordino_agent.enrol
+heavy = [name for name in sys.modules if name in ("numpy", "torch") or name.startswith("sordino_common.plan")]
+sys.exit(", ".join(heavy) or 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# --- as a process ------------------------------------------------------------------------------------------------
+
+AGENT = (sys.executable, "-m", "sordino_agent.cli")
+
+
+@dataclass
+class Daemon:
+    process: subprocess.Popen[str]
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by name from /proc/PID/smaps_rollup."""
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        return {name: int(size) * 1024 for name, size in re.findall(r"^(\w+): +(\d+) kB$", text, re.MULTILINE)}
+
+
+@pytest.fixture
+def fleet(home: Home, start_mosquitto: Callable[..., Mosquitto]) -> Iterator[tuple[Stage, Daemon, Mosquitto]]:
+    broker = start_mosquitto()
+    home.edit("port: 1\n", f"port: {broker.port}\n  reconnect_least_s: 0.05\n")
+    home.edit("  # store_bytes,", "  idle_s: 0\n  # store_bytes,")
+    log = (home.folder / "log").open("w")
+    process = subprocess.Popen([*AGENT, "run", str(home.folder)], stderr=log, text=True)
+    with Reactor() as reactor:
+        settings = MqttSettings(host="127.0.0.1", port=broker.port, client_id="server", reconnect_least_s=0.05)
+        stage = stage_of(reactor, home, MqttTransport(settings, reactor))
+        try:
+            stage.until(lambda: process.poll() is not None or stage.server.endpoint.online("pi-01"))
+            assert process.poll() is None, (home.folder / "log").read_text()
+            yield stage, Daemon(process), broker
+        finally:
+            stage.server.endpoint.close()
+            stage.until(lambda: stage.server.endpoint.closed)
+            process.kill()
+            process.wait()
+            log.close()
+
+
+Fleet = tuple[Stage, Daemon, Mosquitto]
+
+
+def said(home: Home) -> str:
+    return (home.folder / "log").read_text()
+
+
+@pytest.mark.mqtt
+def test_a_day_of_a_daemon(fleet: Fleet, home: Home) -> None:
+    """Describe, train, broker restart, reload, status, SIGTERM: and nothing of the data in the log."""
+    stage, daemon, broker = fleet
+    assert isinstance(stage.ask(m.Describe()), m.Described)
+    assert isinstance(stage.ask(m.PlanPut(plan=TRAIN_PLAN)), m.PlanReady)
+    first = stage.ask(train_command())
+    assert isinstance(first, m.Trained)
+    broker.restart()
+    assert stage.ask(train_command()) == first  # the same answer, from the cache, over a new connection
+    daemon.process.send_signal(signal.SIGHUP)
+    stage.until(lambda: "event=reloaded" in said(home))
+    stage.until(lambda: read_status(home.state / "status.json").datasets)  # read again by a worker
+    shown = subprocess.run(
+        [*AGENT, "status", str(home.folder)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "pi-01 of fleet demo" in shown.stdout
+    assert "toy: 30 rows to train on" in shown.stdout
+    checked = subprocess.run(
+        [*AGENT, "check", str(home.folder), "--json"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    found: list[dict[str, Any]] = json.loads(checked.stdout)
+    assert {one["what"] for one in found if one["level"] == "ok"} >= {"configuration", "key", "roster", "broker"}
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(LIMIT_S) == 0
+    stage.until(lambda: not stage.server.endpoint.online("pi-01"))
+    text = said(home)
+    assert "event=stopped" in text
+    cells = {cell for line in (home.folder / "toy.csv").read_text().splitlines()[1:] for cell in line.split(",")}
+    assert not any(cell in text for cell in cells)
+    assert "level=ERROR" not in text
+    shown = subprocess.run(
+        [*AGENT, "status", str(home.folder)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert shown.returncode == 3
+    assert "NOT RUNNING" in shown.stdout
+
+
+@pytest.mark.mqtt
+def test_a_killed_daemon_leaves_its_will(fleet: Fleet) -> None:
+    stage, daemon, _ = fleet
+    daemon.process.kill()
+    stage.until(lambda: not stage.server.endpoint.online("pi-01"))
+
+
+@pytest.mark.mqtt
+def test_the_idle_daemon_is_small(fleet: Fleet, home: Home) -> None:
+    """Connected, after a training task, with its worker gone."""
+    stage, daemon, _ = fleet
+    stage.ask(m.Describe())
+    stage.ask(m.PlanPut(plan=TRAIN_PLAN))
+    stage.ask(train_command())
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
+    stage.until(lambda: children.read_text() == "")
+    resident = daemon.memory()["Rss"]
+    assert resident <= IDLE_BYTES, f"{resident / 1e6:.1f} MB resident"
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*AGENT, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_init_makes_key_configuration_and_request(tmp_path: Path) -> None:
+    key = OperatorKey.generate().public.hex()
+    asked = ("init", str(tmp_path / "a"), "--name", "pi-07", "--fleet", "demo", "--operator-key", key)
+    made = agent(*asked, "--broker", "[::1]:1884")
+    assert made.returncode == 0, made.stderr
+    request = json.loads((tmp_path / "a/enrolment.json").read_text())
+    identity = DeviceKey.load(tmp_path / "a/state/agent.key")
+    assert request == {
+        "name": "pi-07",
+        "fleet": "demo",
+        "roles": ["data"],
+        "sign_key": identity.public.sign_key.hex(),
+        "box_key": identity.public.box_key.hex(),
+        "fingerprint": identity.fingerprint,
+    }
+    assert identity.fingerprint in made.stdout
+    assert (tmp_path / "a/state/agent.key").stat().st_mode & 0o777 == 0o600
+    loaded = load_agent_config(tmp_path / "a/agent.yaml")
+    assert (loaded.config.broker.host, loaded.config.broker.port) == ("::1", 1884)
+    assert loaded.config.policy.plans == ()
+    again = agent(*asked, "--broker", "localhost")
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    (tmp_path / "a/agent.yaml").unlink()
+    assert agent(*asked, "--broker", "localhost").returncode == 0
+    assert DeviceKey.load(tmp_path / "a/state/agent.key").fingerprint == identity.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "Pi 7"}, "--name 'Pi 7'"),
+        ({"fleet": "../x"}, "--fleet"),
+        ({"name": "server"}, "the server's name"),
+        ({"operator_key": "abc"}, "64 hex digits"),
+        ({"operator_key": "00" * 32}, "small order"),
+        ({"broker": "a:b"}, "HOST:PORT"),
+        ({"broker": "a:99999"}, "HOST:PORT"),
+    ],
+)
+def test_init_refuses(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    good = {"name": "a", "fleet": "demo", "operator_key": OperatorKey.generate().public.hex(), "broker": "h:1"}
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        enrol(tmp_path / "a", **{**good, **change})
+    assert not (tmp_path / "a").exists()
+
+
+def test_check_names_each_problem_with_its_remedy(home: Home) -> None:
+    (home.state / "agent.key").chmod(0o644)
+    (home.folder / "toy.csv").write_text("f0,y\n1,x\n")
+    done = agent("check", str(home.folder), "--offline", "--json")
+    assert done.returncode == 2
+    errors = {one["what"]: one for one in json.loads(done.stdout) if one["level"] == "error"}
+    assert set(errors) == {"key", "datasets"}
+    assert "toy.csv:2: column 2 (y)" in errors["datasets"]["text"]
+    assert all(one["remedy"] for one in errors.values())
+    before = sorted(path.name for path in home.state.iterdir())
+    assert before == ["agent.key"]  # a check writes nothing
+
+
+def test_check_of_a_roster_by_another_operator_is_a_security_matter(home: Home) -> None:
+    other = OperatorKey.generate().public.hex()
+    home.edit(home.operator.public.hex(), other)
+    done = agent("check", str(home.folder), "--offline")
+    assert done.returncode == 4
+    assert "does not verify" in done.stdout
+
+
+def test_check_without_a_broker(home: Home) -> None:
+    done = agent("check", str(home.folder))
+    assert done.returncode == 3
+    assert "Connection refused" in done.stdout
+    assert "-> is the broker running" in done.stdout
+
+
+def test_check_of_a_broken_file_names_the_place(home: Home) -> None:
+    home.edit("min_rows: 10", "min_rows: ten")
+    done = agent("check", str(home.folder))
+    assert done.returncode == 2
+    assert re.search(r"agent\.yaml:\d+:3: policy\.min_rows", done.stdout)
+
+
+def test_run_with_a_bad_configuration_ends_with_2(home: Home) -> None:
+    (home.state / "agent.key").chmod(0o644)
+    done = agent("run", str(home.folder))
+    assert done.returncode == 2
+    assert "agent.key" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_before_the_first_run(home: Home) -> None:
+    done = agent("status", str(home.folder))
+    assert done.returncode == 2
+    assert "sordino-agent run" in done.stderr
+
+
+def test_the_version_is_the_distributions() -> None:
+    from importlib.metadata import version
+
+    assert agent("--version").stdout.split() == ["sordino-agent", version("sordino")]
