@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from helpers_messages import mutate
-from helpers_plan import Builder, fill, image_step, linear_step
+from helpers_plan import Builder, fill, image_step, linear_step, one_op, spec_of
 from sordino_common.errors import CodecError, PlanError
 from sordino_common.messages.array import Array
 from sordino_common.plan.interpreter import NumpyProgram
+from sordino_common.plan.ops import OPS
 from sordino_common.plan.plan import DEFAULT_PLAN_LIMITS, decode_plan, encode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Plan, Ref
@@ -160,6 +161,64 @@ def test_mutated_plans_raise_only_named_errors_and_run() -> None:
             for entry, output in zip(plan.outputs, outputs, strict=True):
                 assert TensorSpec(output.dtype.name, output.shape) == specs[entry.value]
     assert accepted > trials // 100
+
+
+_DIMS = (0, 1, 1, 2, 3, 4)
+_INTS = (0, 0, 1, 1, 2, 3, -1, -2, 5, 1 << 20, 1 << 40, (1 << 63) - 1, 1 - (1 << 63))
+_SCALARS = (*_INTS, 0.5, -1.0, 1e300, float("inf"), float("-inf"), True, False)
+
+
+def _any_array(rng: random.Random) -> Any:
+    dtype = rng.choice(("float32", "float32", "float32", "float64", "int64", "int64", "int32", "uint8", "bool"))
+    shape = tuple(rng.choice(_DIMS) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 4))))
+    return np.asarray(np.random.default_rng(rng.getrandbits(32)).integers(-2, 4, shape)).astype(dtype)
+
+
+def _any_arg(kind: str, rng: random.Random) -> Any:
+    """An argument of that kind, sensible or not."""
+    if kind.endswith("?") and rng.random() < 0.3:
+        return None
+    match kind.rstrip("?"):
+        case "Tensor":
+            return _any_array(rng)
+        case "Tensors":
+            return [
+                None if kind[-1] == "?" and rng.random() < 0.3 else _any_array(rng) for _ in range(rng.randint(0, 3))
+            ]
+        case "Num":
+            return _any_array(rng) if rng.random() < 0.7 else rng.choice(_SCALARS)
+        case "Scalar":
+            return rng.choice(_SCALARS)
+        case "int":
+            return rng.choice(_INTS)
+        case "ints":
+            return [rng.choice(_INTS[: rng.choice((4, 8, 13))]) for _ in range(rng.randint(0, 4))]
+        case "bool":
+            return rng.random() < 0.5
+        case "bools":
+            return [rng.random() < 0.5 for _ in range(rng.choice((2, 3, 3, 3)))]
+        case "dtype":
+            return rng.choice(("float32", "float64", "int64", "int32", "uint8", "bool"))
+        case "str":
+            return rng.choice(("none", "tanh", ""))
+    raise AssertionError(kind)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_any_arguments_are_refused_by_name_or_give_what_was_inferred(op: str) -> None:
+    trials = 20_000 if os.environ.get("SORDINO_SOAK") else 150
+    rng = random.Random(op)
+    limits = _limited(peak_bytes=1 << 22, flops=10**6)
+    for _ in range(trials):
+        args = [_any_arg(param.kind, rng) for param in OPS[op].params]
+        made = _refused(lambda args=args: one_op(op, *args), (PlanError,), op)
+        if made is None or _refused(lambda made=made: encode_plan(made[0], limits), (PlanError,), "") is None:
+            continue
+        plan, arrays = made
+        outputs = _refused(lambda plan=plan, arrays=arrays: NumpyProgram(plan).run(arrays), (PlanError,), "outside")
+        for output, spec in zip(outputs or (), plan.nodes[0].outs, strict=False):
+            assert spec_of(output) == spec
 
 
 def _refused(call: Callable[[], Any], errors: tuple[type[Exception], ...], text: str) -> Any:

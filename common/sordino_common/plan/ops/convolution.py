@@ -54,8 +54,9 @@ def _out_spec(x: TensorSpec, weight: TensorSpec, win: Window) -> TensorSpec:
 
 def _infer(x: TensorSpec, weight: TensorSpec, bias: TensorSpec | None, *rest: Any) -> Outs:
     need_float(x, weight, bias)
+    win = _geometry(x, weight, *rest)
     need(bias is None or bias.shape == weight.shape[:1], f"the bias is [{weight.shape[0]}]")
-    return (_out_spec(x, weight, _geometry(x, weight, *rest)),)
+    return (_out_spec(x, weight, win),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,4 +48,4 @@ def _erf64(x: Any) -> Any:
     for c, d in zip(_C[:7], _D[:7], strict=True):
         top, bottom = (top + c) * size, (bottom + d) * size
     large = 1.0 - np.exp(-size * size) * (top + _C[7]) / (bottom + _D[7])
-    return np.where(near, small, np.copysign(large, x) + 0.0 * x)  # + 0x: NaN stays NaN
+    return np.where(near, small, np.copysign(large, x))  # NaN is in neither form's range, and stays NaN in the second

@@ -64,6 +64,11 @@ def relu(x: Any) -> Any:
     return np.maximum(x, 0)
 
 
+def _sign(x: Any) -> Any:
+    """-1, 0 or 1; of NaN 0, as in torch (np.sign has NaN)."""
+    return np.subtract(np.greater(x, 0), np.less(x, 0), dtype=x.dtype)
+
+
 def _rsqrt(x: Any) -> Any:
     return np.reciprocal(np.sqrt(x))
 
@@ -89,7 +94,7 @@ register("erf(Tensor self)", infer=_infer_float, kernel=_same(erf), flops=_cost(
 _signs: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("neg", np.negative),
     ("abs", np.absolute),
-    ("sign", np.sign),
+    ("sign", _sign),
 )
 for _name, _function in _signs:
     register(f"{_name}(Tensor self)", infer=_infer_number, kernel=_same(_function))
