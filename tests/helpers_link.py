@@ -14,7 +14,8 @@ from sordino_common.errors import RemoteError
 from sordino_common.messages import Array, Message, TensorDropped, TensorValue
 from sordino_common.transport.base import Transport
 from sordino_common.transport.endpoint import Endpoint, Incoming
-from sordino_common.transport.link import Delivered, Event, Link, Outcome, Stuck, Unreadable
+from sordino_common.transport.events import Delivered, Event, Outcome, Stuck, Unreadable
+from sordino_common.transport.link import Link
 from sordino_common.transport.memory import MemoryBroker, MemoryTransport, NetworkModel, Publication
 from sordino_common.transport.settings import LinkCounters, LinkSettings
 

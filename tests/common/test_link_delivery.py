@@ -7,8 +7,8 @@ import random
 import pytest
 
 from helpers_link import PACKET_BYTES, BadNetwork, Mesh, bulky, small
-from sordino_common.errors import LimitExceeded
-from sordino_common.messages import encode_message
+from sordino_common.errors import LimitExceeded, RemoteError
+from sordino_common.messages import TensorGet, encode_message
 from sordino_common.transport.settings import KIB, MIB, LinkSettings
 
 
@@ -337,3 +337,63 @@ def test_bookkeeping_stays_small_over_many_messages() -> None:
     assert len(link._expiries) < 200 and len(link._wakes) < 200 and len(b.link._wakes) < 200
     receiver = b.link._peers["a"].contexts[b""].receiver
     assert len(receiver._finished) <= 2
+
+
+def test_mutated_packets_get_a_named_refusal_and_the_link_goes_on() -> None:
+    mesh = pair(expires_s=10_000.0)
+    a, b = mesh.stations["a"], mesh.stations["b"]
+    caught: list[bytes] = []
+    carry = mesh.carry
+
+    def keep(sender: object, to: str, context: bytes, plaintext: bytes) -> None:
+        caught.append(plaintext)
+        carry(sender, to, context, plaintext)  # type: ignore[arg-type]
+
+    mesh.carry = keep  # type: ignore[method-assign]
+    for size in (10, 400_000):
+        mesh.run_until(a.send("b", bulky(size)))
+    draw = random.Random(11)
+    heads = [packet[:600] for packet in caught]
+    refused = 0
+    for _ in range(5000):
+        packet = bytearray(draw.choice(heads))
+        for _ in range(draw.randint(1, 5)):
+            packet[draw.randrange(len(packet))] = draw.randrange(256)
+        try:
+            b.link.receive("a", b"", bytes(packet), mesh.loop.now_s())
+        except RemoteError:
+            refused += 1
+        b.link.take_events()
+    assert refused > 3000
+    assert b.link.reassembly_bytes <= LinkSettings().max_message_bytes
+    # What a forged number told b of parcels that never were, only a may have told: a new boot of a clears it.
+    a = mesh.add("a", boot=2)
+    mesh.join("a", "b")
+    report = a.send("b", small(1))
+    mesh.run_until(report)
+    assert report.delivered and b.inbox[-1].message == small(1)
+
+
+def test_a_peer_that_was_removed_and_comes_back_is_not_taken_for_the_old_one() -> None:
+    mesh = pair(BadNetwork(delay_s=0.05))
+    a, b = mesh.stations["a"], mesh.stations["b"]
+    mesh.run_until(*(a.send("b", small(number)) for number in range(5)))
+    half = b.send("a", bulky(4 * MIB))
+    mesh.loop.run_until(lambda: b.bytes_sent > MIB, deadline_s=10.0)
+    a.link.remove("b", "struck off")
+    b.link.lane_down("a", b"")
+    mesh.loop.advance(1.0)
+    mesh.join("a", "b")
+    report = a.send("b", small(99))
+    mesh.run_until(report, half)
+    assert report.delivered and half.delivered
+    assert [one.message for one in b.inbox][-1] == small(99)
+    assert len(a.inbox) == 1
+
+
+def test_a_message_that_can_not_be_encoded_ends_with_the_reason() -> None:
+    mesh = pair()
+    wrong = TensorGet(tensor_id=b"short")
+    report = mesh.stations["a"].send("b", wrong)
+    mesh.run_until(report)
+    assert not report.delivered and "tensor-get" in report.told[0][1]

@@ -21,9 +21,9 @@ from sordino_common.channel.effects import Effect, Established, Lost, Opened, Re
 from sordino_common.channel.handshake import SessionTable
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.packets import roster_packet
-from sordino_common.channel.presence import Birth, Death, PresenceBook, make_birth, make_death, read_presence
+from sordino_common.channel.presence import make_birth, make_death
 from sordino_common.channel.roster import Roster, RosterBook
-from sordino_common.channel.session import SEALED_OVERHEAD
+from sordino_common.channel.session import SEALED_OVERHEAD, Session
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import (
     HandshakeError,
@@ -35,14 +35,14 @@ from sordino_common.errors import (
 )
 from sordino_common.messages import Message
 from sordino_common.transport.base import Transport
+from sordino_common.transport.events import Delivered, Event, Outcome, Stuck, Unreadable, Wanted
 from sordino_common.transport.greetings import Greetings
-from sordino_common.transport.link import Delivered, Event, Link, Outcome, Stuck, Unreadable, Wanted
+from sordino_common.transport.link import Link
+from sordino_common.transport.membership import Membership
+from sordino_common.transport.outbox import Outbox
 from sordino_common.transport.settings import LinkCounters, LinkSettings
 from sordino_common.transport.topics import packet_topic, read_topic, roster_topic, status_topic, subscriptions
 
-_CONTROL_PACKETS = 4096  # handshake packets that wait for the transport; over it the oldest goes, and is repeated
-_UNVERIFIED = 1024  # statuses of parties that the roster lacks, kept for the next roster
-_UNVERIFIED_BYTES = 2048
 _FAREWELL_S = 2.0  # how long a close waits for the transport to take the death
 
 
@@ -65,7 +65,9 @@ class EndpointHandler(Protocol):
         """`name` appeared (again, if it was online), or is gone."""
         ...
 
-    def on_connection(self, connected: bool, reason: str) -> None: ...
+    def on_connection(self, connected: bool, reason: str) -> None:
+        """`reason`: why not; or, if connected, a warning (the broker's packet limit forbids the roster), else empty."""
+        ...
 
     def on_roster(self, roster: Roster) -> None:
         """A newer roster is in force."""
@@ -113,13 +115,10 @@ class Endpoint:
         )
         self._link = Link(settings=settings, counters=self.counters)
         self._greetings = Greetings(settings)
-        self._presence = PresenceBook()
-        self._unverified: dict[str, bytes] = {}
-        self._control: deque[tuple[str, bytes]] = deque(maxlen=_CONTROL_PACKETS)
-        self._sealed: tuple[str, bytes] | None = None  # sealed, but not taken by the transport yet
-        self._birth_due = False
-        self._roster_due = False
-        self._announced: bytes | None = None  # the roster that the server publishes
+        self._members = Membership(roster)
+        self._outbox = Outbox(
+            transport=transport, counters=self.counters, topic_of=self._topic_to, next_sealed=self._next_sealed
+        )
         self._events: deque[Event] = deque()
         self._pumping = False
         self._timer: Timer | None = None
@@ -147,6 +146,7 @@ class Endpoint:
         Returns at once; `closed` is true when it is done. What is not acknowledged then has failed."""
         if self._close_by_s is None:
             self._close_by_s = self._loop.now_s() + drain_s
+            self.closed = not self._opened
             self._pump()
 
     def send(
@@ -185,23 +185,20 @@ class Endpoint:
         if self.name != self.server:
             raise LocalError(f"endpoint {self.name}: only the server ({self.server}) publishes the roster")
         packet = roster_packet(signed)
-        if self._transport.connected and len(packet) > self._transport.max_packet_bytes:
-            raise LimitExceeded(
-                f"roster: {len(packet)} bytes, the broker takes packets of {self._transport.max_packet_bytes}: raise "
-                "its max_packet_size"
-            )
-        effects = self._sessions.receive(packet, now_s=self._loop.now_s())
-        self._announced, self._roster_due = packet, True
-        self._perform(effects)
+        too_large = self._too_large(packet)
+        if too_large:
+            raise LimitExceeded(too_large)
+        self._perform(self._sessions.receive(packet, now_s=self._loop.now_s()))
+        self._announce(signed)
         self._pump()
 
     def online(self, name: str) -> bool:
         """Whether `name` has told of its birth, and nobody of its death."""
-        return self._presence.online(name)
+        return self._members.online(name)
 
     def peers(self) -> tuple[str, ...]:
         """All that are online, sorted, without ourselves."""
-        return tuple(name for name in self._presence.names() if name != self.name)
+        return tuple(name for name in self._members.names() if name != self.name)
 
     def unacknowledged(self) -> dict[str, int]:
         """Messages per peer that are queued or under way."""
@@ -216,10 +213,12 @@ class Endpoint:
             self._handler.on_connection(False, str(error))
             return
         self._connected = True
-        self._birth_due = True
-        self._roster_due = self._announced is not None
-        self._sealed = None  # its session may be, its connection is gone; the link sends again what it held
-        self._handler.on_connection(True, "")
+        self._outbox.reconnected()
+        self._outbox.retain(self._status_topic, self._birth())
+        warning = ""
+        if self.name == self.server and self._book.signed is not None:
+            warning = self._announce(self._book.signed)
+        self._handler.on_connection(True, warning)
         self._pump()
 
     def on_disconnected(self, reason: str) -> None:
@@ -253,22 +252,16 @@ class Endpoint:
 
     def _perform(self, effects: list[Effect], nbytes: int = 0) -> None:
         """Do what the session table says. Raises what `Link.receive` raises, after all else is done."""
-        now_s = self._loop.now_s()
         fault: RemoteError | None = None
         for effect in effects:
             match effect:
                 case Reply(to=to, packet=packet):
-                    self._post(to, packet)
-                case Established(peer=peer, context=context, session=session):
-                    self._link.lane_up(peer, context, peer_boot=session.peer_boot, now_s=now_s)
-                    self._greetings.settle((peer, context))
+                    self._outbox.post(to, packet)
+                case Established(session=session):
+                    self._up(session)
                 case Opened(peer=peer, context=context, plaintext=plaintext):
-                    traffic = self.counters.peer(peer)
-                    traffic.packets_received += 1
-                    traffic.packet_bytes_received += nbytes
-                    self._alive(peer, context)
                     try:
-                        self._link.receive(peer, context, plaintext, now_s)
+                        self._take(peer, context, plaintext, nbytes)
                     except RemoteError as error:
                         fault = error
                 case Lost(peer=peer, context=context):
@@ -281,70 +274,53 @@ class Endpoint:
         if fault is not None:
             raise fault
 
-    def _alive(self, peer: str, context: bytes) -> None:
-        """A packet of the peer was opened. If its death had us put the lane down, that was of another connection."""
+    def _up(self, session: Session) -> None:
+        self._link.lane_up(session.peer, session.context, peer_boot=session.peer_boot, now_s=self._loop.now_s())
+        self._greetings.settle((session.peer, session.context))
+
+    def _take(self, peer: str, context: bytes, plaintext: bytes, nbytes: int) -> None:
+        """A packet of `peer` was opened, so it is there: if its death was told, that was of another connection."""
+        traffic = self.counters.peer(peer)
+        traffic.packets_received += 1
+        traffic.packet_bytes_received += nbytes
         session = self._sessions.established(peer, context)
         if session is not None and not self._link.is_up(peer, context):
-            self._link.lane_up(peer, context, peer_boot=session.peer_boot, now_s=self._loop.now_s())
-            self._greetings.settle((peer, context))
+            self._up(session)
+        self._link.receive(peer, context, plaintext, self._loop.now_s())
 
     def _on_status(self, sender: str, payload: bytes) -> None:
-        if sender == self.name:
-            return  # our own, as the broker keeps it
-        roster = self._book.current
-        try:
-            if roster is None:
-                raise RosterError(f"status of {sender}: can't be verified before a roster was received")
-            roster.entry(sender)
-        except RosterError:
-            room = sender in self._unverified or len(self._unverified) < _UNVERIFIED
-            if room and len(payload) <= _UNVERIFIED_BYTES:
-                self._unverified[sender] = payload
-            raise
-        presence = read_presence(payload, roster)
-        if presence.name != sender:
-            raise RosterError(f"status of {sender}: it is a {presence.kind} of {presence.name}")
-        before = self._presence.birth(sender)
-        if self._presence.accept(presence):
-            self._on_presence(presence, before)
-
-    def _on_presence(self, presence: Birth | Death, before: Birth | None) -> None:
-        name, now_s = presence.name, self._loop.now_s()
-        if isinstance(presence, Death):
-            for context in self._link.contexts(name):
-                self._link.lane_down(name, context)
-            if before is not None:
-                self._handler.on_presence(name, False, presence.boot)
+        change = self._members.status(sender, payload) if sender != self.name else None
+        if change is None:
             return
-        if before is not None and (before.boot, before.connection) == (presence.boot, presence.connection):
-            return  # news of its roster only
+        name, now_s = change.name, self._loop.now_s()
         for context in self._link.contexts(name):
             session = self._sessions.established(name, context)
-            if session is not None and session.peer_boot < presence.boot:
+            if not change.online:
+                self._link.lane_down(name, context)
+            elif session is not None and session.peer_boot < change.boot:
                 self._perform(list(self._sessions.drop(name, context, reason=f"{name} has restarted")))
             elif session is not None:
-                self._link.lane_up(name, context, peer_boot=session.peer_boot, now_s=now_s)
-                self._greetings.settle((name, context))
-        self._greetings.hurry(name, now_s)
-        self._handler.on_presence(name, True, presence.boot)
+                self._up(session)
+        if change.online:
+            self._greetings.hurry(name, now_s)
+        if change.online or change.was_online:
+            self._handler.on_presence(name, change.online, change.boot)
 
     def _follow_roster(self, signed: bytes) -> None:
-        roster = self._book.current
-        if roster is None:
-            raise LocalError("endpoint: a roster was offered, and none is in force")
+        roster = self._book.require()
         members = {entry.name for entry in roster.entries}
         for peer in self._link.peers():
             if peer not in members:
                 self._perform(list(self._sessions.drop(peer, reason="not in the roster")))
                 self._link.remove(peer, f"{peer} is not in the roster of epoch {roster.epoch}")
-        boots = {name: birth.boot for name in self._presence.names() if (birth := self._presence.birth(name))}
-        self._birth_due = self._connected  # it tells our epoch
+        gone, waiting = self._members.follow(roster)
+        if self._connected:
+            self._outbox.retain(self._status_topic, self._birth())  # it tells our epoch
         if self.name == self.server:
-            self._announced, self._roster_due = roster_packet(signed), True
-        for name in self._presence.keep_only(roster):
-            self._handler.on_presence(name, False, boots[name])
+            self._announce(signed)
+        for change in gone:
+            self._handler.on_presence(change.name, False, change.boot)
         self._handler.on_roster(roster)
-        waiting, self._unverified = self._unverified, {}
         for name, payload in waiting.items():
             try:
                 self._on_status(name, payload)
@@ -383,7 +359,8 @@ class Endpoint:
             while more:
                 self._tell()
                 self._greet_who_is_due()
-                self._publish()
+                if self._connected:
+                    self._outbox.publish()
                 self._events.extend(self._link.take_events())
                 more = bool(self._events)
             self._closing()
@@ -424,38 +401,12 @@ class Endpoint:
 
     def _greet(self, peer: str, context: bytes) -> None:
         try:
-            self._post(peer, self._sessions.initiate(peer, context, now_s=self._loop.now_s()))
+            self._outbox.post(peer, self._sessions.initiate(peer, context, now_s=self._loop.now_s()))
         except RosterError as error:
             self._link.obstacle(peer, context, str(error))
         else:
             told = "online" if self.online(peer) else "not seen online"
             self._link.obstacle(peer, context, f"no session yet, {peer} is {told}")
-
-    def _post(self, to: str, packet: bytes) -> None:
-        entry = (to, packet)
-        if entry not in self._control:
-            self._control.append(entry)
-
-    def _publish(self) -> None:
-        if not self._connected:
-            return
-        if self._birth_due and self._put("", self._status_topic, self._birth(), retain=True):
-            self._birth_due = False
-        if self._roster_due and self._announced is not None:
-            self._roster_due = not self._put("", roster_topic(self.fleet, self.server), self._announced, retain=True)
-        while self._control:
-            to, packet = self._control[0]
-            if not self._put(to, packet_topic(self.fleet, self.name, to, self.server), packet):
-                return
-            self._control.popleft()
-        while True:
-            sealed = self._sealed or self._next_sealed()
-            if sealed is None:
-                return
-            to, packet = self._sealed = sealed
-            if not self._put(to, packet_topic(self.fleet, self.name, to, self.server), packet):
-                return
-            self._sealed = None
 
     def _next_sealed(self) -> tuple[str, bytes] | None:
         while packet := self._link.poll(self._loop.now_s()):
@@ -465,21 +416,6 @@ class Endpoint:
                 return peer, session.seal(plaintext)
             self._link.lane_down(peer, context)  # the roster has changed or expired; a new session sends it again
         return None
-
-    def _put(self, to: str, topic: str, payload: bytes, *, retain: bool = False) -> bool:
-        """Publish; False if the transport's window is full. What the broker's limit forbids is dropped and counted."""
-        try:
-            if not self._transport.publish(topic, payload, retain=retain):
-                return False
-        except LimitExceeded:
-            self.counters.total.oversized += 1
-            return True
-        if to:
-            self.counters.add(to, packets_sent=1, packet_bytes_sent=len(payload))
-        else:
-            self.counters.total.packets_sent += 1
-            self.counters.total.packet_bytes_sent += len(payload)
-        return True
 
     # --- time and the end --------------------------------------------------------------------------------------------
 
@@ -512,11 +448,11 @@ class Endpoint:
         if self._close_by_s is None:
             return
         if self._farewell_by_s is None:
-            if now_s < self._close_by_s and not (self._link.idle and not self._control and self._sealed is None):
+            if now_s < self._close_by_s and not (self._link.idle and self._outbox.empty):
                 return
             self._farewell_by_s = now_s + _FAREWELL_S
         death = self._death(self._transport.connections)
-        told = not self._connected or self._put("", self._status_topic, death, retain=True)
+        told = not self._connected or self._outbox.put("", self._status_topic, death, retain=True)
         if not told and now_s < self._farewell_by_s:
             return
         self._connected = False
@@ -525,6 +461,23 @@ class Endpoint:
             self._link.remove(peer, f"not acknowledged by {peer} before {self.name} closed")
         self.closed = True
         self._tell()
+
+    def _announce(self, signed: bytes) -> str:
+        """Publish the roster, now and at the next connections; if the broker won't take it, returns why."""
+        packet = roster_packet(signed)
+        too_large = self._too_large(packet)
+        if self._connected and not too_large:
+            self._outbox.retain(roster_topic(self.fleet, self.server), packet)
+        return too_large
+
+    def _too_large(self, packet: bytes) -> str:
+        limit = self._transport.max_packet_bytes
+        if not self._transport.connected or len(packet) <= limit:
+            return ""
+        return f"the roster has {len(packet)} bytes, the broker takes packets of {limit}: raise its max_packet_size"
+
+    def _topic_to(self, receiver: str) -> str:
+        return packet_topic(self.fleet, self.name, receiver, self.server)
 
     @property
     def _status_topic(self) -> str:

@@ -31,29 +31,33 @@ _SPREAD = 1024  # four times what a sender of ours uses
 
 
 class Budget:
-    """Bytes that half-received messages may hold, over all peers. `freed` is set when some came back."""
+    """Bytes that half-received messages may hold: of one peer, which is a part of `whole`, that of all. `freed` is set
+    when some came back."""
 
-    __slots__ = ("_left", "freed", "limit")
+    __slots__ = ("_left", "freed", "limit", "whole")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, whole: Budget | None = None) -> None:
         self.limit = self._left = limit
+        self.whole = whole
         self.freed = False
 
     @property
     def left(self) -> int:
-        return self._left
+        return self._left if self.whole is None else min(self._left, self.whole.left)
 
     def reserve(self, nbytes: int) -> bool:
-        if nbytes > self._left:
+        if nbytes > self.left:
             return False
         self._left -= nbytes
-        return True
+        return self.whole is None or self.whole.reserve(nbytes)
 
     def release(self, nbytes: int) -> None:
         if self._left + nbytes > self.limit:
             raise LocalError("Budget: more bytes came back than were reserved")
         self._left += nbytes
         self.freed = self.freed or nbytes > 0
+        if self.whole is not None:
+            self.whole.release(nbytes)
 
 
 @dataclass(slots=True)
@@ -77,12 +81,13 @@ class Arrived:
 class Receiver:
     """Sans-IO. `on_part` and `on_probe` take what came; `frames` gives what to answer, at `due_s` at the latest."""
 
-    def __init__(self, settings: LinkSettings, budget: Budget) -> None:
+    def __init__(self, settings: LinkSettings, budget: Budget, *, first_incarnation: int = 0) -> None:
+        """Incarnations start at this: above all that the peer may remember of an earlier lane."""
         self._settings = settings
         self._budget = budget
         self._floor = 0
         self._stamp = -1
-        self._incarnations = 0
+        self._incarnations = first_incarnation
         self._parcels: dict[int, _Incoming] = {}
         self._finished: dict[int, Refuse | None] = {}
         self._tell: dict[int, None] = {}  # parcels whose state or verdict the next ack carries, in order
@@ -94,6 +99,15 @@ class Receiver:
     @property
     def floor(self) -> int:
         return self._floor
+
+    @property
+    def incarnations(self) -> int:
+        """More than any incarnation told so far, or as many."""
+        return self._incarnations
+
+    @property
+    def budget(self) -> Budget:
+        return self._budget
 
     @property
     def pending(self) -> bool:

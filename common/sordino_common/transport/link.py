@@ -11,17 +11,17 @@ carry it. Its sender learns one `Outcome`: delivered, or why not, at the latest 
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sordino_common.errors import CodecError, LimitExceeded, LocalError, RemoteError, SessionError
+from sordino_common.errors import CodecError, LimitExceeded, LocalError, SessionError
 from sordino_common.messages import Limits, Message, decode_message
 from sordino_common.transport.chunks import MAX_CHUNKS
+from sordino_common.transport.deadlines import Deadlines
 from sordino_common.transport.encoded import EncodedPool, estimate_bytes
+from sordino_common.transport.events import Delivered, Event, Outcome, Stuck, Unreadable, Wanted
 from sordino_common.transport.frames import (
     CORRELATION_BYTES,
     PART_OVERHEAD,
@@ -41,53 +41,6 @@ from sordino_common.transport.settings import LinkCounters, LinkSettings
 _LIST_BYTES = 8  # heads of the lists around the frames
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
-    """A message arrived, whole and for the first time."""
-
-    peer: str
-    context: bytes
-    message: Message
-    correlation: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The end of a message that was sent: call `report(delivered, reason)`."""
-
-    report: Callable[[bool, str], None] | None
-    peer: str
-    delivered: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stuck:
-    """Several timeouts in a row: the session with the peer may have died on its side."""
-
-    peer: str
-    context: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A lane has messages to send and no session."""
-
-    peer: str
-    context: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
-    """A whole message arrived and was refused, to its sender too."""
-
-    peer: str
-    error: RemoteError
-
-
-Event = Delivered | Outcome | Stuck | Wanted | Unreadable
-
-
 @dataclass(slots=True, eq=False)
 class _Lane:
     peer: str
@@ -98,13 +51,16 @@ class _Lane:
     peer_boot: int = -1
     obstacle: str = ""
     in_ring: bool = False
-    wake_s: float = math.inf
+
+
+_Waiting = tuple[_Lane, Outgoing]
 
 
 @dataclass(slots=True)
-class _Queue:
-    """What one peer has waiting, over all contexts."""
+class _Peer:
+    """What the lanes of one peer share."""
 
+    budget: Budget
     messages: int = 0
     nbytes: int = 0
     contexts: dict[bytes, _Lane] = field(default_factory=dict)
@@ -119,17 +75,16 @@ class Link:
         self._limits = Limits(payload_bytes=settings.max_message_bytes)
         self._pool = EncodedPool(limit_bytes=settings.encoded_bytes, max_message_bytes=settings.max_message_bytes)
         self._budget = Budget(settings.reassembly_bytes)
-        self._peers: dict[str, _Queue] = {}
+        self._peers: dict[str, _Peer] = {}
         self._ring: deque[_Lane] = deque()
         self._starved: dict[_Lane, None] = {}
         self._holding: dict[_Lane, None] = {}
         self._wanting: dict[tuple[str, bytes], None] = {}
-        self._wakes: list[tuple[float, int, _Lane]] = []
-        self._expiries: list[tuple[float, int, list[Outgoing], _Lane]] = []
-        self._live = 0  # messages that are not over
-        self._order = itertools.count()
+        self._wakes: Deadlines[_Lane] = Deadlines()
+        self._expiries: Deadlines[_Waiting] = Deadlines()
+        # Above all numbers, stamps and incarnations of lanes that are gone: a peer may remember those.
+        self._first_number = self._first_stamp = self._first_incarnation = 0
         self._events: deque[Event] = deque()
-        self._lane_count = 0
         self._connected = False
         self._room = 0
         self._chunk_bytes = settings.chunk_bytes
@@ -216,25 +171,18 @@ class Link:
                 f"{settings.queue_bytes}"
             )
         lane = self._lane(to, context)
-        cell: list[Outgoing] = []
         parcel = Outgoing(
             message=message,
             correlation=correlation,
             estimate=estimate,
             patience_s=patience_s,
-            cell=cell,
             on_outcome=on_outcome,
         )
-        cell.append(parcel)
         queue = self._peers[to]
         queue.messages += 1
         queue.nbytes += estimate
         lane.sender.enqueue(parcel)
-        self._live += 1
-        if len(self._expiries) > 64 + 4 * self._live:  # most are over
-            self._expiries = [entry for entry in self._expiries if entry[2]]
-            heapq.heapify(self._expiries)
-        heapq.heappush(self._expiries, (now_s + patience_s, next(self._order), cell, lane))
+        self._expiries.set((lane, parcel), now_s + patience_s)
         if not lane.up:
             self._want(lane)
         self._touch(lane, now_s)
@@ -302,13 +250,10 @@ class Link:
         queue = self._peers.get(peer)
         if queue is None:
             return
-        for context, lane in list(queue.contexts.items()):
+        for lane in list(queue.contexts.values()):
             for parcel in lane.sender.waiting():
                 self._end(lane, parcel, delivered=False, reason=reason)
-            lane.receiver.reset()
-            lane.up = False
-            self._wanting.pop((peer, context), None)
-        self._lane_count -= len(queue.contexts)
+            self._retire(lane)
         queue.contexts.clear()
 
     def poll(self, now_s: float) -> tuple[str, bytes, bytes] | None:
@@ -342,23 +287,16 @@ class Link:
 
     def next_deadline_s(self) -> float:
         """When `on_time` has something to do; infinity if never."""
-        wake_s = self._wakes[0][0] if self._wakes else math.inf
-        return min(wake_s, self._expiries[0][0] if self._expiries else math.inf)
+        return min(self._wakes.next_s(), self._expiries.next_s())
 
     def on_time(self, now_s: float) -> None:
         """Expire messages, retransmit, send delayed acks, drop stalled reassemblies: whatever is due."""
-        while self._expiries and (self._expiries[0][0] <= now_s or not self._expiries[0][2]):
-            _, _, cell, lane = heapq.heappop(self._expiries)
-            for parcel in list(cell):
-                why = f" ({lane.obstacle})" if lane.obstacle else ""
-                text = f"{parcel.message.kind}: not acknowledged by {lane.peer} within {parcel.patience_s:g} s{why}"
-                self._end(lane, parcel, delivered=False, reason=text)
-                self._touch(lane, now_s)
-        while self._wakes and self._wakes[0][0] <= now_s:
-            wake_s, _, lane = heapq.heappop(self._wakes)
-            if wake_s != lane.wake_s:
-                continue  # was put forward
-            lane.wake_s = math.inf
+        for lane, parcel in self._expiries.pop(now_s):
+            why = f" ({lane.obstacle})" if lane.obstacle else ""
+            text = f"{parcel.message.kind}: not acknowledged by {lane.peer} within {parcel.patience_s:g} s{why}"
+            self._end(lane, parcel, delivered=False, reason=text)
+            self._touch(lane, now_s)
+        for lane in self._wakes.pop(now_s):
             lane.receiver.drop_stalled(now_s)
             if lane.up and self._connected:
                 self._timer(lane, now_s)
@@ -371,20 +309,32 @@ class Link:
         return [lane for queue in self._peers.values() for lane in queue.contexts.values()]
 
     def _lane(self, peer: str, context: bytes) -> _Lane:
-        queue = self._peers.setdefault(peer, _Queue())
+        queue = self._peers.get(peer)
+        if queue is None:  # one peer alone can't take all the room that there is for half-received messages
+            share = Budget(self._settings.max_message_bytes, whole=self._budget)
+            queue = self._peers[peer] = _Peer(share)
         lane = queue.contexts.get(context)
         if lane is None:
             if len(queue.contexts) >= self._settings.contexts_per_peer:
                 idle = next((known for known in queue.contexts.values() if not known.up and known.sender.idle), None)
                 if idle is None:
                     raise LimitExceeded(f"{peer}: {len(queue.contexts)} contexts are open, which is the limit")
-                idle.receiver.reset()
+                self._retire(idle)
                 del queue.contexts[idle.context]
-                self._lane_count -= 1
-            sender, receiver = Sender(self._settings, self._pool), Receiver(self._settings, self._budget)
+            sender = Sender(self._settings, self._pool, first_number=self._first_number, first_stamp=self._first_stamp)
+            receiver = Receiver(self._settings, queue.budget, first_incarnation=self._first_incarnation)
             lane = queue.contexts[context] = _Lane(peer, context, sender, receiver)
-            self._lane_count += 1
         return lane
+
+    def _retire(self, lane: _Lane) -> None:
+        """The lane goes. If there will be another in its place, the peer must not take its messages for old ones."""
+        lane.up = False
+        lane.receiver.reset()
+        self._first_number = max(self._first_number, lane.sender.next_number)
+        self._first_stamp = max(self._first_stamp, lane.sender.next_stamp)
+        self._first_incarnation = max(self._first_incarnation, lane.receiver.incarnations)
+        self._wakes.lift(lane)
+        self._wanting.pop((lane.peer, lane.context), None)
 
     def _want(self, lane: _Lane) -> None:
         key = (lane.peer, lane.context)
@@ -405,12 +355,7 @@ class Link:
             due_s = min(due_s, sender.due_s(now_s))
         if sender.starved:
             self._starved[lane] = None
-        if due_s < lane.wake_s:
-            lane.wake_s = due_s
-            if len(self._wakes) > 64 + 4 * self._lane_count:  # most were put forward
-                self._wakes = [entry for entry in self._wakes if entry[0] == entry[2].wake_s and entry[2] is not lane]
-                heapq.heapify(self._wakes)
-            heapq.heappush(self._wakes, (due_s, next(self._order), lane))
+        self._wakes.set(lane, due_s)
 
     def _packet(self, lane: _Lane, now_s: float) -> bytes | None:
         """What this lane has to say now: acks if they are due or can ride along, and one part or probe if it fits."""
@@ -482,8 +427,7 @@ class Link:
     def _settle(self, lane: _Lane, parcel: Outgoing, *, delivered: bool, reason: str) -> None:
         """Book a message that its lane's sender has forgotten."""
         queue = self._peers[lane.peer]
-        parcel.cell.clear()
-        self._live -= 1
+        self._expiries.lift((lane, parcel))
         queue.messages -= 1
         queue.nbytes -= parcel.estimate
         if lane.sender.idle:
@@ -510,9 +454,10 @@ class Link:
         self._budget.freed = False
         room = self._budget.left
         for lane in list(self._holding):
+            share = lane.receiver.budget.left
             for number, size in list(lane.receiver.held.items()):
-                if size <= room:
-                    room -= size
+                if size <= min(room, share):
+                    room, share = room - size, share - size
                     lane.receiver.invite(number, now_s)
             if not lane.receiver.held:
                 del self._holding[lane]

@@ -3,7 +3,7 @@
 A sliding window of packets, no stop-and-wait. Losses are found by comparing transmissions, not by guessing: every part
 carries a stamp, an ack echoes the highest stamp that arrived, and a part is lost if it is not acknowledged although
 one sent clearly later is: by three stamps, a quarter of a round trip (RFC 9002 section 6.1), or on a newer connection.
-When nothing comes back, the timer (RFC 6298, doubled each time) sends the oldest part again if that is small, else a
+When nothing comes back, the timer (see `pacing`) sends the oldest part again if that is small, else a
 probe: a few bytes that ask what is there. So a slow link is never filled with copies of a large chunk.
 
 A lane carries one bulky message at a time; small ones pass it by. Messages may arrive in another order than sent.
@@ -21,6 +21,7 @@ from sordino_common.messages import Message
 from sordino_common.transport.chunks import Cutter, Shape
 from sordino_common.transport.encoded import Encoded, EncodedPool
 from sordino_common.transport.frames import MAX_PROBED, PART_OVERHEAD, Ack, Part, Probe, State
+from sordino_common.transport.pacing import Pace
 from sordino_common.transport.settings import KIB, LinkSettings
 
 SPREAD = 256  # most parcel numbers between the oldest unfinished and the next: the receiver remembers all of those
@@ -36,7 +37,6 @@ class Outgoing:
     correlation: bytes
     estimate: int
     patience_s: float
-    cell: list[Outgoing]  # holds this very message until it is over: what a timer may keep without keeping the message
     on_outcome: Callable[[bool, str], None] | None
     number: int = -1
     encoded: Encoded | None = None
@@ -63,7 +63,10 @@ _NOTHING = _Sent(stamp=-1, parcel=-1, index=0, nbytes=0, sent_s=-math.inf, gener
 class Sender:
     """Sans-IO. `next` gives the next frame to send; `on_ack` and `on_refuse` return the messages that are over."""
 
-    def __init__(self, settings: LinkSettings, pool: EncodedPool) -> None:
+    def __init__(
+        self, settings: LinkSettings, pool: EncodedPool, *, first_number: int = 0, first_stamp: int = 0
+    ) -> None:
+        """Numbers and stamps start at these: above all that the peer may remember of an earlier lane."""
         self._settings = settings
         self._pool = pool
         self._queues: dict[bool, deque[Outgoing]] = {False: deque(), True: deque()}  # bulk? -> not begun
@@ -71,17 +74,13 @@ class Sender:
         self._flight: dict[int, _Sent] = {}  # by stamp, ascending
         self._probe = _NOTHING
         self._echo = _NOTHING
-        self._next_number = 0
-        self._next_stamp = 0
+        self._next_number = first_number
+        self._next_stamp = first_stamp
         self._generation = 0
-        self._window = float(settings.window_chunks)
-        self._recovered_stamp = -1
-        self._round_trip_s: float | None = None
-        self._deviation_s = 0.0
+        self._pace = Pace(settings)
         self._timer_base_s = 0.0
         self._ask = False
         self._bulk_turn = False
-        self.timeouts = 0  # in a row
         self.retransmissions = 0
         self.starved = False  # had to wait for the pool; to be tried again when something is released
         self.failed: list[tuple[Outgoing, str]] = []  # messages that could not be encoded
@@ -97,18 +96,22 @@ class Sender:
         return next(iter(self._active), self._next_number)
 
     @property
-    def rto_s(self) -> float:
-        """The retransmission time-out now, back-off included."""
-        settings = self._settings
-        if self._round_trip_s is None:
-            base_s = settings.rto_initial_s
-        else:
-            base_s = max(settings.rto_min_s, self._round_trip_s + 4 * self._deviation_s)
-        return min(settings.rto_max_s, base_s * 2.0 ** min(self.timeouts, 16))
+    def next_number(self) -> int:
+        """The number of the next message to begin: more than any before."""
+        return self._next_number
+
+    @property
+    def next_stamp(self) -> int:
+        return self._next_stamp
+
+    @property
+    def timeouts(self) -> int:
+        """How many there were in a row."""
+        return self._pace.timeouts
 
     def due_s(self, now_s: float) -> float:
         """When `on_time` has something to do."""
-        due_s = self._timer_base_s + self.rto_s if self._flight else math.inf
+        due_s = self._timer_base_s + self._pace.timeout_s if self._flight else math.inf
         for parcel in self._active.values():
             if parcel.hold_until_s > now_s:
                 due_s = min(due_s, parcel.hold_until_s)
@@ -118,7 +121,7 @@ class Sender:
         """Whether `next` would give a frame, as far as can be said without encoding anything."""
         if self._ask and self._flight:
             return True
-        return len(self._flight) < int(self._window) and self._candidate(now_s) is not None
+        return len(self._flight) < self._pace.window and self._candidate(now_s) is not None
 
     def waiting(self) -> list[Outgoing]:
         """All messages that are not over, oldest first."""
@@ -137,7 +140,7 @@ class Sender:
             self._probe = replace(_NOTHING, stamp=self._stamp(), sent_s=now_s, generation=self._generation)
             flying = dict.fromkeys(sent.parcel for sent in self._flight.values())
             return Probe(stamp=self._probe.stamp, floor=self.floor, parcels=tuple(flying)[:MAX_PROBED])
-        while len(self._flight) < int(self._window):
+        while len(self._flight) < self._pace.window:
             parcel = self._candidate(now_s)
             if parcel is None:
                 return None
@@ -247,8 +250,8 @@ class Sender:
             self._hold(number, now_s)
         self._flight = {stamp: sent for stamp, sent in self._flight.items() if not self._arrived(sent)}
         if news:
-            self._window = min(self._settings.window_chunks, self._window + news / self._window)
-            self._timer_base_s, self.timeouts = now_s, 0
+            self._pace.acknowledged(news)
+            self._timer_base_s = now_s
         self._find_lost()
         return over
 
@@ -276,13 +279,8 @@ class Sender:
         if sent is None or stamp <= self._echo.stamp:
             return
         self._echo = sent
-        self._timer_base_s, self.timeouts = now_s, 0
-        sample_s = now_s - sent.sent_s
-        if self._round_trip_s is None:  # RFC 6298 section 2
-            self._round_trip_s, self._deviation_s = sample_s, sample_s / 2
-        else:
-            self._deviation_s += (abs(self._round_trip_s - sample_s) - self._deviation_s) / 4
-            self._round_trip_s += (sample_s - self._round_trip_s) / 8
+        self._timer_base_s = now_s
+        self._pace.answered(now_s - sent.sent_s)
 
     def _take_state(self, parcel: Outgoing, cutter: Cutter, state: State) -> int:
         if state.incarnation < parcel.incarnation:
@@ -307,7 +305,7 @@ class Sender:
 
     def _find_lost(self) -> None:
         echo = self._echo
-        reorder_s = (self._round_trip_s or 0.0) / 4 + 0.01
+        reorder_s = self._pace.reorder_s
         for sent in list(self._flight.values()):
             if sent.stamp > echo.stamp:
                 break
@@ -315,9 +313,8 @@ class Sender:
             overtaken = echo.stamp - sent.stamp >= _REORDER_STAMPS or echo.sent_s - sent.sent_s > reorder_s
             if reconnected or overtaken:
                 self._lose(sent)
-            if overtaken and not reconnected and sent.stamp > self._recovered_stamp:
-                self._window = max(1.0, self._window / 2)
-                self._recovered_stamp = self._next_stamp
+            if overtaken and not reconnected:
+                self._pace.lost(sent.stamp, self._next_stamp)
 
     def _lose(self, sent: _Sent) -> None:
         del self._flight[sent.stamp]
@@ -329,17 +326,17 @@ class Sender:
 
     def on_time(self, now_s: float) -> None:
         """The retransmission timer, if it is due."""
-        if not self._flight or now_s < self._timer_base_s + self.rto_s:
+        if not self._flight or now_s < self._timer_base_s + self._pace.timeout_s:
             return
         self._stir(now_s)
-        self.timeouts += 1
-        if self.timeouts >= self._settings.park_after:
+        self._pace.timeouts += 1
+        if self._pace.timeouts >= self._settings.park_after:
             self.park()
 
     def reconnected(self, now_s: float) -> None:
         """Ours or the peer's connection is new: what was in flight may be gone. Ask at once."""
         self._generation += 1
-        self.timeouts = 0
+        self._pace.timeouts = 0
         if self._flight:
             self._stir(now_s)
 
@@ -348,7 +345,7 @@ class Sender:
         self._flight.clear()
         self._echo = self._probe = _NOTHING
         self._ask = False
-        self.timeouts = 0
+        self._pace.timeouts = 0
         for parcel in self._active.values():
             if parcel.cutter is not None:
                 parcel.cutter = Cutter(parcel.cutter.shape)
