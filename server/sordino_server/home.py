@@ -99,7 +99,10 @@ class EnrolmentRequest(msgspec.Struct, frozen=True, kw_only=True):
     zone: Name = "default"
 
 
-_DRAFT_HEAD: Final = "# The roster as it is meant to be. Edit it, or use `sordino roster add|remove`; `sordino roster sign` makes it count.\n"
+_DRAFT_HEAD: Final = (
+    "# The roster as it is meant to be. Edit it, or use `sordino roster add|remove`; it counts once it is signed:\n"
+    "#   sordino roster sign\n"
+)
 
 
 class Home:

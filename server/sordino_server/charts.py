@@ -1,0 +1,180 @@
+"""Small charts as inline SVG: lines, stacked bars, a participation grid. Colours are the page's CSS variables.
+
+A chart is drawn in a fixed coordinate system (`WIDTH` x its height) and scales with the page. Every mark carries a
+`<title>`, which browsers show on hover and screen readers read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+WIDTH: Final = 720.0
+_LEFT: Final = 64.0
+_RIGHT: Final = 16.0
+_TOP: Final = 12.0
+_BOTTOM: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """`points` (x, y); `style` is a CSS class: `a` ours, `b` the comparison (dashed)."""
+
+    label: str
+    style: str
+    points: Sequence[tuple[float, float]]
+
+
+def ticks(low: float, high: float, *, most: int = 5) -> list[float]:
+    """Round numbers (1, 2, 2.5, 5 times a power of ten) that cover [low, high] in at most `most` + 1 steps."""
+    if not high > low:
+        high = low + max(1.0, abs(low))
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(step for m in (1.0, 2.0, 2.5, 5.0, 10.0) if (step := m * power) >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that cover [low, high]; only powers of ten over more than two decades."""
+    steps = (1.0, 2.0, 5.0) if high / low < 100.0 else (1.0,)
+    marks = [
+        m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for m in steps
+    ]
+    below = [mark for mark in marks if mark <= low * 1.0001]
+    above = [mark for mark in marks if mark >= high * 0.9999]
+    return [mark for mark in marks if below[-1] <= mark <= above[0]]
+
+
+def line_chart(lines: Sequence[Line], *, x_label: str, unit: str = "", height: float = 260.0) -> str:
+    """Lines over a common x; a logarithmic y axis if the values are positive and span more than a factor of 20."""
+    values = [y for line in lines for _, y in line.points if math.isfinite(y)]
+    xs = [x for line in lines for x, _ in line.points]
+    if not values:
+        return '<p class="empty">nothing to draw</p>'
+    low, high = min(values), max(values)
+    log = low > 0.0 and high / low > 20.0
+    marks = log_ticks(low, high) if log else ticks(low, high)
+    frame = _Frame(x=(min(xs), max(xs)), y=(marks[0], marks[-1]), height=height, log=log)
+    parts = [frame.grid(marks, x_label)]
+    for line in lines:
+        points = [(frame.px(x), frame.py(y), x, y) for x, y in line.points if math.isfinite(y)]
+        path = " ".join(f"{'L' if k else 'M'}{px:.1f},{py:.1f}" for k, (px, py, _, _) in enumerate(points))
+        parts.append(f'<path class="line {line.style}" d="{path}"/>')
+        small = len(points) <= 120
+        for px, py, x, y in points:
+            tip = f"<title>{escape(line.label)}, {x_label} {x:g}: {y:.4g}{unit}</title>"
+            parts.append(f'<circle class="dot {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="2.4">{tip}</circle>' if small
+                         else f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="4">{tip}</circle>')  # fmt: skip
+        if points:
+            px, py, _, y = points[-1]
+            parts.append(f'<circle class="end {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
+    return frame.svg("".join(parts))
+
+
+def bar_chart(
+    stacks: Sequence[Sequence[float]], labels: Sequence[str], *, first_x: int, show: Sequence[Sequence[str]]
+) -> str:
+    """Stacked bars: `stacks[k]` are the k-th bar's parts from below, `labels` the parts' names, `show` their texts."""
+    totals = [sum(stack) for stack in stacks]
+    if not totals:
+        return '<p class="empty">nothing to draw</p>'
+    marks = ticks(0.0, max([*totals, 1e-9]))
+    height = 200.0
+    frame = _Frame(x=(first_x - 0.5, first_x + len(stacks) - 0.5), y=(0.0, marks[-1]), height=height, log=False)
+    parts = [frame.grid(marks, "round")]
+    step = frame.px(first_x + 1.0) - frame.px(first_x)
+    width = max(0.6, step - min(2.0, 0.25 * step))
+    for k, stack in enumerate(stacks):
+        bottom = 0.0
+        for part, value in enumerate(stack):
+            y0, y1 = frame.py(bottom), frame.py(bottom + value)
+            bottom += value
+            tip = f"round {first_x + k}, {labels[part]}: {show[k][part]}"
+            parts.append(
+                f'<rect class="bar {"ab"[part % 2]}" x="{frame.px(first_x + k) - width / 2:.1f}" y="{y1:.1f}" '
+                f'width="{width:.1f}" height="{max(0.0, y0 - y1):.1f}"><title>{escape(tip)}</title></rect>'
+            )
+    return frame.svg("".join(parts))
+
+
+def participation(names: Sequence[str], rounds: Sequence[int], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """A row per agent, a column per round; `cells[agent][round]` is (CSS class, title), the class "" for not asked."""
+    label = min(150.0, 8.0 + 7.2 * max((len(name) for name in names), default=0))
+    step = min(18.0, (WIDTH - label - _RIGHT) / max(1, len(rounds)))
+    row = 15.0
+    height = row * len(names) + 24.0
+    gap = 2.0 if step > 6.0 else 0.5
+    parts = []
+    for r, name in enumerate(names):
+        y = r * row + 2.0
+        parts.append(f'<text class="tick" x="{label - 8:.1f}" y="{y + 10:.1f}" text-anchor="end">{escape(name)}</text>')
+        for c, (style, title) in enumerate(cells[r]):
+            if style:
+                parts.append(
+                    f'<rect class="cell {style}" x="{label + c * step:.1f}" y="{y:.1f}" width="{step - gap:.1f}" '
+                    f'height="{row - 3:.1f}" rx="2"><title>{escape(title)}</title></rect>'
+                )
+    every = max(1, math.ceil(len(rounds) / 12))
+    for c, number in enumerate(rounds):
+        if c % every == 0 or c == len(rounds) - 1:
+            x = label + c * step + (step - gap) / 2
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 6:.1f}" text-anchor="middle">{number}</text>')
+    return _svg(height, "".join(parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """Where values lie in the drawing."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    height: float
+    log: bool
+
+    def px(self, x: float) -> float:
+        low, high = self.x
+        return _LEFT + (x - low) / ((high - low) or 1.0) * (WIDTH - _LEFT - _RIGHT)
+
+    def py(self, y: float) -> float:
+        low, high = self.y
+        share = math.log(y / low) / math.log(high / low) if self.log else (y - low) / (high - low)
+        return self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM)
+
+    def grid(self, marks: Sequence[float], x_label: str) -> str:
+        parts = []
+        for mark in marks:
+            y = self.py(mark)
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            text = short(mark)
+            parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+        low, high = self.x
+        base = self.height - _BOTTOM
+        whole = [mark for mark in ticks(math.ceil(low), math.floor(high), most=8) if low <= mark <= high]
+        for mark in whole:
+            if mark == int(mark):
+                x = self.px(mark)
+                parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 16:.1f}" text-anchor="middle">{mark:g}</text>')
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(f'<text class="axis" x="{middle:.1f}" y="{base + 28:.1f}" text-anchor="middle">{x_label}</text>')
+        return "".join(parts)
+
+    def svg(self, inner: str) -> str:
+        return _svg(self.height, inner)
+
+
+def short(value: float) -> str:
+    """An axis label: 1200000 as 1.2M, small numbers as they are."""
+    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:g}{suffix}"
+    return f"{value:g}"
+
+
+def _svg(height: float, inner: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" preserveAspectRatio="xMinYMin meet">{inner}</svg>'
