@@ -41,6 +41,13 @@ def _in_range(index: Any, low: int, high: int, what: str) -> None:
         raise PlanError(f"{what}: an index is outside [{low}, {high})")
 
 
+def _pow(x: Any, y: Any) -> Any:
+    """The overload that eager torch takes: for a scalar exponent it has short cuts (0.5 is the square root)."""
+    if not isinstance(x, torch.Tensor):
+        return _aten.pow.Scalar(x, y)
+    return (_aten.pow.Tensor_Tensor if isinstance(y, torch.Tensor) else _aten.pow.Tensor_Scalar)(x, y)
+
+
 def _gather(x: Any, dim: int, index: Any) -> Any:
     _in_range(index, 0, x.shape[dim] if x.dim() else 1, "gather")
     return _aten.gather.default(x, dim, index)
@@ -114,7 +121,7 @@ _TABLE: Final[dict[str, _Call]] = {
     "sub": lambda x, y, alpha: _aten.sub.Tensor(x, y, alpha=alpha),
     "mul": _aten.mul.Tensor,
     "div": _aten.div.Tensor,
-    "pow": _aten.pow.Tensor_Tensor,
+    "pow": _pow,
     "maximum": _aten.maximum.default,
     "minimum": _aten.minimum.default,
     "eq": _aten.eq.Tensor,
@@ -206,7 +213,7 @@ _TABLE: Final[dict[str, _Call]] = {
 
 _COMPARISONS: Final = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"})
 _NUMERIC: Final = frozenset(
-    {"add", "sub", "mul", "div", "pow", "maximum", "minimum", "bitwise_and", "bitwise_or", "bitwise_xor", "where"}
+    {"add", "sub", "mul", "div", "maximum", "minimum", "bitwise_and", "bitwise_or", "bitwise_xor", "where"}
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sordino_common.errors import PlanError
 from sordino_common.plan.ops.base import Kernel, Outs, register
 from sordino_common.plan.ops.rules import cast_bytes, check_scalar, dim_of, dims_of, need, result_dtype, scalar_of
 from sordino_common.plan.spec import TensorSpec
@@ -117,7 +118,8 @@ register("select(Tensor self, int dim, int index)", infer=_infer_select, kernel=
 
 
 def _infer_cat(tensors: tuple[TensorSpec, ...], dim: int) -> Outs:
-    need(len(tensors) > 0 and tensors[0].rank > 0, "takes at least one tensor, of rank 1 or more")
+    if not tensors or tensors[0].rank == 0:
+        raise PlanError("takes at least one tensor, of rank 1 or more")
     at = dim_of(dim, tensors[0].rank)
     rests = {(*x.shape[:at], *x.shape[at + 1 :]) for x in tensors}
     need(len(rests) == 1 and len({x.rank for x in tensors}) == 1, f"the shapes differ outside dimension {dim}")
