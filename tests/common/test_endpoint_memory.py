@@ -54,6 +54,25 @@ def test_agents_write_to_each_other_without_the_server_reading() -> None:
     }
 
 
+def test_contexts_are_bounded_and_can_be_ended() -> None:
+    fleet = band()
+    alto, bass = fleet.parties["alto"], fleet.parties["bass"]
+    for number in range(100):
+        context = b"job %d" % number
+        report = alto.send("bass", small(number), context=context)
+        fleet.told(report)
+        assert report.delivered
+        late = alto.send("bass", bulky(MIB), context=context)
+        alto.endpoint.end_context("bass", context)
+        bass.endpoint.end_context("alto", context)
+        assert late.told == [(False, "not acknowledged by bass before the exchange was over")]
+    assert bass.got == [small(number) for number in range(100)]
+    for number in range(30):  # and the default one, by which a late packet of an ended context was answered
+        alto.endpoint.send("bass", small(), context=b"open %d" % number)
+    with pytest.raises(LimitExceeded, match="bass: 31 contexts are open"):
+        alto.endpoint.send("bass", small(), context=b"one more")
+
+
 @pytest.mark.parametrize("packet_bytes", [2 * KIB, 300_000])
 def test_a_message_larger_than_packets_arrives_both_ways(packet_bytes: int) -> None:
     fleet = band(packet_bytes=packet_bytes)

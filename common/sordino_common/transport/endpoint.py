@@ -192,6 +192,13 @@ class Endpoint:
         self._announce(signed)
         self._pump()
 
+    def end_context(self, peer: str, context: bytes) -> None:
+        """The exchange with `peer` that `context` stands for is over: its keys are forgotten, its messages end."""
+        self._perform(list(self._sessions.drop(peer, context, reason="over")))
+        self._greetings.settle((peer, context))
+        self._link.remove(peer, f"not acknowledged by {peer} before the exchange was over", context=context)
+        self._pump()
+
     def online(self, name: str) -> bool:
         """Whether `name` has told of its birth, and nobody of its death."""
         return self._members.online(name)

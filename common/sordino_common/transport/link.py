@@ -245,16 +245,17 @@ class Link:
         if lane is not None:
             lane.obstacle = reason
 
-    def remove(self, peer: str, reason: str) -> None:
-        """The peer is not of the fleet any more: its messages end, what it half sent is dropped."""
+    def remove(self, peer: str, reason: str, *, context: bytes | None = None) -> None:
+        """The peer is not of the fleet any more, or this context is over: messages to it end for that `reason`, what
+        it half sent is dropped."""
         queue = self._peers.get(peer)
         if queue is None:
             return
-        for lane in list(queue.contexts.values()):
+        for lane in [lane for lane in queue.contexts.values() if context in (None, lane.context)]:
             for parcel in lane.sender.waiting():
                 self._end(lane, parcel, delivered=False, reason=reason)
             self._retire(lane)
-        queue.contexts.clear()
+            del queue.contexts[lane.context]
 
     def poll(self, now_s: float) -> tuple[str, bytes, bytes] | None:
         """The next packet to seal and send: (peer, context, plaintext). Lanes take turns."""

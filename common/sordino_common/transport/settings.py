@@ -27,7 +27,7 @@ class LinkSettings:
     small_bytes: int = 64 * KIB  # messages up to this pass by a bulky one to the same peer
     queue_messages: int = 1024  # waiting or under way, per peer
     queue_bytes: int = 256 * MIB  # estimated, per peer; arrays that messages share are counted once per message
-    contexts_per_peer: int = 32  # as many sessions as a SessionTable keeps with one peer
+    contexts_per_peer: int = 31  # a SessionTable keeps 32; one is left for the Hello that tells a new boot
     expires_s: float = 600.0  # of a message that names none
     ack_delay_s: float = 0.02
     ack_every: int = 2
