@@ -238,6 +238,13 @@ def test_a_hello_of_an_earlier_boot() -> None:
     refused(bass, old, HandshakeError, "of boot 1, but boot 2 was seen. A replay; or its state folder")
 
 
+def test_an_answer_from_an_earlier_boot(scene: Scene) -> None:
+    """Alto has heard bass's boot 2, in another context: what bass signed in boot 1 is over, pending Hello or not."""
+    connect(table("bass", boot=2), scene.alto, b"job")
+    for packet in (scene.accept, scene.stale):
+        refused(scene.alto, packet, HandshakeError, "from bass: of boot 1, but boot 2 was seen")
+
+
 def test_a_replay_that_is_new_to_us_does_not_touch_the_live_session(scene: Scene) -> None:
     """Bass has restarted and forgotten; a Hello of alto's that it never saw is replayed after they have met again."""
     kept_back = scene.alto.initiate("bass", b"job", now_s=0)

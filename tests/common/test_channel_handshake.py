@@ -355,6 +355,16 @@ def test_a_hello_whose_half_open_session_was_evicted_is_accepted_anew() -> None:
     assert [type(effect) for effect in hub.receive(confirm, now_s=0)] == [Established]
 
 
+def test_a_newer_hello_takes_the_place_of_a_half_open_session() -> None:
+    hub, alto = table("hub"), table("alto")
+    hub.receive(alto.initiate("hub", now_s=0), now_s=0)
+    alto.drop("hub")
+    near, there = connect(alto, hub)
+    assert near.id == there.id
+    assert list(hub._slots.by_session) == [there.id]
+    assert not hub._slots.half_open
+
+
 def test_half_open_sessions_grow_old() -> None:
     hub, alto, bass = table("hub"), table("alto"), table("bass")
     hub.receive(alto.initiate("hub", now_s=0), now_s=0)
