@@ -41,9 +41,11 @@ class Outbox:
     """A `Sender` that keeps what it is given, after a trip through the codec."""
 
     sent: list[tuple[str, m.Message, bytes]] = field(default_factory=list)
+    contexts: set[bytes] = field(default_factory=set)
 
-    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None) -> bytes:
+    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None, context: bytes = b"") -> bytes:
         assert correlation is not None
+        self.contexts.add(context)
         self.sent.append((to, m.decode_message(m.encode_message(message)), correlation))
         return correlation
 

@@ -112,12 +112,12 @@ def _fit(
     if int(np.prod(shape, dtype=np.int64)) != raw.shape[1] or not spec.shape:
         raise BadCommand(f"{what}: {raw.shape[1]} numbers a row, but the Plan takes {spec.dtype}{list(spec.shape)}")
     values = raw
-    if offset is not None:
-        values = values.astype(np.float64) - offset
-    if scale is not None:
-        values = values.astype(np.float64) / scale
     dtype = np.dtype(spec.dtype)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # what overflows is looked for below
+        if offset is not None:
+            values = values.astype(np.float64) - offset
+        if scale is not None:
+            values = values.astype(np.float64) / scale
         cast = np.ascontiguousarray(values, dtype=dtype)
     if dtype.kind not in "f" and not np.array_equal(cast, values):
         raise BadCommand(f"{what}: not all are {spec.dtype}, which the Plan takes")

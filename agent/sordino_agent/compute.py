@@ -215,13 +215,18 @@ def evaluate(
 
 
 def moments(table: Table, columns: Sequence[str]) -> MomentsResult:
-    """Rows, Σ v and Σ v² (float64) over all elements of the train rows, a pair per column."""
+    """Rows, Σ v and Σ v² (float64) over all elements of the train rows, a pair per column.
+
+    Raises `Diverged` if they overflow."""
     sums = np.empty(len(columns), dtype=np.float64)
     squares = np.empty(len(columns), dtype=np.float64)
-    for place, name in enumerate(columns):
-        values = table.column(name)[table.train].astype(np.float64)
-        sums[place] = values.sum()
-        squares[place] = np.square(values).sum()
+    with np.errstate(all="ignore"):
+        for place, name in enumerate(columns):
+            values = table.column(name)[table.train].astype(np.float64)
+            sums[place] = values.sum()
+            squares[place] = np.square(values).sum()
+    if not (np.isfinite(sums).all() and np.isfinite(squares).all()):
+        raise Diverged(f"dataset {table.name!r}: a sum over a column is too large for float64")
     return MomentsResult(rows=len(table.train), sums=from_numpy(sums), squares=from_numpy(squares))
 
 

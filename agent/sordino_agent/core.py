@@ -67,7 +67,7 @@ _REASON_CHARS: Final = 1000
 class Sender(Protocol):
     """What the core needs of an `Endpoint`."""
 
-    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None) -> bytes: ...
+    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None, context: bytes = b"") -> bytes: ...
 
 
 class _KnownPlan:
@@ -177,19 +177,20 @@ class AgentCore:
 
     def on_message(self, incoming: Incoming) -> None:
         message = incoming.message
+        asker = Asker(incoming.sender, incoming.correlation, incoming.context)
         if isinstance(message, _ANSWERS):
             self.refusals += 1
             log.warning("event=unexpected-answer kind=%s from=%s", message.kind, incoming.sender)
             return
         try:
             self._require_server(incoming.sender)
-            self._command(message, (incoming.sender, incoming.correlation))
+            self._command(message, asker)
         except SordinoError as error:
-            self._refuse(message.kind, (incoming.sender, incoming.correlation), error.code, str(error))
+            self._refuse(message.kind, asker, error.code, str(error))
         except Exception as error:  # a bug here must not end the daemon: the server is told, the log has the trace
             log.exception("event=bug command=%s", message.kind)
             reason = f"a bug in the agent ({type(error).__name__}); its log has the trace"
-            self._refuse(message.kind, (incoming.sender, incoming.correlation), LocalError.code, reason)
+            self._refuse(message.kind, asker, LocalError.code, reason)
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
         log.info("event=presence name=%s online=%s boot=%d", name, online, boot)
@@ -410,16 +411,18 @@ class AgentCore:
 
     def _refuse(self, command: str, asker: Asker, code: str, reason: str) -> None:
         self.refusals += 1
-        log.warning("event=refused command=%s to=%s code=%s reason=%r", command, asker[0], code, reason[:_REASON_CHARS])
+        log.warning(
+            "event=refused command=%s to=%s code=%s reason=%r", command, asker.name, code, reason[:_REASON_CHARS]
+        )
         self._send(asker, m.Refused(command=command, code=code, reason=reason[:_REASON_CHARS]))
 
     def _send(self, asker: Asker, message: m.Message) -> None:
         if self._sender is None:
             raise LocalError("AgentCore: attach an endpoint before messages arrive")
         try:
-            self._sender.send(asker[0], message, correlation=asker[1])
+            self._sender.send(asker.name, message, correlation=asker.correlation, context=asker.context)
         except SordinoError as error:  # the outbox is full, or the asker left the roster: its deadline will tell it
-            log.warning("event=answer-lost kind=%s to=%s code=%s", message.kind, asker[0], error.code)
+            log.warning("event=answer-lost kind=%s to=%s code=%s", message.kind, asker.name, error.code)
 
 
 def _plan_ready(facts: PlanFacts) -> m.PlanReady:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from sordino_agent.errors import Busy, Conflict, Draining
 from sordino_agent.executor import Executor
@@ -23,9 +23,16 @@ from sordino_common.messages.base import to_plain
 
 log = logging.getLogger("sordino.agent")
 
-Asker = tuple[str, bytes]  # name, correlation
 TrainKey = tuple[str, int, int]  # run, round, attempt
 Answer = Callable[[Facts, float], m.Message]
+
+
+class Asker(NamedTuple):
+    """Where an answer goes: to whom, under which correlation, in which session context."""
+
+    name: str
+    correlation: bytes
+    context: bytes
 
 
 class _Pending:

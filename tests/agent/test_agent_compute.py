@@ -99,7 +99,7 @@ def test_tensor_columns_keep_or_take_their_shape() -> None:
         ({"offset": (1.0,)}, TensorSpec("float32", (8, 3)), "offset has 1 entries"),
         ({"scale": (1.0, 0.0, 1.0)}, TensorSpec("float32", (8, 3)), "zero, NaN or infinite"),
         ({"scale": (1.0, float("nan"), 1.0)}, TensorSpec("float32", (8, 3)), "zero, NaN or infinite"),
-        ({"scale": (1e-300, 1.0, 1.0)}, TensorSpec("float32", (8, 3)), "too large for float32"),
+        ({"scale": (5e-324, 1.0, 1.0)}, TensorSpec("float32", (8, 3)), "too large for float32"),
         ({}, TensorSpec("int64", (8, 3)), "not all are int64"),
     ],
 )
@@ -255,6 +255,12 @@ def test_moments_of_a_tensor_column_are_over_all_its_elements() -> None:
     task = MomentsTask(command=m.Moments(dataset="toy", columns=("image",)), min_rows=1)
     result = workshop_of(table).prepare(task).run(None).result  # type: ignore[union-attr]
     assert (result.rows, to_numpy(result.sums).tolist()) == (3, [66.0])
+
+
+def test_moments_that_overflow_are_named() -> None:
+    table = table_of("toy", {"a": np.array([1e200, 1.0])})
+    with pytest.raises(Diverged, match="too large for float64"):
+        workshop_of(table).prepare(MomentsTask(command=m.Moments(dataset="toy", columns=("a",)), min_rows=1)).run(None)
 
 
 def test_a_plan_on_stored_tensors() -> None:

@@ -14,6 +14,7 @@ from helpers_agent import (
     EVALUATE_PLAN,
     OPEN_POLICY,
     TRAIN_PLAN,
+    Arrived,
     Bench,
     bench,
     data_ref,
@@ -115,6 +116,12 @@ def test_health_counts() -> None:
     assert (health.tasks_done, health.tasks_failed, health.refusals, health.plans) == (3, 1, 1, 2)
     assert health.running == ("train run-3 round 1",)
     assert health.uptime_s == place.loop.now_s() - 1.0
+
+
+def test_answers_go_back_in_the_context_of_the_command() -> None:
+    place = bench()
+    place.core.on_message(Arrived(sender="server", message=m.Health(), correlation=bytes(16), context=b"run"))  # type: ignore[arg-type]
+    assert place.outbox.contexts == {b"run"}
 
 
 def test_unknown_kinds_are_refused_by_name() -> None:

@@ -22,6 +22,7 @@ from sordino_agent.tasks import DatasetList, DescribeTask, Done, Failure, Outcom
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
 from sordino_common.errors import CodecError
+from sordino_common.plan.arrays import to_numpy
 from sordino_common.transport.reactor import Reactor
 
 MEMORY = 64 << 20
@@ -48,8 +49,10 @@ Maker = Callable[..., ProcessExecutor]
 def make(reactor: Reactor, datasets: tuple[DatasetSpec, ...]) -> Iterator[Maker]:
     made: list[ProcessExecutor] = []
 
-    def build(*, limit_s: float = 60.0, idle_s: float = 60.0, memory_bytes: int = MEMORY) -> ProcessExecutor:
-        setup = WorkerSetup(datasets=datasets, executor="numpy", memory_bytes=memory_bytes)
+    def build(
+        *, limit_s: float = 60.0, idle_s: float = 60.0, memory_bytes: int = MEMORY, executor: str = "numpy"
+    ) -> ProcessExecutor:
+        setup = WorkerSetup(datasets=datasets, executor=executor, memory_bytes=memory_bytes)
         made.append(ProcessExecutor(reactor, setup=setup, limit_s=limit_s, answer_bytes=1 << 20, idle_s=idle_s))
         return made[-1]
 
@@ -91,6 +94,16 @@ def test_the_same_bytes_as_inline(reactor: Reactor, make: Maker, datasets: tuple
     assert isinstance(trained.result, TrainFacts)
     assert trained.result == shop.prepare(train_task()).run(None)
     assert 0 < trained.seconds < 60
+
+
+def test_torch_in_the_worker_gives_the_same_update(reactor: Reactor, make: Maker) -> None:
+    pytest.importorskip("torch")
+    outcomes: list[Outcome] = []
+    for executor in ("numpy", "torch"):
+        make(executor=executor).submit(train_task(), outcomes.append)
+        wait(reactor, outcomes, len(outcomes) + 1)
+    for one, two in zip(*(done.result.update for done in outcomes), strict=True):  # type: ignore[union-attr]
+        np.testing.assert_allclose(to_numpy(one), to_numpy(two), rtol=1e-5, atol=1e-6)
 
 
 def test_a_task_over_its_time_is_killed_and_the_next_one_runs(reactor: Reactor, make: Maker) -> None:

@@ -336,7 +336,8 @@ def test_a_day_of_a_daemon(fleet: Fleet, home: Home) -> None:
     assert stage.ask(train_command()) == first  # the same answer, from the cache, over a new connection
     daemon.process.send_signal(signal.SIGHUP)
     stage.until(lambda: "event=reloaded" in said(home))
-    stage.until(lambda: read_status(home.state / "status.json").datasets)  # read again by a worker
+    assert isinstance(stage.ask(m.Describe()), m.Described)  # answered when a worker has read the datasets again
+    stage.until(lambda: read_status(home.state / "status.json").datasets)
     shown = subprocess.run(
         [*AGENT, "status", str(home.folder)], capture_output=True, text=True, timeout=60, check=False
     )

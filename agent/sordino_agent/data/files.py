@@ -56,8 +56,8 @@ def _read_csv(path: Path, spec: DatasetSpec) -> Columns:
         return DatasetError(f"{path}:{line}: {text}", dataset=spec.name)
 
     with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
         try:
-            reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             if not header or not all(header):
                 raise fail(1, "a header row with a name for every column is expected")
