@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import msgspec
 import typer
 from rich.console import Console
@@ -37,6 +36,9 @@ app = typer.Typer(
 )
 roster_app = typer.Typer(help="Who belongs to the fleet: the draft, and signing it.", no_args_is_help=True)
 app.add_typer(roster_app, name="roster")
+
+# Newer versions of typer bring their own copy of click, older ones use click itself: this is the right class in both.
+_UsageError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 FleetOption = Annotated[Path, typer.Option("--fleet", help="The fleet directory.", envvar="SORDINO_FLEET")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
@@ -233,14 +235,14 @@ def train(
     changes = list(overrides or ())
     changes += [] if agents is None else [f"train.agents={agents}"]
     changes += [] if seed is None else [f"train.seed={seed}"]
-    home = Home(fleet)
     if resume is None and job is None:
-        raise ConfigError("sordino train: name a job file, or a run with --resume")
+        raise ConfigError("name a job file, or a run with --resume")
     if resume is not None and changes:
-        raise ConfigError("sordino train --resume goes on with the job as it was recorded: --set, --agents and --seed "
+        raise ConfigError("--resume goes on with the job as it was recorded: --set, --agents and --seed "
                           "would make it another one")  # fmt: skip
     # The job is checked before torch is imported and the broker is called.
     loaded = None if job is None else load_job(job, overrides=changes)
+    home = Home(fleet)
     from sordino_server.baseline import public_pool
     from sordino_server.fleet import interruptible, open_fleet
     from sordino_server.report import write_report
@@ -411,16 +413,17 @@ def main() -> NoReturn:
 def run_cli(application: typer.Typer, arguments: list[str], *, program: str) -> int:
     """Run a typer application; errors become one line on stderr and an exit code. Shared with `sordino-sim`."""
     try:
-        application(args=arguments, prog_name=program, standalone_mode=False)
+        code = application(args=arguments, prog_name=program, standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except SordinoError as error:
         _note(f"{program}: {' '.join(str(error).split())}")
         return error.exit_code
-    except click.exceptions.Exit as end:
+    except typer.Exit as end:
         return end.exit_code
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _note(f"{program}: interrupted")
         return 130
     except BrokenPipeError:
@@ -432,7 +435,6 @@ def run_cli(application: typer.Typer, arguments: list[str], *, program: str) -> 
         hint = "" if os.environ.get("SORDINO_TRACEBACK") else "; SORDINO_TRACEBACK=1 shows where"
         _note(f"{program}: a bug in sordino: {type(error).__name__}: {error}{hint}")
         return 1
-    return 0
 
 
 if __name__ == "__main__":
