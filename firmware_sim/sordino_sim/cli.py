@@ -1,0 +1,162 @@
+"""`sordino-sim`: run a job on a fleet that is made for it, or put such a fleet on disk.
+
+stdout is for results (`--json`: one JSON object and nothing else), stderr for progress and errors; exit codes as
+`sordino`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sordino_server.cli import run_cli
+from sordino_server.job import Job, load_job
+from sordino_server.progress import ProgressView, result_line, size
+
+app = typer.Typer(
+    help="The whole fleet on this machine: the same agents and the same server, simulated or as processes.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Transport(StrEnum):
+    """What connects the fleet."""
+
+    memory = "memory"
+    mqtt = "mqtt"
+    processes = "processes"
+
+
+JobArgument = Annotated[Path, typer.Argument(help="The job file.")]
+AgentsOption = Annotated[int | None, typer.Option("--agents", min=1, help="As --set simulation.agents=N.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Of training, data split, network and faults.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")]
+
+
+@app.command()
+def run(
+    job: JobArgument,
+    transport: Annotated[
+        Transport,
+        typer.Option(
+            help="memory: virtual time and a simulated network. mqtt: a mosquitto of its own, in real time. processes: "
+            "that, and a sordino-agent process per agent."
+        ),
+    ] = Transport.memory,
+    agents: AgentsOption = None,
+    seed: SeedOption = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="pi-zero2, pi3, pi4, pi5, server, or a mix: pi3:6,pi-zero2:4.")
+    ] = None,
+    faults: Annotated[Path | None, typer.Option("--faults", help="A fault schedule, instead of the job's own.")] = None,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write report.html and summary.json there.")] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="Keep checkpoints and records there.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Compare with plain PyTorch on the same rows.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Run a job on a simulated fleet."""
+    changes = list(overrides or ())
+    changes += [] if profile is None else [f"simulation.profile={profile!r}"]
+    loaded = _load(job, agents=agents, seed=seed, overrides=changes)
+    # Torch is only imported once the job is known to be right.
+    from sordino_server.report import write_report
+
+    from sordino_server.run import json_text
+    from sordino_sim.runner import simulate
+
+    with ProgressView(quiet=quiet) as progress:
+        done = simulate(
+            loaded,
+            transport=transport.value,
+            faults=faults,
+            observer=progress,
+            store_folder=store,
+            with_baseline=baseline,
+        )
+    if report is not None:
+        write_report(replace(done.result, summary=done.summary), report)
+        _note(f"report: {report / 'report.html'}")
+    if as_json:
+        _say(json_text(done.summary))
+    else:
+        for line in lines_of(done.summary):
+            _say(line)
+
+
+@app.command()
+def fleet(
+    job: JobArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    agents: AgentsOption = None,
+    seed: SeedOption = None,
+    overrides: SetOption = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Of the broker.")] = None,
+) -> None:
+    """Put a fleet for a job on disk: server, agents with keys and rows, a broker's configuration."""
+    from sordino_sim.fleet_dir import check_empty, write_fleet
+    from sordino_sim.scenario import scenario_of
+
+    loaded = _load(job, agents=agents, seed=seed, overrides=overrides or ())
+    check_empty(folder)
+    made = write_fleet(scenario_of(loaded), folder, port=port)
+    names = list(made.agents)
+    _say(
+        f"{len(names)} agents and a server in {folder}. Each in a terminal of its own, or in the background:\n"
+        f"  mosquitto -c {made.broker_folder / 'mosquitto.conf'}\n"
+        f"  for agent in {folder / 'agents'}/*; do sordino-agent run $agent & done\n"
+        "Then:\n"
+        f"  sordino agents --fleet {folder}\n"
+        f"  sordino train {job} --fleet {folder}"
+    )
+
+
+def lines_of(summary: Mapping[str, Any]) -> list[str]:
+    """The summary for people."""
+    lines = [f"{summary['run']}: {result_line(summary)}"]
+    lines.append(
+        f"{summary['agents']} agents, {summary['rounds']} rounds, {summary['steps']} steps, up "
+        f"{size(summary['bytes_up'])}, down {size(summary['bytes_down'])}, {summary['dropouts']} dropouts"
+    )
+    if summary["virtual_seconds"] is not None:
+        profile = summary["simulated"]["profile"]
+        board = profile if isinstance(profile, str) else ", ".join(f"{n} {name}" for name, n in profile.items())
+        lines.append(f"on {board} it would take about {summary['virtual_seconds']:.1f} s (an estimate: profiles.py)")
+    if summary["memory_per_agent_bytes"] is not None:
+        lines.append(f"memory per agent here: {size(summary['memory_per_agent_bytes'])}")
+    lines += [f"fault in round {fault['round']}: {fault['what']}" for fault in summary["faults"]]
+    return lines
+
+
+def _load(path: Path, *, agents: int | None, seed: int | None, overrides: list[str] | tuple[str, ...]) -> Job:
+    changes = list(overrides)
+    changes += [] if agents is None else [f"simulation.agents={agents}"]
+    changes += [] if seed is None else [f"train.seed={seed}", f"simulation.seed={seed}"]
+    return load_job(path, overrides=changes)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def main() -> NoReturn:
+    """The console script. Ends the process with the error's exit code."""
+    raise SystemExit(run_cli(app, sys.argv[1:], program="sordino-sim"))
+
+
+if __name__ == "__main__":
+    main()
