@@ -89,6 +89,9 @@ def test_tensor_columns_keep_or_take_their_shape() -> None:
     data = m.DataRef(dataset="toy", features=("image",), target="y", split="train", scale=(2.0,) * 6)
     x = feature_rows(table, data, TensorSpec("float32", (5, 1, 2, 3)))
     assert np.array_equal(x, images[:, None] / 2)
+    one = m.DataRef(dataset="toy", features=("image",), target="y", split="train", offset=(1.0,), scale=(2.0,))
+    x = feature_rows(table, one, TensorSpec("float32", (5, 2, 3)))
+    assert np.array_equal(x, (images - 1.0) / 2)  # one entry stands for all elements
 
 
 @pytest.mark.parametrize(
