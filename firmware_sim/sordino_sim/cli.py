@@ -71,7 +71,6 @@ def run(
     loaded = _load(job, agents=agents, seed=seed, overrides=changes)
     # Torch is only imported once the job is known to be right.
     from sordino_server.report import write_report
-
     from sordino_server.run import json_text
     from sordino_sim.runner import simulate
 

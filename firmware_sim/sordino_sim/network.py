@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -30,6 +31,7 @@ _FRAME_OVERHEAD_BYTES: Final = 90  # preamble 8 + Ethernet 18 + gap 12 + IP 20 +
 _RTO_S: Final = (
     0.2  # Linux' least retransmission timeout; the first one is this or two round trips, if those are longer
 )
+_WORDS: Final = struct.Struct(">8Q")
 _MAX_RETRANSMISSIONS: Final = 10  # a TCP connection gives up after about 15; bounding it keeps every delay finite
 
 
@@ -92,13 +94,11 @@ class _Direction:
         self.free_s = 0.0
         self.last_arrival_s = 0.0
 
-    def uniforms(self) -> tuple[float, ...]:
+    def uniforms(self) -> list[float]:
         """Eight numbers in (0, 1) for the next packet: (k + 1/2) / 2^53 with k from a keyed hash of its number."""
         digest = hashlib.blake2b(self.packets.to_bytes(8, "big"), key=self.key).digest()
         self.packets += 1
-        return tuple(
-            ((int.from_bytes(digest[at : at + 8], "big") >> 11) + 0.5) * 2.0**-53 for at in range(0, len(digest), 8)
-        )
+        return [((word >> 11) + 0.5) * 2.0**-53 for word in _WORDS.unpack(digest)]
 
 
 class SimulatedNetwork:

@@ -1,0 +1,98 @@
+"""`sordino-sim` as a command: exit codes, what goes to stdout and what to stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers_sim import EXAMPLES, QUICK, write_faults
+from sordino_server.cli import run_cli
+from sordino_sim.cli import app
+
+BOSTON = str(EXAMPLES / "boston-fedavg.yaml")
+SETTINGS = [part for item in (*QUICK, "train.rounds=2") for part in ("--set", item)]
+
+
+def sim(*arguments: str) -> int:
+    return run_cli(app, list(arguments), program="sordino-sim")
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sordino_sim.cli",
+            "run",
+            BOSTON,
+            *SETTINGS,
+            "--json",
+            "--report",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["job"] == "boston-fedavg" and summary["baseline"]["test_mse"] > 0
+    assert "round 2/2" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["virtual_seconds"] > 0
+
+
+def test_for_people_it_says_what_was_learned_and_how_long_it_would_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = write_faults(tmp_path, "round: 2, do: leave, agents: [agent-03]")
+    arguments = ["--agents", "4", "--seed", "3", "--profile", "pi3:1,pi5:3", "--faults", str(faults), "--no-baseline"]
+    assert sim("run", BOSTON, *SETTINGS, *arguments, "--quiet") == 0
+    out = capsys.readouterr().out
+    for words in ("test_mse", "4 agents, 2 rounds", "on 1 pi3, 3 pi5 it would take about", "memory per agent"):
+        assert words in out
+    assert "fault in round 2: agent-03 left" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "gone.yaml"], "gone.yaml"),
+        (["run", BOSTON, "--transport", "pigeon"], "pigeon"),
+        (["run", BOSTON, "--profile", "pi9"], "pi9"),
+        (["run", BOSTON, "--agents", "0"], "agents"),
+        (["run", BOSTON, "--faults", "gone-faults.yaml"], "gone-faults.yaml"),
+        (["run", BOSTON, "--set", "train.rounds=many"], "train.rounds"),
+        (["run", BOSTON, "--agents", "1000"], "1000 agents"),
+    ],
+)
+def test_usage_and_configuration_errors_are_exit_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sim(*arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.out == ""
+
+
+def test_a_missed_quorum_is_exit_3_and_names_the_agents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faults = write_faults(tmp_path, "round: 2, after_s: 0.005, do: die, agents: [agent-00, agent-01, agent-02]")
+    assert sim("run", BOSTON, *SETTINGS, "--set", "train.quorum=8", "--faults", str(faults), "--json") == 3
+    said = capsys.readouterr()
+    last = said.err.strip().splitlines()[-1]
+    assert said.out == "" and all(name in last for name in ("agent-00", "agent-01", "agent-02"))
+
+
+def test_a_fleet_on_disk_is_ready_for_the_real_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "fleet"
+    assert sim("fleet", BOSTON, str(folder), "--agents", "3") == 0
+    out = capsys.readouterr().out
+    for words in ("mosquitto -c", "sordino-agent run", f"sordino train {BOSTON} --fleet {folder}"):
+        assert words in out
+    assert sorted(path.name for path in (folder / "agents").iterdir()) == ["agent-00", "agent-01", "agent-02"]
+    assert (folder / "agents" / "agent-00" / "state" / "agent.key").stat().st_mode & 0o077 == 0
+    assert sim("fleet", BOSTON, str(folder)) == 2
+    assert "not empty" in capsys.readouterr().err
