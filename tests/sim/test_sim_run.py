@@ -41,7 +41,8 @@ def test_the_summary_has_all_that_the_interface_names(calm: Simulated) -> None:
 
 
 def test_it_learns_what_plain_torch_learns() -> None:
-    done = simulate(boston("train.rounds=60"))
+    """A small model and fewer rounds than the example's, which comes closer; deterministic, so no false alarms."""
+    done = simulate(boston("train.rounds=40", "train.local_epochs=10"))
     assert done.summary["metrics"]["test_mse"] < 1.15 * done.summary["baseline"]["test_mse"]
 
 
