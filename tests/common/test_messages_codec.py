@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 from helpers_messages import EXAMPLES, F32, mutate
 from sordino_common.errors import CodecError, LocalError
-from sordino_common.messages import Array, Limits, decode, decode_message, encode, encode_message, message_types
+from sordino_common.messages import (
+    Array,
+    Limits,
+    TensorPut,
+    decode,
+    decode_message,
+    encode,
+    encode_message,
+    message_types,
+)
 from sordino_common.messages.array import DTYPES
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "messages.json").read_text("utf-8"))
@@ -120,6 +129,16 @@ def test_limits_hold_before_anything_is_built() -> None:
         decode(encode("hello"), Limits(text_bytes=4))
 
 
+def test_scalars_may_stand_at_the_deepest_level() -> None:
+    for value in (None, True, 1.5, 7, "x", b"x"):
+        nested: object = value
+        for _ in range(12):
+            nested = [nested]
+        assert decode(encode(nested)) == nested
+        with pytest.raises(CodecError, match="nested deeper than 12"):
+            decode(encode([nested]))
+
+
 def test_what_has_no_place_on_the_wire() -> None:
     with pytest.raises(LocalError, match="set has no place"):
         encode({1})
@@ -174,6 +193,12 @@ def test_wrong_types_are_refused(kind: str) -> None:
     for name in fields:
         with pytest.raises(CodecError, match=f"message {kind}"):
             decode_message(cbor2.dumps([wire_kind, {**fields, name: [{"a": 1}]}], canonical=True))
+
+
+def test_a_whole_number_in_a_float_field_is_written_as_a_float() -> None:
+    put = TensorPut(tensor_id=bytes(16), value=F32, lease_s=60)
+    assert encode_message(put) == encode_message(TensorPut(tensor_id=bytes(16), value=F32, lease_s=60.0))
+    assert decode_message(encode_message(put)) == put
 
 
 def test_a_message_that_breaks_its_own_bound_is_our_bug() -> None:

@@ -25,6 +25,7 @@ def bad(kind: str, error: str, **changes: object) -> dict[str, str]:
 
 def main() -> None:
     train = encode_message(EXAMPLES["train"])
+    data = cbor2.loads(encode_message(EXAMPLES["evaluate"]))[1]["data"]
     good = {kind: encode_message(example).hex() for kind, example in sorted(EXAMPLES.items())}
     refusals = {
         "bad_unknown_kind": {"data": hexed(["os.system", {}]), "error": "unknown kind 'os.system'"},
@@ -34,7 +35,12 @@ def main() -> None:
         "bad_truncated": {"data": train[:-1].hex(), "error": "CBOR: "},
         "bad_cbor_tag": {"data": hexed(cbor2.CBORTag(1, ["describe", {}])), "error": "tag 1 at byte 0"},
         "bad_plan_id_short": bad("train", "length >= 32", plan_id=bytes(31)),
-        "bad_plan_id_text": bad("train", "Expected `bytes`", plan_id="00" * 32),
+        "bad_plan_id_text": bad("train", "Expected `bytes`, got `str`", plan_id="00" * 32),
+        "bad_tensor_id_base64": bad("tensor-get", "Expected `bytes`, got `str`", tensor_id="AAAAAAAAAAAAAAAAAAAAAA=="),
+        "bad_whole_number_for_float": bad("tensor-put", "floats as floats", lease_s=60),
+        "bad_nested_default_left_out": bad(
+            "evaluate", "not its one encoding", data={k: v for k, v in data.items() if k != "target_scale"}
+        ),
         "bad_run_with_slash": bad("train", "regex", run="../../etc/passwd"),
         "bad_run_with_newline": bad("train", "regex", run="boston\n"),
         "bad_negative_round": bad("train", ">= 0", round=-1),

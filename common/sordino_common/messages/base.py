@@ -60,9 +60,8 @@ def encode_message(message: Message) -> bytes:
     kind = type(message).kind
     if _REGISTRY.get(kind) is not type(message):
         raise LocalError(f"{type(message).__name__} is not a registered message")
-    fields = to_plain(message)
     try:
-        from_plain(fields, type(message))
+        fields = to_plain(from_plain(to_plain(message), type(message)))  # 60 in a float field becomes 60.0
     except msgspec.ValidationError as error:
         raise LocalError(f"message {kind}: {error}") from None
     return encode([kind, fields])
@@ -87,6 +86,8 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
     if len(fields) != len(cls.__struct_fields__):
         missing = sorted(set(cls.__struct_fields__) - set(fields))
         raise CodecError(f"message {kind}: missing fields {', '.join(missing)}")
+    if not _same(to_plain(message), fields):  # a nested default left out, or a whole number for a float
+        raise CodecError(f"message {kind}: not its one encoding: every field is written out, floats as floats")
     return message
 
 
@@ -103,7 +104,19 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(fields: object, cls: type[S]) -> S:
     """The struct that `to_plain` took apart. Raises `msgspec.ValidationError`, naming the field, on anything else."""
-    return msgspec.convert(fields, cls, dec_hook=_dec_hook)
+    # bytes as a built-in type: otherwise msgspec would take base64 text for them, a second encoding.
+    return msgspec.convert(fields, cls, dec_hook=_dec_hook, builtin_types=(bytes,))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, with equal types all the way down (1 is not 1.0); NaN equals NaN."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a is b or a == b or a != a
 
 
 def _dec_hook(expected: type, value: object) -> object:

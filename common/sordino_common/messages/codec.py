@@ -134,7 +134,7 @@ class _Scanner:
             return after
         if major <= 3:
             return self._string(at, after, argument, is_text=major == 3)
-        if depth == 0:
+        if depth == 0 and major != 7:
             raise CodecError(f"CBOR: nested deeper than {self.limits.depth} at byte {at}")
         if major == 4:
             self._room(at, argument, len(self.data) - after)
