@@ -330,7 +330,7 @@ def show(run: str, fleet: FleetOption = HERE, as_json: JsonOption = False) -> No
         _say(f"ended by: {row.error}")
     if row.summary:
         _say(result_line(row.summary))
-    if row.status in ("interrupted", "failed") or (row.status == "running" and records):
+    if row.status in ("interrupted", "failed", "stopped"):
         _say(f"go on with: sordino train --resume {row.run} --fleet {fleet}")
 
 
@@ -370,7 +370,7 @@ def _run_json(row: RunRow, rounds: int) -> dict[str, Any]:
 
 
 def _state(row: RunRow) -> str:
-    colour = {"done": "green", "failed": "red", "interrupted": "yellow"}.get(row.status, "cyan")
+    colour = {"done": "green", "failed": "red", "interrupted": "yellow", "stopped": "yellow"}.get(row.status, "cyan")
     return f"[{colour}]{row.status}[/]"
 
 

@@ -259,7 +259,7 @@ def _check_data(job: Job) -> None:
     if data.standardize != "none" and math.prod(data.x_shape) > 4096:
         raise job.error(
             "data.standardize",
-            f"{math.prod(data.x_shape)} numbers a row, at most 4096 can be scaled; scale in the model",
+            f"{math.prod(data.x_shape)} numbers a row; at most 4096 can be scaled: scale in the model",
         )
     entries = len(data.features)
     for key in ("offset", "scale"):

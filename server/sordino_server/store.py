@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ class RunRow:
     run: str
     job: str
     mode: str
-    status: str  # running | done | failed | interrupted
+    status: str  # running | stopped (by kill -9 or a power cut) | interrupted (in order) | failed | done
     created_s: float
     changed_s: float
     job_path: str
@@ -124,7 +124,9 @@ class RunStore:
         home = self.folder / "runs" / run
         home.mkdir(parents=True, exist_ok=True)
         file = f"round-{record.round:06d}.safetensors"
-        tensors = dict(zip(names, checkpoint.params, strict=True))
+        # safetensors writes the memory as it lies, whatever the strides say.
+        ordered = (np.asarray(param, order="C") for param in checkpoint.params)
+        tensors = dict(zip(names, ordered, strict=True))
         write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
         with self._transaction():
             self._db.execute(
@@ -172,14 +174,27 @@ class RunStore:
     def runs(self) -> tuple[RunRow, ...]:
         """All runs, the oldest first."""
         rows = self._db.execute(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY created_s, run").fetchall()  # noqa: S608
-        return tuple(_run_row(row) for row in rows)
+        return tuple(self._as_it_is(_run_row(row)) for row in rows)
 
     def row(self, run: str) -> RunRow:
         row = self._db.execute(f"SELECT {_RUN_COLUMNS} FROM runs WHERE run=?", (run,)).fetchone()  # noqa: S608
         if row is None:
             known = ", ".join(entry.run for entry in self.runs()[-5:]) or "none yet"
             raise ConfigError(f"there is no run {run} in {self.folder}; the latest: {known}")
-        return _run_row(row)
+        return self._as_it_is(_run_row(row))
+
+    def _as_it_is(self, row: RunRow) -> RunRow:
+        """A run that is `running` by its record, but that no process holds, has been killed."""
+        if row.status != "running":
+            return row
+        try:
+            with (self.folder / "runs" / row.run / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return row
+        return replace(row, status="stopped")
 
     def records(self, run: str) -> tuple[RoundRecord, ...]:
         """The finished rounds in order, with who took part."""

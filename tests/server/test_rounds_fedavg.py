@@ -24,9 +24,7 @@ def agents(count: int = 5, **fields: object) -> list[Agent]:
 
 def begin(fleet: Fleet, *, resumed: Checkpoint | None = None, **train: object) -> list[Checkpoint]:
     saved: list[Checkpoint] = []
-    generator = federated_averaging(
-        job_spec(**train), run="toy-1", programs=PROGRAMS, params=START, resumed=resumed
-    )
+    generator = federated_averaging(job_spec(**train), run="toy-1", programs=PROGRAMS, params=START, resumed=resumed)
     fleet.conductor.start(generator, run="toy-1", save=saved.append)
     return saved
 

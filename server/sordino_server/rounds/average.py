@@ -56,7 +56,8 @@ def averaged(params: Params, replies: Mapping[str, Trained]) -> Params:
             np.multiply(to_numpy(replies[name].update[k]), float(replies[name].rows), out=term, dtype=np.float64)
             mean += term
         mean /= float(total)
-        result.append((param.astype(np.float64) + mean).astype(param.dtype))
+        # asarray: what NumPy computes from arrays without dimensions are scalars.
+        result.append(np.asarray(param.astype(np.float64) + mean, dtype=param.dtype, order="C"))
     return tuple(result)
 
 
