@@ -224,6 +224,10 @@ def train(
     fleet: FleetOption = HERE,
     as_json: JsonOption = False,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run from its checkpoint.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--run", help="This run: begin it, go on with it, or show it if it is done."),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")] = None,
     agents: Annotated[int | None, typer.Option("--agents", min=1, help="As --set train.agents=N.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="As --set train.seed=S.")] = None,
@@ -240,6 +244,8 @@ def train(
     if resume is not None and changes:
         raise ConfigError("--resume goes on with the job as it was recorded: --set, --agents and --seed "
                           "would make it another one")  # fmt: skip
+    if resume is not None and name is not None:
+        raise ConfigError("--resume and --run both name a run: give one")
     # The job is checked before torch is imported and the broker is called.
     loaded = None if job is None else load_job(job, overrides=changes)
     home = Home(fleet)
@@ -249,13 +255,20 @@ def train(
     from sordino_server.run import json_text, new_run_id, resumed_job, run_job
 
     with RunStore(home.folder, wall_s=time.time) as store:
+        if name is not None and any(row.run == name for row in store.runs()):
+            row = store.row(name)
+            if row.status == "done":
+                _say(json_text(row.summary or {}) if as_json else f"{name} is done: {result_line(row.summary or {})}")
+                return
+            _note(f"run {name} has begun before ({row.status}); going on with the job as it was recorded")
+            resume = name
         if resume is not None:
             spec = resumed_job(store, resume)
             if loaded is not None and loaded.spec.job != spec.spec.job:
                 raise ConfigError(f"run {resume} is of job {spec.spec.job}, not of {loaded.spec.job}")
             loaded = spec
         assert loaded is not None
-        run = resume or new_run_id(loaded, wall_s=time.time(), token=secrets.token_hex(2))
+        run = resume or name or new_run_id(loaded, wall_s=time.time(), token=secrets.token_hex(2))
         pooled = public_pool(loaded) if baseline else None
         with (
             ProgressView(quiet=quiet) as progress,

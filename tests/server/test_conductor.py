@@ -1,0 +1,204 @@
+"""The conductor: what counts as an answer, when waiting ends, interruption, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import numpy as np
+import pytest
+
+from helpers_server import PROGRAMS, Agent, Fleet, job_spec
+from sordino_common import messages as m
+from sordino_common.clock import VirtualLoop
+from sordino_common.errors import ConfigError, LimitExceeded, LocalError, RemoteError
+from sordino_server.conductor import Conductor, Interrupted
+from sordino_server.rounds.effects import Answers, Ask, Effect, Gather, Present, Result, ask, gather, look, meter
+from sordino_server.rounds.events import Note, Waiting
+from sordino_server.rounds.fedavg import federated_averaging
+
+
+def question(names: tuple[str, ...], **fields: object) -> Ask:
+    settings: dict[str, object] = {
+        "purpose": "health", "messages": dict.fromkeys(names, m.Describe()), "expects": m.Described, "quorum": 1,
+        "deadline_s": 30.0, "straggler_s": 5.0,
+    }  # fmt: skip
+    return Ask(**{**settings, **fields})  # type: ignore[arg-type]
+
+
+def run(fleet: Fleet, effect: Ask) -> Answers:
+    fleet.conductor.start(ask(effect))
+    fleet.finish(within_s=1000.0)
+    answers = fleet.conductor.result()
+    assert isinstance(answers, Answers)
+    return answers
+
+
+def test_answers_refusals_and_missing() -> None:
+    def refuse(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        return m.Refused(command="describe", code="policy", reason="not today")
+
+    def wrong(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        return m.PlanReady(plan_id=b"\0" * 32, peak_bytes=0, flops=0)
+
+    fleet = Fleet(
+        [Agent("a"), Agent("b", answer=refuse), Agent("c", answer=wrong), Agent("d", online=False), Agent("e")]
+    )
+
+    def check(name: str, reply: m.Message) -> None:
+        if name == "e":
+            raise RemoteError("I don't believe it")
+
+    answers = run(fleet, question(("a", "b", "c", "d", "e"), check=check))
+    assert set(answers.replies) == {"a"}
+    assert answers.refusals == {
+        "b": "policy: not today",
+        "c": "answered with plan-ready, expected described",
+        "e": "I don't believe it",
+    }
+    assert answers.missing == {"d": "offline"}
+    assert fleet.loop.now_s() < 1.0  # nobody to wait for
+
+
+def test_a_reply_to_another_question_does_not_count() -> None:
+    fleet = Fleet([Agent("a", delay_s=3.0), Agent("b")])
+    first = run(fleet, question(("a", "b"), straggler_s=1.0))
+    assert first.missing == {"a": "no answer within 1 s of the quorum"}
+    second = run(fleet, question(("a",), quorum=1, deadline_s=2.5))  # a's first answer arrives in here
+    assert second.replies == {}
+    assert second.missing == {"a": "no answer within 2.5 s"}
+
+
+def test_a_command_that_could_not_be_delivered_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet([Agent("a"), Agent("b"), Agent("c")])
+    outcomes: dict[str, Callable[[bool, str], None]] = {}
+    send = fleet.send
+
+    def failing(to: str, message: m.Message, **fields) -> bytes:  # type: ignore[no-untyped-def]
+        if to == "c":
+            raise LimitExceeded("1 MB, the link takes 64 kB")
+        outcomes[to] = fields["on_outcome"]
+        return send(to, message, **fields) if to == "a" else b"\1" * 16
+
+    monkeypatch.setattr(fleet, "send", failing)
+    fleet.conductor.attach(fleet, members=lambda: ("a", "b", "c"), traffic=lambda: (0, 0))
+    fleet.at(0.05, lambda: outcomes["b"](False, "b refused it: too large"))
+    answers = run(fleet, question(("a", "b", "c")))
+    assert set(answers.replies) == {"a"}
+    assert answers.missing == {"b": "b refused it: too large", "c": "1 MB, the link takes 64 kB"}
+    outcomes["b"](False, "again")  # of no question now
+    outcomes["a"](True, "")
+
+
+def test_while_the_broker_is_away_nobody_counts_as_gone() -> None:
+    fleet = Fleet([Agent("a"), Agent("b", delay_s=8.0)])
+    fleet.at(0.5, lambda: fleet.conductor.on_connection(False, "connection reset"))
+    fleet.at(0.6, lambda: fleet.conductor.on_presence("b", False, 1))
+    fleet.at(7.0, lambda: fleet.conductor.on_connection(True, ""))
+    fleet.at(7.1, lambda: fleet.conductor.on_presence("b", True, 1))
+    answers = run(fleet, question(("a", "b"), quorum=2))
+    assert set(answers.replies) == {"a", "b"}
+    notes = [note.text for note in fleet.told(Note)]
+    assert [note for note in notes if "broker" in note] == [
+        "the broker is away: connection reset",
+        "the broker is back",
+    ]
+
+
+def test_waiting_is_never_silent() -> None:
+    fleet = Fleet([Agent("a"), Agent("b", mute=(m.Describe,))])
+    run(fleet, question(("a", "b"), quorum=2, deadline_s=22.0))
+    waits = fleet.told(Waiting)
+    assert [round(event.waited_s) for event in waits] == [5, 10, 15, 20]
+    assert all((event.names, event.have, event.quorum) == (("b",), 1, 2) for event in waits)
+
+
+def test_gather_takes_the_quorum_after_the_join_time() -> None:
+    fleet = Fleet([Agent("a"), Agent("b"), Agent("c", online=False)])
+
+    def wait(quorum: int) -> tuple[Present, float]:
+        effect = Gather(purpose="x", without=frozenset(), quorum=quorum, join_s=4.0, deadline_s=9.0)
+        began_s = fleet.loop.now_s()
+        fleet.conductor.start(gather(effect))
+        fleet.finish(within_s=1000.0)
+        return fleet.conductor.result(), fleet.loop.now_s() - began_s
+
+    present, took_s = wait(2)
+    assert (sorted(present.boots), took_s) == (["a", "b"], 4.0)
+    assert wait(3)[1] == 9.0
+    fleet.at(fleet.loop.now_s() + 1.0, lambda: fleet.come_back("c"))
+    present, took_s = wait(3)
+    assert (present.boots["c"], took_s) == (2, 1.0)
+
+
+def test_late_deaths_of_older_boots_do_not_matter() -> None:
+    fleet = Fleet([Agent("a")])
+    fleet.conductor.on_presence("a", True, 5)
+    fleet.conductor.on_presence("a", False, 4)
+    assert fleet.conductor.online == {"a": 5}
+    fleet.conductor.on_presence("stranger", True, 1)
+    assert "stranger" not in fleet.conductor.online
+
+
+def test_interruption_cancels_and_ends_in_order() -> None:
+    fleet = Fleet([Agent("a", delay_s=5.0), Agent("b", delay_s=5.0)])
+    closed = []
+
+    def generator() -> Generator[Effect, Result, None]:
+        try:
+            yield from ask(question(("a", "b")))
+        finally:
+            closed.append(True)
+
+    fleet.conductor.start(generator(), run="toy-1")
+    fleet.loop.advance(1.0)
+    fleet.conductor.interrupt("stopped by SIGINT")
+    fleet.conductor.interrupt("again")
+    assert fleet.conductor.done
+    assert closed == [True]
+    with pytest.raises(Interrupted, match="stopped by SIGINT; go on with --resume toy-1") as caught:
+        fleet.conductor.result()
+    assert caught.value.exit_code == 130
+    fleet.loop.advance(20.0)
+    for agent in fleet.agents.values():
+        assert agent.seen[-1] == m.Cancel(run="toy-1", round=None)
+
+
+def test_interrupted_training_keeps_its_last_round() -> None:
+    fleet = Fleet([Agent("a"), Agent("b")])
+    saved = []
+    generator = federated_averaging(
+        job_spec(rounds=50), run="toy-1", programs=PROGRAMS, params=(np.zeros(2, np.float32),)
+    )
+    fleet.conductor.start(generator, run="toy-1", save=saved.append)
+    fleet.loop.run_until(lambda: len(saved) == 3, deadline_s=100.0)
+    fleet.conductor.interrupt("stop")
+    fleet.loop.advance(100.0)
+    assert len(saved) == 3
+
+
+def test_the_generators_error_is_the_result() -> None:
+    fleet = Fleet([Agent("a")])
+
+    def generator() -> Generator[Effect, Result, None]:
+        yield from look()
+        raise ConfigError("no")
+
+    fleet.conductor.start(generator())
+    fleet.finish()
+    with pytest.raises(ConfigError, match="no"):
+        fleet.conductor.result()
+    fleet.conductor.start(meter())  # the conductor takes the next one
+    fleet.finish()
+    assert fleet.conductor.result().bytes_up == 0
+
+
+def test_contract_of_the_conductor() -> None:
+    conductor = Conductor(loop=VirtualLoop())
+    with pytest.raises(LocalError, match="before attach"):
+        conductor.start(look())
+    fleet = Fleet([Agent("a", delay_s=5.0)])
+    fleet.conductor.start(ask(question(("a",))))
+    with pytest.raises(LocalError, match="another generator"):
+        fleet.conductor.start(look())
+    with pytest.raises(LocalError, match="before the end"):
+        fleet.conductor.result()
