@@ -75,7 +75,7 @@ def run_baseline(
     curve: list[Mapping[str, float]] = []
     steps = 0
     order = torch.empty(0, dtype=torch.int64)
-    seconds = 0.0
+    seconds = last_s = 0.0
     for number in range(1, rounds + 1):
         began_s = stopwatch()
         model.train()

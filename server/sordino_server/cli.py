@@ -38,7 +38,7 @@ roster_app = typer.Typer(help="Who belongs to the fleet: the draft, and signing 
 app.add_typer(roster_app, name="roster")
 
 # Newer versions of typer bring their own copy of click, older ones use click itself: this is the right class in both.
-_UsageError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+_UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 FleetOption = Annotated[Path, typer.Option("--fleet", help="The fleet directory.", envvar="SORDINO_FLEET")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
@@ -423,6 +423,10 @@ def main() -> NoReturn:
     raise SystemExit(run_cli(app, sys.argv[1:], program="sordino"))
 
 
+def _show_usage_error(error: Any) -> None:
+    error.show()
+
+
 def run_cli(application: typer.Typer, arguments: list[str], *, program: str) -> int:
     """Run a typer application; errors become one line on stderr and an exit code. Shared with `sordino-sim`."""
     try:
@@ -434,7 +438,7 @@ def run_cli(application: typer.Typer, arguments: list[str], *, program: str) -> 
     except typer.Exit as end:
         return end.exit_code
     except _UsageError as error:
-        error.show()
+        _show_usage_error(error)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         _note(f"{program}: interrupted")

@@ -76,7 +76,8 @@ def _head(result: RunResult, summary: Mapping[str, Any], metric: str | None) -> 
     overhead = summary.get("overhead_vs_torch")
     note = f"{overhead:.1f} times plain PyTorch" if overhead is not None else ""
     tiles.append(_tile("time", f"{summary['seconds']:.1f} s", note))
-    sees = {"plain": "baseline: the server sees each agent's update"}.get(summary["security"], summary["security"])
+    security = str(summary["security"])
+    sees = "baseline: the server sees each agent's update" if security == "plain" else security
     return (
         f'<header><p class="brand">sordino</p><h1>{escape(str(summary["job"]))}</h1>'
         f'<p class="sub">{escape(str(summary["mode"]))} averaging · <span class="tag">{escape(sees)}</span> · '

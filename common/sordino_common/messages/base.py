@@ -6,6 +6,7 @@ never names a class, a module or a function.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -37,7 +38,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 _REGISTRY: dict[str, type[Message]] = {}
 
 
-def register(kind: str) -> Any:
+def register(kind: str) -> Callable[[M], M]:
     """Class decorator: give a message its kind on the wire."""
 
     def put(cls: M) -> M:
