@@ -237,7 +237,7 @@ class Receiver:
             self._drop(number)
         for table in (self._finished, self.held, self._tell):
             for number in [number for number in table if number < floor]:
-                del table[number]  # type: ignore[attr-defined]  # three dicts of int keys
+                del table[number]
 
     def _incoming(self, part: Part, now_s: float) -> _Incoming | None:
         """The half-received parcel of this part, begun if need be; None if the part is not wanted (and answered)."""

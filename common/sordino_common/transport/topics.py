@@ -60,7 +60,8 @@ def subscriptions(fleet: str, name: str, server: str) -> tuple[str, ...]:
     base = f"{ROOT}/{_check(fleet)}"
     if name == server:
         return f"{base}/+/reply", f"{base}/+/status"
-    _check(name), _check(server)
+    _check(name)
+    _check(server)
     return f"{base}/{name}/cmd", f"{base}/{name}/peer/+", f"{base}/{server}/status", f"{base}/{server}/roster"
 
 
