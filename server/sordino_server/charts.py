@@ -1,7 +1,7 @@
 """Small charts as inline SVG: lines, stacked bars, a participation grid. Colours are the page's CSS variables.
 
-A chart is drawn in a fixed coordinate system (`WIDTH` x its height) and scales with the page. Every mark carries a
-`<title>`, which browsers show on hover and screen readers read.
+A chart is drawn in a fixed coordinate system (`WIDTH` or `HALF` by its height) and scales with the page. Every mark
+carries a `<title>`, which browsers show on hover and screen readers read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from html import escape
 from typing import Final
 
 WIDTH: Final = 720.0
+HALF: Final = 400.0  # for charts that stand two in a row: their text must not shrink
 _LEFT: Final = 64.0
 _RIGHT: Final = 16.0
 _TOP: Final = 12.0
@@ -85,8 +86,8 @@ def bar_chart(
     if not totals:
         return '<p class="empty">nothing to draw</p>'
     marks = ticks(0.0, max([*totals, 1e-9]))
-    height = 200.0
-    frame = _Frame(x=(first_x - 0.5, first_x + len(stacks) - 0.5), y=(0.0, marks[-1]), height=height, log=False)
+    reach = (first_x - 0.5, first_x + len(stacks) - 0.5)
+    frame = _Frame(x=reach, y=(0.0, marks[-1]), height=190.0, log=False, width=HALF)
     parts = [frame.grid(marks, "round")]
     step = frame.px(first_x + 1.0) - frame.px(first_x)
     width = max(0.6, step - min(2.0, 0.25 * step))
@@ -136,10 +137,11 @@ class _Frame:
     y: tuple[float, float]
     height: float
     log: bool
+    width: float = WIDTH
 
     def px(self, x: float) -> float:
         low, high = self.x
-        return _LEFT + (x - low) / ((high - low) or 1.0) * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (x - low) / ((high - low) or 1.0) * (self.width - _LEFT - _RIGHT)
 
     def py(self, y: float) -> float:
         low, high = self.y
@@ -150,22 +152,23 @@ class _Frame:
         parts = []
         for mark in marks:
             y = self.py(mark)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{self.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             text = short(mark)
             parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
         low, high = self.x
         base = self.height - _BOTTOM
-        whole = [mark for mark in ticks(math.ceil(low), math.floor(high), most=8) if low <= mark <= high]
+        most = 8 if self.width > HALF else 5
+        whole = [mark for mark in ticks(math.ceil(low), math.floor(high), most=most) if low <= mark <= high]
         for mark in whole:
             if mark == int(mark):
                 x = self.px(mark)
                 parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 16:.1f}" text-anchor="middle">{mark:g}</text>')
-        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        middle = (_LEFT + self.width - _RIGHT) / 2
         parts.append(f'<text class="axis" x="{middle:.1f}" y="{base + 28:.1f}" text-anchor="middle">{x_label}</text>')
         return "".join(parts)
 
     def svg(self, inner: str) -> str:
-        return _svg(self.height, inner)
+        return _svg(self.height, inner, width=self.width)
 
 
 def short(value: float) -> str:
@@ -176,5 +179,5 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(height: float, inner: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" preserveAspectRatio="xMinYMin meet">{inner}</svg>'
+def _svg(height: float, inner: str, *, width: float = WIDTH) -> str:
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" preserveAspectRatio="xMinYMin meet">{inner}</svg>'

@@ -98,6 +98,9 @@ def _metric_chart(result: RunResult, metric: str) -> str:
 
 def _metric_legend(result: RunResult) -> str:
     ours = '<span class="key a"></span>the fleet, on the agents\' held-out rows'
+    counts = [record.test_rows for record in result.records if record.metrics]
+    if counts and counts[-1] < max(counts):
+        ours += f" (at the end {counts[-1]} of {max(counts)}: agents that are gone took theirs along)"
     if result.baseline is None:
         return ours
     return f'{ours} &nbsp; <span class="key b"></span>plain PyTorch, rows pooled, the same epochs'

@@ -152,7 +152,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The JSON summary. `null`: this mode has no such thing. `steps`: optimizer steps of all agents together whose
     updates were averaged; `dropouts`: how often an agent was asked and gave no usable answer; `seconds`: real time."""
-    metrics = next((dict(record.metrics) for record in reversed(records) if record.metrics), {})
+    evaluated = [record for record in records if record.metrics]
     return {
         "job": job.spec.job,
         "run": run,
@@ -162,7 +162,7 @@ def summarise(
         "compute_agents": None,
         "rounds": len(records),
         "steps": final.steps,
-        "metrics": metrics,
+        "metrics": dict(evaluated[-1].metrics) if evaluated else {},
         "baseline": None
         if baseline is None
         else {**baseline.metrics, "seconds": baseline.seconds, "epochs": baseline.epochs},
@@ -172,6 +172,7 @@ def summarise(
         "bytes_down": sum(record.bytes_down for record in records),
         "dropouts": sum(record.dropouts for record in records),
         "privacy": None,
+        "test_rows": evaluated[-1].test_rows if evaluated else 0,
         "seed": job.spec.train.seed,
         "train_loss": records[-1].loss if records else None,
         "round_seconds": [record.seconds for record in records],

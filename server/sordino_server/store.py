@@ -38,7 +38,7 @@ CREATE TABLE rounds (
     run TEXT NOT NULL REFERENCES runs(run), round INTEGER NOT NULL, loss REAL, metrics_json TEXT NOT NULL,
     steps INTEGER NOT NULL, attempts INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
     seconds REAL NOT NULL, total_steps INTEGER NOT NULL, elapsed_s REAL NOT NULL, scaling_json TEXT NOT NULL,
-    file TEXT NOT NULL, PRIMARY KEY (run, round)
+    file TEXT NOT NULL, test_rows INTEGER NOT NULL, PRIMARY KEY (run, round)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE shares (
     run TEXT NOT NULL, round INTEGER NOT NULL, agent TEXT NOT NULL, outcome TEXT NOT NULL, rows INTEGER NOT NULL,
@@ -130,11 +130,11 @@ class RunStore:
         write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
         with self._transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO rounds VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO rounds VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     *(run, record.round, record.loss, json.dumps(dict(record.metrics)), record.steps, record.attempts),
                     *(record.bytes_up, record.bytes_down, record.seconds, checkpoint.steps, elapsed_s),
-                    *(json.dumps(asdict(checkpoint.scaling)), file),
+                    *(json.dumps(asdict(checkpoint.scaling)), file, record.test_rows),
                 ),
             )
             self._db.executemany(
@@ -217,10 +217,11 @@ class RunStore:
                 bytes_up=up,
                 bytes_down=down,
                 seconds=seconds,
+                test_rows=test_rows,
             )
-            for number, loss, metrics, steps, attempts, up, down, seconds in self._db.execute(
-                "SELECT round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds FROM rounds"
-                " WHERE run=? ORDER BY round",
+            for number, loss, metrics, steps, attempts, up, down, seconds, test_rows in self._db.execute(
+                "SELECT round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds, test_rows"
+                " FROM rounds WHERE run=? ORDER BY round",
                 (run,),
             )
         )

@@ -42,6 +42,7 @@ def test_everybody_trains_every_round() -> None:
     assert all(record.dropouts == 0 and len(record.shares) == 5 for record in (s.record for s in saved))
     assert final.steps == 4 * 5 * 3
     assert set(final.record.metrics) == {"test_mse"}
+    assert final.record.test_rows == 5 + 5 + 6 + 6 + 7
     described = [message for message in fleet.agents["agent-0"].seen if isinstance(message, m.Describe)]
     assert len(described) == 1  # once per agent and boot
     assert sum(isinstance(message, m.PlanPut) for message in fleet.agents["agent-0"].seen) == 2

@@ -36,6 +36,7 @@ def checkpoint(number: int, *, value: float = 0.1) -> Checkpoint:
         bytes_up=1000,
         bytes_down=2000,
         seconds=1.5,
+        test_rows=71,
     )
     params = (np.full((3, 2), value * number, np.float32).T, np.array(np.nan, np.float32))
     scaling = Scaling(offset=(0.1, 1e-300), scale=(3.0, 7.1), target_offset=22.5, target_scale=9.17)

@@ -34,6 +34,7 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     seconds: float
+    test_rows: int = 0  # held-out rows that the metrics are of: agents that are gone took theirs along
 
     @property
     def dropouts(self) -> int:

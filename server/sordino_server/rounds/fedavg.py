@@ -107,7 +107,7 @@ class _Round:
             )
         steps = sum(reply.steps for reply in replies.values())
         after = replace(state, params=params, steps=state.steps + steps)
-        metrics = yield from self._metrics(after)
+        metrics, test_rows = yield from self._metrics(after)
         end = yield from meter()
         rows = sum(reply.rows for reply in replies.values())
         loss = math.fsum(replies[name].loss_sum / replies[name].steps * replies[name].rows for name in sorted(replies))
@@ -121,6 +121,7 @@ class _Round:
             bytes_up=end.bytes_up - counted.bytes_up,
             bytes_down=end.bytes_down - counted.bytes_down,
             seconds=end.now_s - begin_s,
+            test_rows=test_rows,
         )
         return replace(after, record=record), end
 
@@ -204,12 +205,13 @@ class _Round:
 
         return check
 
-    def _metrics(self, state: Checkpoint) -> Generator[Effect, Result, dict[str, float]]:
-        """The job's metrics over the held-out rows of whoever is ready; {} if it is not this round's turn."""
+    def _metrics(self, state: Checkpoint) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
+        """The job's metrics over the held-out rows of whoever is ready, and how many rows those are; ({}, 0) if it is
+        not this round's turn."""
         train, every = self.spec.train, self.spec.train.evaluate_every
         final = self.number == train.rounds or _enough(self.spec, state)
         if not final and (every == 0 or self.number % every != 0):
-            return {}
+            return {}, 0
         params = tuple(from_numpy(param) for param in state.params)
         replies: dict[str, Evaluated] = {}
         for _ in range(train.retries + 1 if final else 1):
@@ -247,8 +249,9 @@ class _Round:
                 break
         if not replies:
             yield from report(Note(text=f"round {self.number}: no agent has evaluated", level="warning"))
-            return {}
-        return metrics_from_sums(self.spec, self.programs.row_names, state.scaling, replies)
+            return {}, 0
+        metrics = metrics_from_sums(self.spec, self.programs.row_names, state.scaling, replies)
+        return metrics, sum(reply.rows for reply in replies.values())
 
     def _check_sums(self, _: str, reply: Message) -> None:
         assert isinstance(reply, Evaluated)
