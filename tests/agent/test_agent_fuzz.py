@@ -1,10 +1,12 @@
 """Mutated commands against AgentCore: only `Refused` under a named code or a right answer, bounded work, and it goes on
-serving. `SORDINO_FUZZ_CASES` sets how many (default a sample)."""
+serving. `make soak` runs them all, `make test` a sample."""
 
 from __future__ import annotations
 
 import os
 import random
+
+import pytest
 
 from helpers_agent import (
     DOUBLE_PLAN,
@@ -23,7 +25,7 @@ from sordino_common import messages as m
 from sordino_common.errors import CodecError
 from sordino_common.plan.plan import plan_id
 
-CASES = int(os.environ.get("SORDINO_FUZZ_CASES", "4000"))
+CASES = 100_000 if os.environ.get("SORDINO_SOAK") else 4_000
 NAMED = {
     *("policy", "limit", "plan", "codec", "command", "unknown-plan", "unknown-tensor", "unknown-data", "conflict"),
     *("diverged", "busy", "cancelled", "dataset"),
@@ -65,6 +67,7 @@ def replace_a_part(data: bytes, rng: random.Random) -> bytes:
     return m.encode(outer)
 
 
+@pytest.mark.soak
 def test_mutated_commands() -> None:
     rng = random.Random(20_240_601)
     limits = Limits(memory_bytes=32 << 20, store_bytes=1 << 20, plan_seconds=60.0, plans_bytes=1 << 20)
@@ -103,6 +106,7 @@ def test_mutated_commands() -> None:
     assert isinstance(place.ask(evaluate_command(run="after")), m.Evaluated)
 
 
+@pytest.mark.soak
 def test_mutated_plans() -> None:
     """Plans get most of the fuzz: they are the only commands with a program inside."""
     rng = random.Random(7)
