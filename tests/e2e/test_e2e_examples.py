@@ -1,7 +1,7 @@
 """The examples as they are shipped: federated training ends where plain PyTorch ends, same rows, epochs and seed.
 
-One-sided on purpose: averaging over devices may well do better on a small test set, and that is no failure. The settings
-were chosen on these very seeds, so this guards against regressions; it is not an independent measurement.
+One-sided on purpose: averaging over devices may well do better on a small test set, and that is no failure. The
+settings were chosen on these very seeds, so this guards against regressions; it is not an independent measurement.
 """
 
 from __future__ import annotations
