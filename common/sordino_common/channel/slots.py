@@ -94,10 +94,13 @@ class Slots:
         return [slot for slots in self.by_peer.values() for slot in slots.values()]
 
     def create(self, peer: str, context: bytes, error: type[HandshakeError | LocalError]) -> Slot:
-        """An empty slot; an idle one of the same peer makes room for it. Raises `error` if all are in use."""
+        """An empty slot; an idle one of the same peer makes room for it. Raises `error` if all are in use.
+
+        One is kept for commands (the empty context): a peer that opens all others can't cut itself, or us, off."""
         taken = self.by_peer.setdefault(peer, {})
-        if len(taken) >= CONTEXTS_PER_PEER:
-            idle = next((slot for slot in taken.values() if slot.current is None and slot.pending is None), None)
+        if len(taken) >= CONTEXTS_PER_PEER - (context != b"" and b"" not in taken):
+            free = (slot for slot in taken.values() if slot.current is None and slot.pending is None and slot.context)
+            idle = next(free, None)
             if idle is None:
                 raise error(f"{peer}: {len(taken)} contexts are in use, no more are taken. Drop those that are done")
             self._clear(idle, "")

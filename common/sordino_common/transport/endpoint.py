@@ -409,7 +409,7 @@ class Endpoint:
     def _greet(self, peer: str, context: bytes) -> None:
         try:
             self._outbox.post(peer, self._sessions.initiate(peer, context, now_s=self._loop.now_s()))
-        except RosterError as error:
+        except (RosterError, LocalError) as error:  # LocalError: the peer itself may have opened as many as there are
             self._link.obstacle(peer, context, str(error))
         else:
             told = "online" if self.online(peer) else "not seen online"

@@ -27,6 +27,7 @@ from sordino_common.transport.frames import (
 )
 from sordino_common.transport.settings import LinkSettings
 
+LEAST_CHUNK_BYTES = 512  # each costs some 60 bytes of bookkeeping, which the budget does not count
 _SPREAD = 1024  # four times what a sender of ours uses
 
 
@@ -147,7 +148,7 @@ class Receiver:
     def on_probe(self, probe: Probe, now_s: float) -> None:
         self._see(probe.stamp, probe.floor)
         for number in probe.parcels:
-            if number >= self._floor:
+            if self._floor <= number < self._floor + _SPREAD:  # as for parts: what is to be told is bounded
                 self._answer(number, now_s, at_once=True)
 
     def finish(self, number: int, now_s: float, refusal: Refuse | None = None) -> None:
@@ -220,6 +221,10 @@ class Receiver:
             raise CodecError(
                 f"part: chunk {part.index} of {part.shape.count} with {len(part.data)} bytes is not of a parcel of "
                 f"{part.shape.size} bytes in chunks of {part.shape.chunk_bytes}"
+            )
+        if part.shape.count > 1 and part.shape.chunk_bytes < LEAST_CHUNK_BYTES:
+            raise CodecError(
+                f"part: chunks of {part.shape.chunk_bytes} bytes; a message of several has at least {LEAST_CHUNK_BYTES}"
             )
         known = self._parcels.get(part.parcel)
         if known is not None:

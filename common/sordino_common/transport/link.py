@@ -34,7 +34,7 @@ from sordino_common.transport.frames import (
     decode_frames,
     encode_frames,
 )
-from sordino_common.transport.inbound import Budget, Receiver
+from sordino_common.transport.inbound import LEAST_CHUNK_BYTES, Budget, Receiver
 from sordino_common.transport.outbound import Outgoing, Sender
 from sordino_common.transport.settings import LinkCounters, LinkSettings
 
@@ -193,7 +193,7 @@ class Link:
         """The transport has a (new) connection, whose packets have room for `plaintext_bytes`. Raises `LimitExceeded`
         if that is too little for the messages that the settings allow."""
         chunk_bytes = min(self._settings.chunk_bytes, plaintext_bytes - PART_OVERHEAD - _LIST_BYTES)
-        least = max(512, -(-self._settings.max_message_bytes // MAX_CHUNKS))
+        least = max(LEAST_CHUNK_BYTES, -(-self._settings.max_message_bytes // MAX_CHUNKS))
         if chunk_bytes < least:
             raise LimitExceeded(
                 f"the broker's packets have room for chunks of {chunk_bytes} bytes; messages of up to "
@@ -316,8 +316,10 @@ class Link:
             queue = self._peers[peer] = _Peer(share)
         lane = queue.contexts.get(context)
         if lane is None:
-            if len(queue.contexts) >= self._settings.contexts_per_peer:
-                idle = next((known for known in queue.contexts.values() if not known.up and known.sender.idle), None)
+            # One is kept for commands (the empty context), whatever else the peer opens.
+            if len(queue.contexts) >= self._settings.contexts_per_peer - (context != b"" and b"" not in queue.contexts):
+                free = (known for known in queue.contexts.values() if not known.up and known.sender.idle)
+                idle = next((known for known in free if known.context), None)
                 if idle is None:
                     raise LimitExceeded(f"{peer}: {len(queue.contexts)} contexts are open, which is the limit")
                 self._retire(idle)

@@ -240,7 +240,7 @@ class Sender:
                     raise CodecError(f"ack: chunk {state.holding.end - 1} of {shape.count} of parcel {state.parcel}")
                 known.append((parcel, parcel.cutter, state))
         self._take_echo(ack.stamp, now_s)
-        over = [parcel for number in ack.done if (parcel := self._active.get(number)) is not None]
+        over = [parcel for number in dict.fromkeys(ack.done) if (parcel := self._active.get(number)) is not None]
         news = len(over)
         for parcel in over:
             self.finish(parcel)
