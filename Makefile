@@ -15,7 +15,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup
 
 demo: $(STAMP)  ## ten real agents, a real broker: train on Boston Housing, show it, leave out/demo/report.html
 	@mkdir -p out/demo
-	.venv/bin/sordino-sim run examples/boston-fedavg.yaml --transport processes --report out/demo
+	.venv/bin/sordino-sim run examples/boston-fedavg.yaml --transport processes \
+		--set train.join_s=60 --report out/demo
 	@echo "report: out/demo/report.html   summary: out/demo/summary.json"
 
 test: $(STAMP)  ## everything, a real broker included
