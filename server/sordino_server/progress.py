@@ -23,6 +23,7 @@ from sordino_server.rounds.events import (
 )
 
 _NAMES_SHOWN = 8
+_NAMES_IN_BAR: Final = 2  # the bar has one line of perhaps 80 columns
 
 
 def size(count: float) -> str:
@@ -39,10 +40,9 @@ def number(value: float) -> str:
     return f"{value:#.4g}".rstrip(".")
 
 
-def some(names: tuple[str, ...]) -> str:
+def some(names: tuple[str, ...], shown: int = _NAMES_SHOWN) -> str:
     """The first few names, and how many more there are."""
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def line_of(event: Event, *, rounds: int) -> str | None:
@@ -166,7 +166,7 @@ class ProgressView:
                 wire = f"↑ {size(event.bytes_up)} ↓ {size(event.bytes_down)}"
                 bar.update(task, who=f"{event.have}/{event.asked} agents", wire=wire)
             case Waiting():
-                bar.update(task, who=f"{event.have} here, waiting for {some(event.names)}")
+                bar.update(task, who=f"{event.have} here, waiting for {some(event.names, _NAMES_IN_BAR)}")
             case RoundDone(record=record):
                 parts = [] if record.loss is None else [f"loss {number(record.loss)}"]
                 parts += [f"{name} {number(value)}" for name, value in record.metrics.items()]
