@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -22,7 +22,7 @@ from sordino_server.rounds.events import (
     Waiting,
 )
 
-_NAMES_SHOWN = 8
+_NAMES_SHOWN: Final = 8
 _NAMES_IN_BAR: Final = 2  # the bar has one line of perhaps 80 columns
 
 
