@@ -216,7 +216,8 @@ class Conductor:
         self._review()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
-        self._tell(Note(text=f"a packet of {sender or 'an unknown sender'} was refused: {error}", level="warning"))
+        who = sender or "an unknown sender"
+        self._tell(Note(text=_printable(f"a packet of {who} was refused: {error}"), level="warning"))
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
@@ -285,20 +286,20 @@ class Conductor:
     def _refusal(self, ask: Ask, name: str, message: Message) -> str | None:
         """Why this reply doesn't count; None if it does."""
         if isinstance(message, Refused):
-            return f"{message.code}: {message.reason}"
+            return _printable(f"{message.code}: {message.reason}")
         if type(message) is not ask.expects:
             return f"answered with {type(message).kind}, expected {ask.expects.kind}"
         if ask.check is not None:
             try:
                 ask.check(name, message)
             except RemoteError as error:
-                return str(error)
+                return _printable(str(error))
         return None
 
     def _miss(self, question: _Question, name: str, why: str) -> None:
         del question.waiting[name]
         question.gone_since.pop(name, None)
-        question.missing[name] = why
+        question.missing[name] = why = _printable(why)
         self._answered(question, name, "missing", why)
 
     # --- when is it enough? ----------------------------------------------------------------------------------------
@@ -450,6 +451,11 @@ class Conductor:
         self._stop_timer()
         self._pending = None
         self.done, self._result, self._error = True, result, error
+
+
+def _printable(text: str) -> str:
+    """A peer's words, without what would move a terminal's cursor or forge a line of a log."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _no_store(checkpoint: Checkpoint) -> None:

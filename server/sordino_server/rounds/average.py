@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ from sordino_common.messages import Array, Trained
 from sordino_common.plan.arrays import to_numpy
 from sordino_server.rounds.effects import Params
 
+# What no honest device says. Within these, sums over a fleet of liars stay finite and fit 64 bits.
+MOST_ROWS: Final = 1 << 40
+MOST_STEPS: Final = 1 << 31
+LARGEST: Final = 1e100
+
 
 def check_update(
     reply: Trained, params: Params, *, norm_limit: float | None = None, row_limit: int | None = None
@@ -25,10 +31,14 @@ def check_update(
     """Raise `RemoteError` unless the update has the parameters' dtypes and shapes, is finite, and is within limits."""
     if reply.rows < 1 or reply.steps < 1:
         raise RemoteError(f"an update from {reply.rows} rows in {reply.steps} steps")
+    if reply.rows > MOST_ROWS or reply.steps > MOST_STEPS:
+        raise RemoteError(f"claims {reply.rows} rows in {reply.steps} steps, at most {MOST_ROWS} in {MOST_STEPS}")
     if row_limit is not None and reply.rows > row_limit:
         raise RemoteError(f"claims {reply.rows} rows; limits.rows_per_agent is {row_limit}")
     if not math.isfinite(reply.loss_sum):
         raise RemoteError("its loss is not finite: the training diverged there")
+    if abs(reply.loss_sum) > LARGEST or not 0.0 <= reply.seconds <= LARGEST:
+        raise RemoteError(f"claims a loss of {reply.loss_sum:.4g} and {reply.seconds:.4g} seconds")
     if len(reply.update) != len(params):
         raise RemoteError(f"{len(reply.update)} tensors in the update, expected {len(params)}")
     square = 0.0
@@ -37,6 +47,10 @@ def check_update(
         values = to_numpy(array)
         if not np.isfinite(values).all():
             raise RemoteError(f"tensor {k} of the update has values that are not finite")
+        with np.errstate(over="ignore"):
+            moved = param + values
+        if not np.isfinite(moved).all() or float(np.abs(values).max(initial=0)) > LARGEST:
+            raise RemoteError(f"tensor {k} of the update takes parameters out of the range of {array.dtype}")
         if norm_limit is not None:
             square += float(np.square(values, dtype=np.float64).sum())
     if norm_limit is not None and math.sqrt(square) > norm_limit:

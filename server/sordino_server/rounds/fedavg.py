@@ -24,7 +24,7 @@ from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
 from sordino_common.messages import Cancel, DataRef, Evaluate, Evaluated, Message, Train, Trained
 from sordino_common.plan.arrays import from_numpy
 from sordino_server.job import JobSpec, metrics_of
-from sordino_server.rounds.average import averaged, check_update
+from sordino_server.rounds.average import LARGEST, MOST_ROWS, averaged, check_update
 from sordino_server.rounds.effects import (
     Ask,
     Checkpoint,
@@ -261,6 +261,8 @@ class _Round:
             raise RemoteError(f"its sums are named {list(reply.names)}, expected {list(self.programs.row_names)}")
         if reply.rows < 1 or not all(math.isfinite(number) for number in reply.sums):
             raise RemoteError("its sums are not finite, or of no rows")
+        if reply.rows > MOST_ROWS or any(abs(number) > LARGEST for number in reply.sums):
+            raise RemoteError(f"claims {reply.rows} rows, at most {MOST_ROWS}; or a sum above {LARGEST:g}")
 
 
 def data_ref(spec: JobSpec, scaling: Scaling, split: str) -> DataRef:

@@ -14,6 +14,7 @@ from sordino_common.errors import FleetUnavailable, RemoteError
 from sordino_common.messages import Message, Moments, MomentsResult
 from sordino_common.plan.arrays import to_numpy
 from sordino_server.job import DataSpec, TrainSpec
+from sordino_server.rounds.average import LARGEST, MOST_ROWS
 from sordino_server.rounds.effects import Ask, Effect, Result, Scaling, ask
 from sordino_server.rounds.roll import Roll
 
@@ -77,6 +78,11 @@ def measure(data: DataSpec, train: TrainSpec, roll: Roll, first_round: int) -> G
                 raise RemoteError(f"its moments are not {len(columns)} finite float64 numbers")
         if reply.rows < 1 or (to_numpy(reply.squares) < 0.0).any():
             raise RemoteError("its moments are of no rows, or a sum of squares is negative")
+        sums, squares = to_numpy(reply.sums), to_numpy(reply.squares)
+        if reply.rows > MOST_ROWS or (np.abs(sums) > LARGEST).any() or (squares > LARGEST**2).any():
+            raise RemoteError(
+                f"its moments are of {reply.rows} rows, at most {MOST_ROWS}; or a sum is above {LARGEST:g}"
+            )
 
     results: dict[str, MomentsResult] = {}
     reasons: dict[str, str] = {}
