@@ -62,6 +62,8 @@ _ANSWERS: Final = (
     m.TensorDropped,
 )
 _REASON_CHARS: Final = 1000
+_TELL_MOST: Final = 20  # refused packets that the log names, in
+_TELL_EVERY_S: Final = 60.0  # this time; `HealthReport.refusals` counts them all
 
 
 class Sender(Protocol):
@@ -111,7 +113,8 @@ class AgentCore:
         self._version = version
         self._executor_name = executor_name
         self._resident_bytes = resident_bytes
-        self._started_s = loop.now_s()
+        self._started_s = self._told_from_s = loop.now_s()
+        self._told = 0
         self._sender: Sender | None = None
         self._desk = Desk(executor=executor, limits=limits, reply=self._send, refuse=self._refuse)
         self._on_change: Callable[[], None] = lambda: None
@@ -208,7 +211,15 @@ class AgentCore:
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
         self.refusals += 1
-        log.warning("event=refused-packet from=%s code=%s reason=%r", sender, error.code, str(error)[:_REASON_CHARS])
+        now_s = self._loop.now_s()
+        if now_s >= self._told_from_s + _TELL_EVERY_S:
+            if self._told > _TELL_MOST:
+                log.warning("event=refused-packets more=%d", self._told - _TELL_MOST)
+            self._told_from_s, self._told = now_s, 0
+        self._told += 1
+        if self._told <= _TELL_MOST:  # anybody who reaches the broker can cause these: they must not fill the log
+            reason = str(error)[:_REASON_CHARS]
+            log.warning("event=refused-packet from=%s code=%s reason=%r", sender, error.code, reason)
 
     # --- commands --------------------------------------------------------------------------------------------------
 

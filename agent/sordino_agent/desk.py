@@ -107,6 +107,8 @@ class Desk:
                 "other contents; raise the attempt"
             )
         if running is not None:
+            if len(running.askers) >= self._limits.queue and asker not in running.askers:
+                raise Busy(f"{len(running.askers)} repeats wait for this task, as many as limits.queue allows")
             running.askers[asker] = None
         elif kept is not None:
             self._reply(asker, kept[1])

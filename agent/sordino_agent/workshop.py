@@ -148,6 +148,9 @@ class Workshop:
         self._require_memory(loaded, table, rows, layout, command.params)
         x, y = self._feeds(table, command.data, loaded.plan, layout)
         steps = step_count(steps=command.steps, epochs=command.epochs, rows=rows, batch_rows=command.batch_rows)
+        # A pass meets every row once, so this many different rows go into the update.
+        met = min(rows, steps * command.batch_rows)
+        compute.require_rows(met, task.min_rows, dataset=table.name, what=f"an update of {steps} steps")
         batches = row_stream(
             rows, batch_rows=command.batch_rows, seed=command.seed, round=command.round, name=task.agent
         )
