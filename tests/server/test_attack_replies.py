@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from helpers_server import PROGRAMS, Agent, Fleet, job_spec
 from sordino_common import messages as m
+from sordino_common.errors import CodecError
 from sordino_common.plan.arrays import from_numpy
 from sordino_server.rounds.effects import Checkpoint
 from sordino_server.rounds.events import Note
@@ -113,3 +114,15 @@ def test_a_reason_cannot_write_on_the_terminal() -> None:
     assert "owned" in note
     assert note.isprintable()
     assert all(told.text.isprintable() for told in fleet.told(Note))
+
+
+@pytest.mark.parametrize("field", ["version", "executor"])
+@pytest.mark.parametrize("text", ["[/red]", "[link=file:///etc]x", "\x1b[2J", "1.0\n", "<b>", ""])
+def test_a_description_cannot_write_on_the_terminal(field: str, text: str) -> None:
+    """These two go into tables whose printer takes [markup] for orders, and fails on what it can't parse."""
+    honest = Agent("agent-0").reply(m.Describe())
+    assert honest is not None
+    assert m.decode_message(m.encode_message(honest)) == honest
+    fields = {name: m.base.to_plain(getattr(honest, name)) for name in honest.__struct_fields__} | {field: text}
+    with pytest.raises(CodecError, match=field):
+        m.decode_message(m.encode(["described", fields]))

@@ -8,6 +8,9 @@ import msgspec
 
 from sordino_common.messages.base import Bytes, Count, Digest, Label, Message, Name, Text, register
 
+# Shown to people as it is: no spaces, markup or control characters.
+Word = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z.+_-]{1,64}\Z")]
+
 
 class ColumnInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One column of a dataset: its name, dtype and the shape of one row's entry (`[]` for a scalar). No values."""
@@ -36,8 +39,8 @@ class Describe(Message, frozen=True, kw_only=True):
 class Described(Message, frozen=True, kw_only=True):
     """Agent: version, datasets and limits, as its own policy lets the server see them."""
 
-    version: Label
-    executor: Label
+    version: Word
+    executor: Word
     memory_bytes: Bytes
     store_bytes: Bytes
     payload_bytes: Bytes
