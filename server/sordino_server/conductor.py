@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import LimitExceeded, LocalError, RemoteError, SordinoError
@@ -30,6 +30,9 @@ from sordino_server.rounds.effects import (
     Save,
 )
 from sordino_server.rounds.events import Answered, Note, Observer, Outcome, Waiting, silent
+
+_REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
+_REFUSED_EVERY_S: Final = 60.0  # this time
 
 
 class Incoming(Protocol):
@@ -112,6 +115,8 @@ class Conductor:
         self._pending: _Question | _Gathering | None = None
         self._timer: Timer | None = None
         self._reminded_s = 0.0
+        self._refused = 0
+        self._refused_from_s = loop.now_s()
         self._base = (0, 0)
         self.done = False
         self._result: Any = None
@@ -216,6 +221,15 @@ class Conductor:
         self._review()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
+        now_s = self._loop.now_s()
+        if now_s >= self._refused_from_s + _REFUSED_EVERY_S:
+            if self._refused > _REFUSED_MOST:
+                text = f"{self._refused - _REFUSED_MOST} more packets were refused since"
+                self._tell(Note(text=text, level="warning"))
+            self._refused_from_s, self._refused = now_s, 0
+        self._refused += 1
+        if self._refused > _REFUSED_MOST:
+            return  # anybody who reaches the broker can cause these: they must not bury the rest
         who = sender or "an unknown sender"
         self._tell(Note(text=_printable(f"a packet of {who} was refused: {error}"), level="warning"))
 

@@ -126,3 +126,19 @@ def test_a_description_cannot_write_on_the_terminal(field: str, text: str) -> No
     fields = {name: m.base.to_plain(getattr(honest, name)) for name in honest.__struct_fields__} | {field: text}
     with pytest.raises(CodecError, match=field):
         m.decode_message(m.encode(["described", fields]))
+
+
+def test_refused_packets_cannot_flood_the_observer() -> None:
+    """Anybody who reaches the broker can cause them."""
+    fleet = Fleet([Agent("agent-0")])
+    for _ in range(5000):
+        fleet.conductor.on_refusal("agent-0", CodecError("made up"))
+    assert len(warnings(fleet)) == 20
+    fleet.loop.advance(61.0)
+    fleet.conductor.on_refusal("agent-0", CodecError("made up"))
+    assert any("4980 more" in text for text in warnings(fleet))
+    assert len(warnings(fleet)) == 22
+
+
+def warnings(fleet: Fleet) -> list[str]:
+    return [note.text for note in fleet.told(Note) if note.level == "warning"]
