@@ -1,0 +1,330 @@
+"""Preprocessing: masks, products of masks, and MACs, dealt to the parties by somebody who never sees a masked value.
+
+Per step and attempt the dealer draws r for every gate and follows the circuit with λ in place of m (constants are
+public: they go to m alone). For every root w (the parties multiply with its masks) it shares λ_w, for every gate
+
+    γ = Σ_j k_j λ_A·λ_B - Σ_l k_l λ_L + r
+
+in Z_2^64, additively; if the session is active, also α λ_w and α γ in F_p, γ as an integer. Since then
+D = Σ k (m_A - λ_A)(m_B - λ_B) + Σ k (m_L - λ_L) + r, the parties' shares (see `party`) sum to D.
+
+All parties but one expand their shares from seeds; that one gets the difference, the `Deal.correction`. Who it is
+rotates with the step. Bytes: `Circuit.preprocessing_bytes`. Key of the MACs: α = Σ α_i mod p, uniform, one per session.
+
+What a dishonest dealer can do is everything: this protocol assumes it honest about preprocessing, and not colluding
+with a party.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.errors import LocalError
+from sordino_common.ring.matmul import matmul
+from sordino_common.ring.prg import SEED_BYTES, Seed, expand_bytes, expand_ring, label
+from sordino_common.spdz.circuit import Gate, Product, View
+from sordino_common.spdz.field import Field, Fp, Mersenne127
+from sordino_common.spdz.layout import Layout, Values, layout_of, local_functions, view
+from sordino_common.spdz.owner import row_mask, state_mask
+from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deal:
+    """One attempt's preprocessing. `correction` is party `corrected`'s secret: λ and γ shares (int64, little-endian),
+    then, if active, the words of their MAC shares."""
+
+    step: int
+    attempt: int
+    corrected: int
+    correction: bytes
+
+    def __repr__(self) -> str:
+        return f"Deal(step={self.step}, attempt={self.attempt}, corrected={self.corrected}, {len(self.correction)} bytes)"
+
+
+@dataclass(slots=True)
+class _Dealt:
+    """What the dealer remembers of a step that is not confirmed: masks of the state after it, and of its outputs."""
+
+    attempt: int
+    before: dict[str, I64]
+    after: dict[str, I64]
+    outputs: dict[str, I64]
+
+
+def derived_seed(root: Seed, *parts: str | int | bytes) -> Seed:
+    """A seed of its own for each use of a root seed."""
+    out = bytearray(SEED_BYTES)
+    expand_bytes(root, label("sordino spdz seed v1", *parts), memoryview(out))
+    return Seed(bytes(out))
+
+
+class Dealer:
+    """One session's dealer. Deterministic in (spec, root, state); `root` must be fresh for every session.
+
+    `state`: masks of the state inputs, if the session goes on from a checkpoint; otherwise whoever masks the first state
+    (`owner.mask_state`) does so with `state_seed`."""
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        root: Seed,
+        *,
+        state: Mapping[str, I64] | None = None,
+        first_step: int = 0,
+        field: Field | None = None,
+        ring_matmul: Callable[[I64, I64], I64] = matmul,
+    ) -> None:
+        self.spec: Final = spec
+        self._root = root
+        self._field: Field = field or Mersenne127()
+        self._matmul = ring_matmul
+        self._layout: Layout = layout_of(spec.circuit)
+        self._locals = local_functions(spec.circuit, constants=False)
+        self._tables = [np.array(table, dtype=np.int64) for table in spec.circuit.tables]
+        self._seeds = [derived_seed(root, "party", index) for index in range(len(spec.parties))]
+        self._keys = self._mac_keys() if spec.active else []
+        self._alpha = sum(self._keys) % self._field.prime
+        self._next = first_step
+        self._attempt = 0
+        self._done: dict[int, _Dealt] = {}
+        if state is None:
+            self._state = {
+                entry.name: state_mask(spec, self.state_seed(), entry) >> np.int64(entry.shift)
+                for entry in spec.state_inputs
+            }
+        else:
+            self._state = {entry.name: np.array(state[entry.name]) for entry in spec.state_inputs}
+
+    # --- secrets of the parties ------------------------------------------------------------------------------------
+
+    def setup(self, index: int) -> PartySetup:
+        """For party `index` alone."""
+        return PartySetup(self._seeds[index], self._keys[index] if self.spec.active else None)
+
+    def owner_seed(self, owner: str) -> Seed:
+        """For `owner` alone."""
+        return derived_seed(self._root, "owner", owner)
+
+    def state_seed(self) -> Seed:
+        """For whoever provides the first state."""
+        return derived_seed(self._root, "state")
+
+    def _mac_keys(self) -> list[int]:
+        keys = []
+        for index in range(len(self.spec.parties)):
+            out = bytearray(32)
+            expand_bytes(self._root, label("sordino spdz mac key v1", index), memoryview(out))
+            keys.append(int.from_bytes(out, "little") % self._field.prime)  # 2^-129 from uniform
+        return keys
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    @property
+    def next_step(self) -> int:
+        """The step that `deal` deals next."""
+        return self._next
+
+    def deal(self, step: int, attempt: int) -> Deal:
+        """The next step's preprocessing. Raises `LocalError` if that is not (step, attempt)."""
+        if (step, attempt) != (self._next, self._attempt):
+            raise LocalError(
+                f"dealer: step {self._next} attempt {self._attempt} comes next, not step {step} attempt {attempt}"
+            )
+        with np.errstate(over="ignore"):  # Z_2^64 wraps on purpose; NumPy warns of it for single numbers
+            return self._deal(step, attempt)
+
+    def _deal(self, step: int, attempt: int) -> Deal:
+        spec, layout = self.spec, self._layout
+        gate_r = expand_ring(self._root, stream(spec, "r", step, attempt), (layout.gate_elements,))
+        values = self._input_masks(step, attempt)
+        self._follow(values, gate_r)
+        roots = np.empty(layout.root_elements, dtype=np.int64)
+        for number, place in layout.roots.items():
+            roots[place] = values[number].reshape(-1)
+        gammas = np.empty(layout.gate_elements, dtype=np.int64)
+        for number, place in layout.gates.items():
+            gammas[place] = self._gamma(number, values, gate_r[place])
+        correction = self._correct(step, attempt, roots, gammas, values, gate_r)
+        after = {name: values[wire] for name, wire in spec.state_outputs.items()}
+        outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
+        self._done[step] = _Dealt(attempt, self._state, after, outputs)
+        self._state = after
+        self._next = step + 1
+        return Deal(step=step, attempt=attempt, corrected=spec.corrected(step, attempt), correction=correction)
+
+    @property
+    def next_attempt(self) -> int:
+        """The attempt that `deal` deals next. It never falls back within a session."""
+        return self._attempt
+
+    def rewind(self, step: int, attempt: int) -> None:
+        """Forget everything dealt from `step` on; from here on, `step` and all later steps are dealt as `attempt`.
+
+        Later steps may have been dealt ahead. Dealt again under the same attempt, their streams would mask a state of
+        other λ: the difference of two γ shares would be λ_x (λ_w - λ'_w), and give λ_x away. So attempts only grow."""
+        dealt = self._done.get(step)
+        if dealt is None or attempt <= self._attempt:
+            raise LocalError(f"dealer: step {step} can't be rewound to attempt {attempt}")
+        for later in [number for number in self._done if number >= step]:
+            del self._done[later]
+        self._state = dealt.before
+        self._next, self._attempt = step, attempt
+
+    def confirm(self, step: int) -> None:
+        """Steps up to `step` are checked: they will not be rewound. Their outputs' masks are forgotten."""
+        for earlier in [number for number in self._done if number <= step]:
+            del self._done[earlier]
+
+    def output_masks(self, step: int) -> dict[str, I64]:
+        """λ of the step's outputs, before `confirm`: for whoever may read them."""
+        return dict(self._dealt(step).outputs)
+
+    def state(self, step: int) -> dict[str, I64]:
+        """λ of the state after `step`, before `confirm`: for the checkpoint, and for who may read the model."""
+        return dict(self._dealt(step).after)
+
+    def _dealt(self, step: int) -> _Dealt:
+        if step not in self._done:
+            raise LocalError(f"dealer: step {step} is not dealt, or confirmed already")
+        return self._done[step]
+
+    # --- masks -----------------------------------------------------------------------------------------------------
+
+    def _input_masks(self, step: int, attempt: int) -> Values:
+        spec = self.spec
+        values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))
+        slices = spec.schedule.step(step) if spec.schedule is not None else ()
+        for number, entry in enumerate(spec.circuit.inputs):
+            if entry in spec.row_inputs:
+                r = np.zeros(entry.wire.shape, dtype=np.int64)
+                for part in slices:
+                    seed = self.owner_seed(part.owner)
+                    r[part.positions] = row_mask(spec, seed, entry, step, attempt, len(part.positions))
+                values[number] = r >> np.int64(entry.shift)
+            else:
+                values[number] = self._state[entry.name]
+        return values
+
+    def _follow(self, values: Values, gate_r: I64) -> None:
+        """λ of every wire."""
+        circuit, layout = self.spec.circuit, self._layout
+        for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
+            if isinstance(node, Gate):
+                r = gate_r[layout.gates[number]].reshape(node.wire.shape)
+                values[number] = np.right_shift(r, np.int64(node.shift))
+            else:
+                values[number] = self._locals[number](values)
+
+    def _gamma(self, number: int, values: Values, r: I64) -> I64:
+        """γ of a gate mod 2^64, flat."""
+        gate = self.spec.circuit.node(number)
+        assert isinstance(gate, Gate)
+        total = r.reshape(gate.wire.shape).copy()
+        for product in gate.products:
+            total += np.int64(product.coefficient) * self._product(product, values[product.a], values[product.b])
+        for term in gate.terms:
+            total -= np.int64(term.coefficient) * values[term.operand]
+        flat: I64 = total.reshape(-1)
+        return flat
+
+    def _product(self, product: Product, a: I64, b: I64) -> I64:
+        if product.kind != "mul":
+            return self._matmul(a, b)
+        full = np.asarray(a * b)
+        return np.asarray(full.sum(axis=product.reduce, dtype=np.int64)) if product.reduce else full
+
+    # --- shares ----------------------------------------------------------------------------------------------------
+
+    def _correct(
+        self, step: int, attempt: int, roots: I64, gammas: I64, values: Values, gate_r: I64
+    ) -> bytes:
+        """What is left for the corrected party when the others have expanded their seeds."""
+        spec, field = self.spec, self._field
+        others = [seed for index, seed in enumerate(self._seeds) if index != spec.corrected(step, attempt)]
+        parts: list[bytes] = []
+        for kind, whole in (("lambda", roots), ("gamma", gammas)):
+            info = stream(spec, kind, step, attempt)
+            for seed in others:
+                np.subtract(whole, expand_ring(seed, info, whole.shape), out=whole)
+        if spec.active:
+            # `roots` holds a share by now: the MACs are made of the masks themselves.
+            macs = self._root_macs(values)
+            flat_macs = _joined([macs[number].reshape(2, -1) for number in self._layout.roots])
+            gamma_macs = self._gamma_macs(values, macs, gate_r)
+            for kind, tags in (("lambda-mac", flat_macs), ("gamma-mac", gamma_macs)):
+                for seed in others:
+                    tags = field.sub(tags, field.expand(seed, stream(spec, kind, step, attempt), tags.shape[1]))
+                parts.append(np.ascontiguousarray(tags).tobytes())
+        return b"".join((roots.tobytes(), gammas.tobytes(), *parts))
+
+    def _root_macs(self, values: Values) -> dict[int, Fp]:
+        """α λ for every root, in its shape; one multiplication for all of them."""
+        layout = self._layout
+        masks = np.empty(layout.root_elements, dtype=np.int64)
+        for number, place in layout.roots.items():
+            masks[place] = values[number].reshape(-1)
+        tags = self._field.scale(self._alpha, masks)
+        return {
+            number: tags[:, place].reshape(2, *self.spec.circuit.wire(number).shape)
+            for number, place in layout.roots.items()
+        }
+
+    def _gamma_macs(self, values: Values, macs: Mapping[int, Fp], gate_r: I64) -> Fp:
+        """α γ for every gate, [2, elements]: α r + Σ k λ_A·(α λ_B) - Σ α k λ_L."""
+        field, circuit = self._field, self.spec.circuit
+        result = field.scale(self._alpha, gate_r)
+        for number, place in self._layout.gates.items():
+            gate = circuit.node(number)
+            assert isinstance(gate, Gate)
+            total = result[:, place].reshape(2, *gate.wire.shape)
+            for product in gate.products:
+                tagged = self._tag_of(product.b, macs)
+                part = self._tagged_product(product, values[product.a], tagged)
+                if product.coefficient != 1:
+                    part = field.mul(part, _scalar(field, product.coefficient, part))
+                total = field.add(total, part)
+            for term in gate.terms:
+                scalar = self._alpha * term.coefficient % field.prime
+                total = field.sub(total, field.scale(scalar, np.ascontiguousarray(values[term.operand])))
+            result[:, place] = total.reshape(2, -1)
+        return result
+
+    def _tagged_product(self, product: Product, a: I64, b: Fp) -> Fp:
+        if product.kind != "mul":
+            return self._field.matmul_int64(a, b)
+        full = self._field.mul_int64(b, a)
+        return self._field.sum(full, product.reduce) if product.reduce else full
+
+    def _tag_of(self, wire: int, macs: Mapping[int, Fp]) -> Fp:
+        """α λ of an operand: its root's, seen through its views."""
+        circuit = self.spec.circuit
+        if wire in macs:
+            return macs[wire]
+        node = circuit.node(wire)
+        assert isinstance(node, View)
+        return view(node, self._tag_of(node.operand, macs), self._tables, lead=1)
+
+
+def _joined(parts: list[Fp]) -> Fp:
+    return np.concatenate(parts, axis=1) if parts else np.zeros((2, 0), dtype=np.uint64)
+
+
+def _scalar(field: Field, value: int, like: Any) -> Fp:
+    """`value` as an F_p array that broadcasts over `like`."""
+    one = field.scale(value % field.prime, np.ones(1, dtype=np.int64))
+    return np.broadcast_to(one.reshape(2, *(1,) * (like.ndim - 1)), like.shape)
+
+
+def fresh_root() -> Seed:
+    """A root seed from the operating system's generator."""
+    return Seed(secrets.token_bytes(SEED_BYTES))

@@ -1,0 +1,74 @@
+"""The field that MACs live in: F_p with p = 2^127 - 1, behind the few operations that dealing and checking need.
+
+Arrays are of shape (2, *shape), as in `ring.fp`. The protocol takes the field as a value so that the tests can measure
+the check's soundness in a small field, where it fails often enough to be counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.ring import fp
+from sordino_common.ring.prg import Seed
+
+I64 = npt.NDArray[np.int64]
+Fp = npt.NDArray[Any]
+
+
+class Field(Protocol):
+    """Vectors over F_p. `int64` arguments are signed integers; every result is canonical."""
+
+    @property
+    def prime(self) -> int: ...
+
+    def from_int64(self, v: I64) -> Fp: ...
+    def scale(self, scalar: int, v: I64) -> Fp: ...
+    def add(self, a: Fp, b: Fp) -> Fp: ...
+    def sub(self, a: Fp, b: Fp) -> Fp: ...
+    def sum(self, a: Fp, axes: tuple[int, ...]) -> Fp: ...
+    def mul_int64(self, a: Fp, v: I64) -> Fp: ...
+    def mul(self, a: Fp, b: Fp) -> Fp: ...
+    def matmul_int64(self, a: I64, b: Fp) -> Fp: ...
+    def dot(self, a: Fp, b: Fp) -> int: ...
+    def dot_int64(self, a: Fp, v: I64) -> int: ...
+    def mat_vec(self, t: I64, v: Fp) -> Fp: ...
+    def mat_vec_fp(self, t: Fp, v: Fp) -> Fp: ...
+    def vec_mat(self, v: Fp, t: I64) -> Fp: ...
+    def vec_mat_fp(self, v: Fp, t: Fp) -> Fp: ...
+    def expand(self, seed: Seed, info: bytes, count: int) -> Fp: ...
+
+
+class Mersenne127:
+    """`Field` by `ring.fp`."""
+
+    prime = fp.P
+    from_int64 = staticmethod(fp.from_int64)
+    scale = staticmethod(fp.scale)
+    mul_int64 = staticmethod(fp.mul_int64)
+    mul = staticmethod(fp.mul)
+    matmul_int64 = staticmethod(fp.matmul_int64)
+    dot = staticmethod(fp.dot)
+    dot_int64 = staticmethod(fp.dot_int64)
+    mat_vec = staticmethod(fp.mat_vec)
+    mat_vec_fp = staticmethod(fp.mat_vec_fp)
+    vec_mat = staticmethod(fp.vec_mat)
+    vec_mat_fp = staticmethod(fp.vec_mat_fp)
+
+    @staticmethod
+    def add(a: Fp, b: Fp) -> Fp:
+        return fp.add(a, b)
+
+    @staticmethod
+    def sub(a: Fp, b: Fp) -> Fp:
+        return fp.sub(a, b)
+
+    @staticmethod
+    def sum(a: Fp, axes: tuple[int, ...]) -> Fp:
+        return fp.sum_(a, axes)
+
+    @staticmethod
+    def expand(seed: Seed, info: bytes, count: int) -> Fp:
+        return fp.expand_fp(seed, info, (count,))

@@ -1,0 +1,172 @@
+"""Where each root and gate stands in the flat arrays of a step, and the local functions between gates.
+
+Dealer and parties lay out a step alike: the masks of all roots one after the other (ascending wire numbers), and the
+openings of all gates by round. A flat array costs one expansion of a seed instead of one per tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.spdz.circuit import Cat, Circuit, Gate, Linear, Sum, View
+
+I64 = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+Values = list[Any]
+Local = Callable[[Values], Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """`roots`, `gates`: wire -> its slice of the flat array. `rounds`: the slice of the gates' array that opens in each
+    round. `stages[r]`: local nodes, in order, that can be computed once r rounds have opened."""
+
+    circuit: Circuit
+    roots: Mapping[int, slice]
+    gates: Mapping[int, slice]
+    rounds: tuple[slice, ...]
+    root_elements: int
+    gate_elements: int
+    stages: tuple[tuple[int, ...], ...]
+
+
+def layout_of(circuit: Circuit) -> Layout:
+    roots: dict[int, slice] = {}
+    end = 0
+    for number in circuit.roots:
+        roots[number] = slice(end, end + circuit.wire(number).numel)
+        end = roots[number].stop
+    root_elements = end
+    gates: dict[int, slice] = {}
+    rounds: list[slice] = []
+    end = 0
+    for opened in circuit.rounds:
+        start = end
+        for number in opened:
+            gates[number] = slice(end, end + circuit.wire(number).numel)
+            end = gates[number].stop
+        rounds.append(slice(start, end))
+    return Layout(
+        circuit=circuit,
+        roots=roots,
+        gates=gates,
+        rounds=tuple(rounds),
+        root_elements=root_elements,
+        gate_elements=end,
+        stages=_stages(circuit),
+    )
+
+
+def _stages(circuit: Circuit) -> tuple[tuple[int, ...], ...]:
+    levels = [0] * len(circuit.inputs)
+    stages: list[list[int]] = [[] for _ in range(len(circuit.rounds) + 1)]
+    for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
+        if isinstance(node, Gate):
+            levels.append(node.round + 1)
+            continue
+        level = max((levels[operand] for operand in operands_of(node)), default=0)
+        levels.append(level)
+        stages[level].append(number)
+    return tuple(tuple(stage) for stage in stages)
+
+
+def operands_of(node: View | Linear | Sum | Cat) -> tuple[int, ...]:
+    match node:
+        case View() | Sum():
+            return (node.operand,)
+        case Linear():
+            return tuple(wire for _, wire in node.terms)
+        case Cat():
+            return node.operands
+
+
+def local_functions(circuit: Circuit, *, constants: bool) -> Mapping[int, Local]:
+    """Wire -> what computes it from the values before it. With `constants` for m, without for λ."""
+    functions: dict[int, Local] = {}
+    tables = [np.array(table, dtype=np.int64) for table in circuit.tables]
+    for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
+        match node:
+            case View():
+                functions[number] = _view_function(node, tables)
+            case Linear():
+                functions[number] = _linear_function(circuit, node, constants=constants)
+            case Sum():
+                functions[number] = _sum_function(node)
+            case Cat():
+                functions[number] = _cat_function(node)
+            case Gate():
+                pass
+    return functions
+
+
+def view(node: View, array: Array, tables: list[I64], *, lead: int = 0) -> Array:
+    """The view of `array`, whose first `lead` axes are not the wire's own (an F_p array's words)."""
+    own = array.shape[:lead]
+    match node.op:
+        case "view":
+            return array.reshape(*own, *node.wire.shape)
+        case "permute":
+            return array.transpose(*range(lead), *(lead + dim for dim in node.args))
+        case "expand":
+            missing = len(node.wire.shape) - (array.ndim - lead)
+            spread = array.reshape(*own, *(1,) * missing, *array.shape[lead:])
+            return np.broadcast_to(spread, (*own, *node.wire.shape))
+        case "gather":
+            flat = array.reshape(*own, -1)
+            padded = np.concatenate((flat, np.zeros((*own, 1), dtype=array.dtype)), axis=-1)
+            taken: Array = np.take(padded, tables[node.args[0]], axis=-1)
+            return taken.reshape(*own, *node.wire.shape)
+
+
+def _view_function(node: View, tables: list[I64]) -> Local:
+    operand = node.operand
+    return lambda values: view(node, values[operand], tables)
+
+
+def _linear_function(circuit: Circuit, node: Linear, *, constants: bool) -> Local:
+    shape = node.wire.shape
+    table: I64 | None = None
+    if constants and node.table is not None:
+        table_shape, flat = circuit.constants[node.table]
+        table = np.array(flat, dtype=np.int64).reshape(table_shape)
+    constant = np.int64(node.constant) if constants and node.constant else None
+    terms = node.terms
+
+    def linear(values: Values) -> Array:
+        out: Array | None = None
+        for coefficient, wire in terms:
+            if out is None:
+                out = values[wire] * np.int64(coefficient) if coefficient != 1 else np.array(values[wire])
+            elif coefficient == 1:
+                np.add(out, values[wire], out=out)
+            elif coefficient == -1:
+                np.subtract(out, values[wire], out=out)
+            else:
+                np.add(out, values[wire] * np.int64(coefficient), out=out)
+        if out is None:
+            out = np.zeros(shape, dtype=np.int64)
+        out = np.asarray(out)
+        if table is not None:
+            np.add(out, table, out=out)
+        if constant is not None:
+            np.add(out, constant, out=out)
+        return out
+
+    return linear
+
+
+def _sum_function(node: Sum) -> Local:
+    operand, dims, keepdim = node.operand, node.dims, node.keepdim
+    if not dims:
+        return lambda values: values[operand]
+    return lambda values: np.asarray(values[operand].sum(axis=dims, keepdims=keepdim, dtype=np.int64))
+
+
+def _cat_function(node: Cat) -> Local:
+    operands, dim = node.operands, node.dim
+    return lambda values: np.concatenate([values[operand] for operand in operands], axis=dim)

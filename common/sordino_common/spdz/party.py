@@ -1,0 +1,615 @@
+"""One party of a session, sans-IO: inputs, openings, checks. Everything that a compute agent does on shares.
+
+    inputs (masked, from owners) + preprocessing  ->  round 0 .. R-1, one message per party and round  ->  next step
+    every `check_every` steps, and after the last:    check-1 .. check-4  ->  `Checked`: outputs may leave
+    `MaskAtEdge` in an input or opening:              `Retry`; the step runs again, and all later ones run, under the
+                                                      next attempt
+
+    check-1   hash of all openings so far, commitment of a random seed      hashes differ: EquivocationError
+    check-2   the seed                                                      not the committed one: CommitmentError
+    check-3   commitment of σ_i  (`check`, coefficients from all seeds)
+    check-4   σ_i                                                           sum is not 0: MacCheckError
+
+A step's openings are masked by fresh uniform r, so nothing of them depends on secrets, and steps may run ahead of the
+check; what is thrown away at the edge was uniform too, and is in the transcript all the same. What leaves the committee
+is always checked first.
+
+An error that a method raises ends the session: whatever is called next raises `SessionDead`. Messages may come early
+(they wait, bounded), twice (ignored if equal), or contradict one another (`ProtocolError`).
+
+Per step and party: R messages of 8 bytes for every opened element; per check 4 messages of 64, 32, 32 and 48 bytes.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.errors import LocalError, SordinoError
+from sordino_common.ring.prg import Seed, expand_ring
+from sordino_common.spdz.arithmetic import Arithmetic, at_edge
+from sordino_common.spdz.check import Checker, Record
+from sordino_common.spdz.circuit import CircuitInput
+from sordino_common.spdz.effects import KINDS, Broadcast, Checked, Done, Effect, Kind, Retry
+from sordino_common.spdz.errors import (
+    CommitmentError,
+    CorrectionError,
+    EquivocationError,
+    MacCheckError,
+    ProtocolError,
+    RetriesExhausted,
+    SessionDead,
+    UncheckedOpenings,
+)
+from sordino_common.spdz.field import Field, Mersenne127
+from sordino_common.spdz.layout import Values, layout_of
+from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
+from sordino_common.spdz.transcript import (
+    HASH_BYTES,
+    NONCE_BYTES,
+    SEED_BYTES,
+    SIGMA_BYTES,
+    Transcript,
+    commit_seed,
+    commit_sigma,
+    joint_seed,
+)
+
+I64 = npt.NDArray[np.int64]
+_Place = tuple[str, int, int, int]  # kind, step, attempt, round
+
+AHEAD_STEPS: Final = 2  # messages and inputs of later steps than this are refused: an honest peer can't be there
+AHEAD_CORRECTIONS: Final = 1024  # the driver's byte budget is the tighter bound
+_FIXED_SIZES: Final = {
+    "check-1": 2 * HASH_BYTES,
+    "check-2": SEED_BYTES,
+    "check-3": HASH_BYTES,
+    "check-4": SIGMA_BYTES + NONCE_BYTES,
+}
+
+
+class Party:
+    """Party `index` of `spec`. `random(n)`: n bytes of the cryptographic generator."""
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        index: int,
+        setup: PartySetup,
+        *,
+        random: Callable[[int], bytes],
+        field: Field | None = None,
+    ) -> None:
+        if not 0 <= index < len(spec.parties):
+            raise LocalError(f"party {index} of {len(spec.parties)}")
+        if spec.active != (setup.mac_key is not None):
+            raise LocalError(f"a session with security {spec.security} and a setup that is not for it")
+        self.spec: Final = spec
+        self.index: Final = index
+        self.checks = 0
+        self.retries = 0
+        self._seed = setup.seed
+        self._random = random
+        self._field: Field = field or Mersenne127()
+        self._layout = layout_of(spec.circuit)
+        self._arithmetic = Arithmetic(spec.circuit, self._layout, first=index == 0)
+        self._transcript = Transcript(spec)
+        self._checker = (
+            Checker(spec, self._layout, self._field, seed=setup.seed, mac_key=setup.mac_key)
+            if setup.mac_key is not None
+            else None
+        )
+        self._dead = ""
+        self._finished = False
+        self._state: dict[str, I64] | None = None
+        self._step = 0
+        self._attempt = 0  # grows through the session, never falls back: see `dealing.Dealer.rewind`
+        self._tries = 0  # of the current step
+        self._stopped = False  # waiting for `on_restart`
+        self._slices = spec.schedule.step(0) if spec.schedule is not None else ()
+        self._inputs: dict[tuple[int, int], dict[str, dict[str, I64]]] = {}
+        self._corrections: dict[tuple[int, int], bytes] = {}
+        self._inbox: dict[_Place, dict[int, bytes]] = {}
+        self._run: _Run | None = None
+        self._records: list[Record] = []
+        self._outputs: dict[int, dict[str, I64]] = {}
+        self._check: _Check | None = None
+
+    @property
+    def waiting_for(self) -> str:
+        """What has to come before anything goes on, for a person: names the missing."""
+        if self._dead or self._finished:
+            return ""
+        if self._stopped:
+            return f"step {self._step}: everybody's consent to run it again"
+        if self._state is None:
+            return "the first parameters"
+        kind, round_ = self._now_at()
+        if kind is not None:
+            have = self._inbox.get((kind, self._step, self._attempt, round_), {})
+            names = [name for k, name in enumerate(self.spec.parties) if k != self.index and k not in have]
+            return f"step {self._step}: {kind} of {', '.join(names)}"
+        given = self._inputs.get((self._step, self._attempt), {})
+        missing = [part.owner for part in self._slices if part.owner not in given] if self.spec.row_inputs else []
+        if missing:
+            return f"step {self._step}: the rows of {', '.join(missing)}"
+        return f"step {self._step}: the dealer's correction"
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def on_state(self, masked: Mapping[str, I64]) -> list[Effect]:
+        """The first state, masked by whoever provides it: input name -> D."""
+        return self._guard(lambda: self._take_state(masked))
+
+    def resume(self, step: int, state: Mapping[str, I64]) -> list[Effect]:
+        """Begin at `step` with the m of a checkpoint. Every party must resume with the same: the first check tells."""
+        return self._guard(lambda: self._resume(step, state))
+
+    def on_input(self, owner: str, step: int, attempt: int, masked: Mapping[str, I64]) -> list[Effect]:
+        """`owner`'s rows of the step's batch: input name -> D, rows in the order of its `Slice`."""
+        return self._guard(lambda: self._take_input(owner, step, attempt, masked))
+
+    def on_correction(self, step: int, attempt: int, data: bytes) -> list[Effect]:
+        """The dealer's correction for this attempt, if this party is the corrected one."""
+        return self._guard(lambda: self._take_correction(step, attempt, data))
+
+    def on_message(
+        self, sender: int, kind: str, step: int, attempt: int, round: int, payload: bytes
+    ) -> list[Effect]:
+        """A `Broadcast` of party `sender`, whose identity the channel has proved."""
+        return self._guard(lambda: self._take_message(sender, kind, step, attempt, round, payload))
+
+    def on_restart(self, step: int, attempt: int) -> list[Effect]:
+        """Everybody met the edge at `step`: it runs again under `attempt`."""
+        return self._guard(lambda: self._restart(step, attempt))
+
+    def close(self) -> None:
+        """Forget everything. Raises `UncheckedOpenings` if openings were never checked, unless the session is dead."""
+        unchecked = bool(self._records or self._run) and not self._dead
+        self._die("closed")
+        if unchecked:
+            raise UncheckedOpenings(f"session closed at step {self._step} with openings that were not checked")
+
+    def abandon(self) -> None:
+        """Forget everything, openings that await their check too: the fleet is gone, nothing will be output."""
+        self._die("abandoned")
+
+    # --- guard -----------------------------------------------------------------------------------------------------
+
+    def _guard(self, take: Callable[[], None]) -> list[Effect]:
+        if self._finished:
+            return []  # a late duplicate
+        if self._dead:
+            raise SessionDead(f"the session has ended: {self._dead}")
+        try:
+            with np.errstate(over="ignore"):  # Z_2^64 wraps on purpose; NumPy warns of it for single numbers
+                take()
+                return self._go_on()
+        except LocalError:
+            raise  # the caller's mistake, found before anything changed
+        except SordinoError as error:
+            self._die(f"{error.code}: {error}")
+            raise
+
+    def _die(self, why: str) -> None:
+        self._dead = why
+        self._checker = self._check = self._run = None
+        self._state = None
+        self._seed = Seed(bytes(SEED_BYTES))
+        for table in (self._inputs, self._corrections, self._inbox, self._outputs):
+            table.clear()
+        self._records.clear()
+
+    # --- taking ----------------------------------------------------------------------------------------------------
+
+    def _take_state(self, masked: Mapping[str, I64]) -> None:
+        if self._state is not None:
+            raise ProtocolError("the first parameters came twice")
+        entries = self.spec.state_inputs
+        self._require_names({entry.name for entry in entries}, masked, "the first parameters")
+        state = {}
+        for entry in entries:
+            opened = masked[entry.name]
+            self._require_shape(opened, entry.wire.shape, entry)
+            if at_edge(opened, entry.bound_bits):
+                raise ProtocolError(f"{entry.name}: masked parameters at the edge; their owner must mask them anew")
+            self._transcript.add("state", 0, 0, 0, entry.name, opened)
+            state[entry.name] = opened >> np.int64(entry.shift)
+        self._state = state
+
+    def _resume(self, step: int, state: Mapping[str, I64]) -> None:
+        if self._state is not None or not 0 <= step < self.spec.steps:
+            raise LocalError(f"resume at step {step}: the session is under way, or has {self.spec.steps} steps only")
+        entries = self.spec.state_inputs
+        self._require_names({entry.name for entry in entries}, state, "the checkpoint")
+        for entry in entries:
+            self._require_shape(state[entry.name], entry.wire.shape, entry)
+            self._transcript.add("resume", step, 0, 0, entry.name, state[entry.name])
+        self._state = {entry.name: np.array(state[entry.name]) for entry in entries}
+        self._step = step
+        self._slices = self.spec.schedule.step(step) if self.spec.schedule is not None else ()
+
+    def _take_input(self, owner: str, step: int, attempt: int, masked: Mapping[str, I64]) -> None:
+        if self._is_past(step, attempt):
+            return
+        if step > self._step + AHEAD_STEPS or attempt > self._attempt + 1:
+            raise ProtocolError(f"rows of {owner} for step {step} attempt {attempt}, we are at step {self._step}")
+        parts = {part.owner: part for part in self._slices_of(step)}
+        if owner not in parts:
+            raise ProtocolError(f"{owner} has no rows in the batch of step {step}")
+        self._require_names({entry.name for entry in self.spec.row_inputs}, masked, f"rows of {owner}")
+        for entry in self.spec.row_inputs:
+            self._require_shape(masked[entry.name], (len(parts[owner].positions), *entry.wire.shape[1:]), entry)
+        given = self._inputs.setdefault((step, attempt), {})
+        if owner in given:
+            if all(np.array_equal(given[owner][name], masked[name]) for name in masked):
+                return
+            raise ProtocolError(f"{owner} sent two different batches for step {step} attempt {attempt}")
+        given[owner] = {name: np.array(value) for name, value in masked.items()}
+
+    def _take_correction(self, step: int, attempt: int, data: bytes) -> None:
+        if self._is_past(step, attempt):
+            return
+        if self.spec.corrected(step, attempt) != self.index:
+            raise CorrectionError(f"the correction of step {step} attempt {attempt} is another party's")
+        expected = self.spec.circuit.preprocessing_bytes(active=self.spec.active)
+        if len(data) != expected:
+            raise CorrectionError(f"the correction of step {step} has {len(data)} bytes, the circuit needs {expected}")
+        if self._run is not None and (step, attempt) == (self._step, self._attempt):
+            return  # it is in use
+        before = self._corrections.get((step, attempt))
+        if before is not None and before != data:
+            raise CorrectionError(f"two different corrections for step {step} attempt {attempt}")
+        if before is None and len(self._corrections) >= AHEAD_CORRECTIONS:
+            raise CorrectionError(f"more than {AHEAD_CORRECTIONS} corrections ahead of the steps")
+        self._corrections[(step, attempt)] = data
+
+    def _take_message(self, sender: int, kind: str, step: int, attempt: int, round_: int, payload: bytes) -> None:
+        if not 0 <= sender < len(self.spec.parties) or sender == self.index:
+            raise ProtocolError(f"there is no other party {sender}")
+        name = self.spec.parties[sender]
+        if kind not in KINDS:
+            raise ProtocolError(f"{name} sent a message of unknown kind {kind[:20]!r}")
+        if not (0 <= step <= self._step + 1 and step < self.spec.steps and 0 <= attempt <= self._attempt + 1):
+            raise ProtocolError(f"{name} sent {kind} of step {step} attempt {attempt}, we are at step {self._step}")
+        self._require_size(name, kind, round_, len(payload))
+        if self._is_past(step, attempt):
+            return
+        place = (kind, step, attempt, round_)
+        came = self._inbox.setdefault(place, {})
+        before = came.get(sender)
+        if before is not None and before != payload:
+            raise ProtocolError(f"{name} sent two different messages: {kind} of step {step} round {round_}")
+        came[sender] = payload
+
+    def _require_size(self, name: str, kind: str, round_: int, size: int) -> None:
+        if kind == "open":
+            rounds = self._layout.rounds
+            if not 0 <= round_ < len(rounds):
+                raise ProtocolError(f"{name} opened round {round_}, there are {len(rounds)}")
+            expected = 8 * (rounds[round_].stop - rounds[round_].start)
+        else:
+            if round_ != 0 or not self.spec.active:
+                raise ProtocolError(f"{name} sent {kind} of round {round_} in a session that has no such message")
+            expected = _FIXED_SIZES[kind]
+        if size != expected:
+            raise ProtocolError(f"{name} sent {size} bytes as {kind} of round {round_}, expected {expected}")
+
+    def _restart(self, step: int, attempt: int) -> None:
+        if not self._stopped or step != self._step or attempt != self._attempt + 1:
+            raise ProtocolError(
+                f"told to run step {step} again as attempt {attempt}, but this party is at step {self._step}, attempt "
+                f"{self._attempt}"
+            )
+        if self._tries >= self.spec.retries:
+            raise RetriesExhausted(
+                f"step {step} met the edge of the ring {self._tries + 1} times, at most {self.spec.retries} are likely"
+            )
+        self._stopped = False
+        self._attempt = attempt
+        self._tries += 1
+        self.retries += 1
+        for table in (self._inputs, self._corrections):
+            for at in [at for at in table if at[1] < attempt]:
+                del table[at]
+        for place in [place for place in self._inbox if place[2] < attempt]:
+            del self._inbox[place]
+
+    # --- going on --------------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> list[Effect]:
+        effects: list[Effect] = []
+        while not (self._stopped or self._finished) and self._state is not None:
+            if self._check is not None:
+                went = self._go_on_checking(effects)
+            elif self._run is None:
+                went = self._begin(effects)
+            else:
+                went = self._open(effects)
+            if not went:
+                break
+        return effects
+
+    def _begin(self, effects: list[Effect]) -> bool:
+        """Start the step, if inputs and preprocessing are there."""
+        spec, at = self.spec, (self._step, self._attempt)
+        given = self._inputs.get(at, {})
+        if spec.row_inputs and any(part.owner not in given for part in self._slices):
+            return False
+        corrected = spec.corrected(*at) == self.index
+        if corrected and at not in self._corrections:
+            return False
+        values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))
+        assert self._state is not None
+        for number, entry in enumerate(spec.circuit.inputs):
+            if entry not in spec.row_inputs:
+                values[number] = self._state[entry.name]
+                continue
+            opened = np.zeros(entry.wire.shape, dtype=np.int64)
+            for part in self._slices:
+                opened[part.positions] = given[part.owner][entry.name]
+            self._transcript.add("input", *at, 0, entry.name, opened)
+            if at_edge(opened, entry.bound_bits):
+                return self._retry(effects, f"input {entry.name}")
+            values[number] = opened >> np.int64(entry.shift)
+        self._run = _Run(values, *self._preprocessing(at, corrected), self._arithmetic)
+        self._arithmetic.locals_after(0, values)
+        if self._layout.rounds:
+            self._send_round(effects)
+        return True
+
+    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[I64, I64, Any, Any]:
+        """Shares of λ and γ, and the MAC shares if this is the corrected party."""
+        spec, layout = self.spec, self._layout
+        if not corrected:
+            return (
+                expand_ring(self._seed, stream(spec, "lambda", *at), (layout.root_elements,)),
+                expand_ring(self._seed, stream(spec, "gamma", *at), (layout.gate_elements,)),
+                None,
+                None,
+            )
+        data = self._corrections.pop(at)
+        ring = np.frombuffer(data, dtype="<i8", count=layout.root_elements + layout.gate_elements)
+        lambdas, gammas = ring[: layout.root_elements], ring[layout.root_elements :].copy()
+        if not spec.active:
+            return lambdas, gammas, None, None
+        words = np.frombuffer(data, dtype="<u8", offset=ring.nbytes)
+        cut = 2 * layout.root_elements
+        root_macs, gamma_macs = words[:cut].reshape(2, -1), words[cut:].reshape(2, -1)
+        if self._has_large_word(root_macs, gamma_macs):
+            raise CorrectionError(f"the correction of step {at[0]} has MAC shares that are not in the field")
+        return lambdas, gammas, root_macs, gamma_macs
+
+    @staticmethod
+    def _has_large_word(*macs: Any) -> bool:
+        """Whether some high word has its top bit set: such a number is not below 2^127."""
+        return any(bool((mac[1] >> np.uint64(63)).any()) for mac in macs)
+
+    def _send_round(self, effects: list[Effect]) -> None:
+        run = self._run
+        assert run is not None
+        shares = self._arithmetic.share(run.round, run.values, run.masks, run.gammas)
+        payload = shares.astype("<i8", copy=False).tobytes()
+        effects.append(
+            Broadcast(kind="open", step=self._step, attempt=self._attempt, round=run.round, payload=payload)
+        )
+
+    def _open(self, effects: list[Effect]) -> bool:
+        """Add up the current round's shares, if all are there."""
+        run = self._run
+        assert run is not None
+        if run.round < len(self._layout.rounds):
+            came = self._inbox.get(("open", self._step, self._attempt, run.round), {})
+            if len(came) < len(self.spec.parties) - 1:
+                return False
+            del self._inbox[("open", self._step, self._attempt, run.round)]
+            place = self._layout.rounds[run.round]
+            opened = run.gammas[place]  # our own shares stand there; the sum takes their place
+            for payload in came.values():
+                np.add(opened, np.frombuffer(payload, dtype="<i8"), out=opened)
+            if self.spec.active:
+                self._transcript.add("open", self._step, self._attempt, run.round, "", opened)
+            edge = self._arithmetic.accept(run.round, run.values, run.gammas)
+            if edge:
+                return self._retry(effects, f"{edge}, round {run.round}")
+            run.round += 1
+            self._arithmetic.locals_after(run.round, run.values)
+            if run.round < len(self._layout.rounds):
+                self._send_round(effects)
+                return True
+        self._end_step(effects)
+        return True
+
+    def _retry(self, effects: list[Effect], where: str) -> bool:
+        self._run = None
+        self._stopped = True
+        self._inputs.pop((self._step, self._attempt), None)
+        effects.append(Retry(step=self._step, attempt=self._attempt, where=where))
+        return False
+
+    def _end_step(self, effects: list[Effect]) -> None:
+        run, spec, step = self._run, self.spec, self._step
+        assert run is not None
+        self._state = {name: run.values[wire] for name, wire in spec.state_outputs.items()}
+        self._outputs[step] = {name: run.values[wire] for name, wire in spec.value_outputs.items()}
+        if spec.active:
+            self._records.append(
+                Record(
+                    step=step,
+                    attempt=self._attempt,
+                    values=run.values,
+                    opened=run.gammas,
+                    root_macs=run.root_macs,
+                    gamma_macs=run.gamma_macs,
+                )
+            )
+        self._run = None
+        if not spec.check_due(step):
+            self._next_step()
+        elif spec.active:
+            self._begin_check(effects)
+        else:
+            self._release(effects)
+
+    def _next_step(self) -> None:
+        self._inputs.pop((self._step, self._attempt), None)
+        for place in [place for place in self._inbox if place[1] == self._step]:
+            del self._inbox[place]
+        self._step, self._tries = self._step + 1, 0
+        if self._step < self.spec.steps and self.spec.schedule is not None:
+            self._slices = self.spec.schedule.step(self._step)
+
+    # --- the check -------------------------------------------------------------------------------------------------
+
+    def _begin_check(self, effects: list[Effect]) -> None:
+        seed = self._random(SEED_BYTES)
+        self._check = _Check(seed=seed, hash=self._transcript.digest())
+        self._say(effects, "check-1", self._check.hash + commit_seed(self.spec, self._step, self.index, seed))
+
+    def _go_on_checking(self, effects: list[Effect]) -> bool:
+        check = self._check
+        assert check is not None
+        kind = KINDS[check.phase]
+        came = self._inbox.get((kind, self._step, self._attempt, 0), {})
+        if len(came) < len(self.spec.parties) - 1:
+            return False
+        match check.phase:
+            case 1:
+                self._compare_transcripts(check, came)
+                self._say(effects, "check-2", check.seed)
+            case 2:
+                self._open_seeds(check, came)
+                self._compute_sigma(check)
+                commitment = commit_sigma(self.spec, self._step, self.index, check.sigma, check.nonce)
+                self._say(effects, "check-3", commitment)
+            case 3:
+                check.sigma_commitments = dict(came)
+                self._say(effects, "check-4", check.sigma + check.nonce)
+            case _:
+                self._judge(check, came)
+                self._check = None
+                self._records.clear()
+                self.checks += 1
+                self._release(effects)
+                return True
+        check.phase += 1
+        return True
+
+    def _compare_transcripts(self, check: _Check, came: Mapping[int, bytes]) -> None:
+        for sender, payload in sorted(came.items()):
+            if not hmac.compare_digest(payload[:HASH_BYTES], check.hash):
+                raise EquivocationError(
+                    f"{self.spec.parties[sender]} has seen other openings than {self.spec.parties[self.index]} up to "
+                    f"step {self._step}: somebody told different members different things"
+                )
+            check.seed_commitments[sender] = payload[HASH_BYTES:]
+
+    def _open_seeds(self, check: _Check, came: Mapping[int, bytes]) -> None:
+        for sender, seed in sorted(came.items()):
+            commitment = commit_seed(self.spec, self._step, sender, seed)
+            if not hmac.compare_digest(commitment, check.seed_commitments[sender]):
+                raise CommitmentError(f"{self.spec.parties[sender]} opened a seed that it had not committed to")
+        seeds = [check.seed if k == self.index else came[k] for k in range(len(self.spec.parties))]
+        check.joint = Seed(joint_seed(self.spec, self._step, seeds))
+
+    def _compute_sigma(self, check: _Check) -> None:
+        assert self._checker is not None and check.joint is not None
+        sigma = self._checker.sigma(self._records, check.joint)
+        check.sigma = sigma.to_bytes(SIGMA_BYTES, "little")
+        check.nonce = self._random(NONCE_BYTES)
+
+    def _judge(self, check: _Check, came: Mapping[int, bytes]) -> None:
+        total = int.from_bytes(check.sigma, "little")
+        for sender, payload in sorted(came.items()):
+            sigma, nonce = payload[:SIGMA_BYTES], payload[SIGMA_BYTES:]
+            commitment = commit_sigma(self.spec, self._step, sender, sigma, nonce)
+            if not hmac.compare_digest(commitment, check.sigma_commitments[sender]):
+                raise CommitmentError(f"{self.spec.parties[sender]} opened a check value that it had not committed to")
+            total += int.from_bytes(sigma, "little")
+        if total % self._field.prime:
+            raise MacCheckError(
+                f"the MAC check after step {self._step} failed: a member or the preprocessing cheats, or a value left "
+                "the range that the job states (spdz.ranges). Nothing was output; the session is over"
+            )
+
+    def _say(self, effects: list[Effect], kind: Kind, payload: bytes) -> None:
+        effects.append(Broadcast(kind=kind, step=self._step, attempt=self._attempt, round=0, payload=payload))
+
+    def _release(self, effects: list[Effect]) -> None:
+        assert self._state is not None
+        effects.append(Checked(step=self._step, outputs=dict(self._outputs), state=dict(self._state)))
+        self._outputs.clear()
+        if self._step + 1 == self.spec.steps:
+            self._finished = True
+            self._die("finished")
+            effects.append(Done())
+        else:
+            self._next_step()
+
+    # --- small things ----------------------------------------------------------------------------------------------
+
+    def _now_at(self) -> tuple[str | None, int]:
+        if self._check is not None:
+            return KINDS[self._check.phase], 0
+        if self._run is not None:
+            return "open", self._run.round
+        return None, 0
+
+    def _is_past(self, step: int, attempt: int) -> bool:
+        """A late duplicate of something that is over."""
+        return step < self._step or attempt < self._attempt
+
+    def _slices_of(self, step: int) -> Any:
+        if step == self._step:
+            return self._slices
+        if self.spec.schedule is None or not 0 <= step < self.spec.steps:
+            raise ProtocolError(f"there is no batch of step {step}")
+        return self.spec.schedule.step(step)
+
+    @staticmethod
+    def _require_names(expected: set[str], given: Mapping[str, Any], what: str) -> None:
+        if set(given) != expected:
+            raise ProtocolError(f"{what}: expected {sorted(expected)}, got {sorted(given)[:20]}")
+
+    @staticmethod
+    def _require_shape(value: I64, shape: tuple[int, ...], entry: CircuitInput) -> None:
+        if value.dtype != np.int64 or value.shape != shape:
+            raise ProtocolError(
+                f"{entry.name}: expected int64{list(shape)}, got {value.dtype}{list(value.shape)}"
+            )
+
+
+class _Run:
+    """A step attempt under way. `gammas` holds γ shares, then this party's openings, then D."""
+
+    __slots__ = ("gamma_macs", "gammas", "masks", "root_macs", "round", "values")
+
+    def __init__(
+        self, values: Values, lambdas: I64, gammas: I64, root_macs: Any, gamma_macs: Any, arithmetic: Arithmetic
+    ) -> None:
+        self.values = values
+        self.masks = arithmetic.masks(lambdas)
+        self.gammas = gammas
+        self.root_macs = root_macs
+        self.gamma_macs = gamma_macs
+        self.round = 0
+
+
+class _Check:
+    """A check under way; `phase` is the number of the check's message that is awaited."""
+
+    __slots__ = ("hash", "joint", "nonce", "phase", "seed", "seed_commitments", "sigma", "sigma_commitments")
+
+    def __init__(self, *, seed: bytes, hash: bytes) -> None:
+        self.phase = 1
+        self.seed = seed
+        self.hash = hash
+        self.joint: Seed | None = None
+        self.sigma = b""
+        self.nonce = b""
+        self.seed_commitments: dict[int, bytes] = {}
+        self.sigma_commitments: dict[int, bytes] = {}

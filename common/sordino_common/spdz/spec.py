@@ -1,0 +1,206 @@
+"""What all parties of a session agree on, and the order in which the owners' rows come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.errors import LocalError
+from sordino_common.ring.prg import Seed, label
+from sordino_common.spdz.circuit import Circuit, CircuitInput
+
+I64 = npt.NDArray[np.int64]
+Security = Literal["active", "passive"]
+Order = Literal["shuffled", "by-owner"]
+
+MIN_PARTIES: Final = 2
+MAX_PARTIES: Final = 4
+PADDING: Final = -1
+ROW_ROLES: Final = frozenset({"x", "y"})
+STATE_ROLES: Final = frozenset({"param", "state"})
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """`owner`'s rows (numbers among its own, or `PADDING`: a row of zeros) stand at `positions` of the batch."""
+
+    owner: str
+    rows: I64
+    positions: I64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Whose rows make up the batch of each step: a public function of row counts and seed.
+
+    `shuffled`: passes over all owners' rows together, each pass in an order of its own; the rows left over by a pass
+    begin the next batch. `by-owner`: every batch is of one owner, in order, the last one of each padded with zeros."""
+
+    rows: tuple[tuple[str, int], ...]
+    batch_rows: int
+    seed: int
+    order: Order = "shuffled"
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.rows]
+        if len(set(names)) != len(names) or not names:
+            raise LocalError("schedule: owners must be named once each, and there must be one")
+        if self.batch_rows < 1 or any(count < 1 for _, count in self.rows):
+            raise LocalError("schedule: batch and row counts must be at least 1")
+
+    @property
+    def total(self) -> int:
+        """Rows of all owners."""
+        return sum(count for _, count in self.rows)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps of one pass over all rows, rounded up."""
+        if self.order == "shuffled":
+            return -(-self.total // self.batch_rows)
+        return sum(-(-count // self.batch_rows) for _, count in self.rows)
+
+    def step(self, number: int) -> tuple[Slice, ...]:
+        """The batch of step `number` (from 0), owners in their order; those without a row in it are left out."""
+        return self._by_owner(number) if self.order == "by-owner" else self._shuffled(number)
+
+    def _shuffled(self, number: int) -> tuple[Slice, ...]:
+        start, total = number * self.batch_rows, self.total
+        parts: list[I64] = []
+        left = self.batch_rows
+        while left:
+            order = _permutation(self.seed, start // total, total)
+            part = order[start % total : start % total + left]
+            parts.append(part)
+            start, left = start + len(part), left - len(part)
+        batch = np.concatenate(parts)
+        slices, first = [], 0
+        for name, count in self.rows:
+            positions = np.flatnonzero((batch >= first) & (batch < first + count))
+            if len(positions):
+                slices.append(Slice(name, batch[positions] - first, positions))
+            first += count
+        return tuple(slices)
+
+    def _by_owner(self, number: int) -> tuple[Slice, ...]:
+        for name, count in self.rows:
+            steps = -(-count // self.batch_rows)
+            if number < steps:
+                rows = np.arange(number * self.batch_rows, (number + 1) * self.batch_rows, dtype=np.int64)
+                rows[rows >= count] = PADDING
+                return (Slice(name, rows, np.arange(self.batch_rows, dtype=np.int64)),)
+            number -= steps
+        raise LocalError("schedule: there is no such step, all rows have been")
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, number: int, total: int) -> I64:
+    """The order of pass `number`. Public, so a statistical generator will do."""
+    order = np.random.Generator(np.random.PCG64([seed, number])).permutation(total).astype(np.int64)
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSpec:
+    """Public, and the same at every party: `digest` is in every key, commitment and hash of the session.
+
+    `parties`: the compute agents in order; party i is `parties[i]`. `steps`: how many the session runs; `check_every`:
+    the MAC check (and with it every output) comes after so many steps, and after the last. `retries`: how often one
+    step may meet `MaskAtEdge`. `circuit_digest` identifies the circuit (a hash of its canonical encoding)."""
+
+    session: bytes
+    circuit: Circuit
+    circuit_digest: bytes
+    parties: tuple[str, ...]
+    security: Security
+    steps: int
+    check_every: int
+    retries: int
+    schedule: Schedule | None
+
+    def __post_init__(self) -> None:
+        if len(self.session) != 16:
+            raise LocalError(f"session: an id has 16 bytes, got {len(self.session)}")
+        if not MIN_PARTIES <= len(self.parties) <= MAX_PARTIES or len(set(self.parties)) != len(self.parties):
+            raise LocalError(f"session: {MIN_PARTIES} to {MAX_PARTIES} different parties, got {list(self.parties)}")
+        if self.steps < 1 or self.check_every < 1 or self.retries < 0:
+            raise LocalError("session: steps and check_every are at least 1, retries at least 0")
+        if self.row_inputs and self.schedule is None:
+            raise LocalError("session: the circuit takes rows, so it needs a schedule")
+
+    @property
+    def active(self) -> bool:
+        return self.security == "active"
+
+    @cached_property
+    def row_inputs(self) -> tuple[CircuitInput, ...]:
+        """Inputs that the owners of rows provide, anew for every step."""
+        return tuple(entry for entry in self.circuit.inputs if entry.role in ROW_ROLES)
+
+    @cached_property
+    def state_inputs(self) -> tuple[CircuitInput, ...]:
+        """Inputs that one step hands to the next (or that stay: parameters of an inference)."""
+        return tuple(entry for entry in self.circuit.inputs if entry.role in STATE_ROLES)
+
+    @cached_property
+    def state_outputs(self) -> Mapping[str, int]:
+        """State input -> the wire whose value it has in the next step; itself if no output replaces it."""
+        replaced = {(entry.role, entry.name): entry.wire for entry in self.circuit.outputs}
+        own = {(entry.role, entry.name): number for number, entry in enumerate(self.circuit.inputs)}
+        return {
+            entry.name: replaced.get((entry.role, entry.name), own[(entry.role, entry.name)])
+            for entry in self.state_inputs
+        }
+
+    @cached_property
+    def value_outputs(self) -> Mapping[str, int]:
+        """Outputs of a step that are no state: losses, predictions. Name -> wire."""
+        return {entry.name: entry.wire for entry in self.circuit.outputs if entry.role not in STATE_ROLES}
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over everything above."""
+        schedule: list[str | int | bytes] = []
+        if self.schedule is not None:
+            schedule = [self.schedule.batch_rows, self.schedule.seed, self.schedule.order]
+            for name, count in self.schedule.rows:
+                schedule += [name, count]
+        return hashlib.sha256(
+            label(
+                "sordino spdz session v1", self.session, self.circuit_digest, len(self.parties), *self.parties,
+                self.security, self.steps, self.check_every, self.retries, *schedule,
+            )
+        ).digest()  # fmt: skip
+
+    def corrected(self, step: int, attempt: int) -> int:
+        """The party that gets this attempt's correction; the others' shares are expanded from seeds. It rotates."""
+        return (step + attempt) % len(self.parties)
+
+    def check_due(self, step: int) -> bool:
+        """Whether the check comes after step `step`."""
+        return (step + 1) % self.check_every == 0 or step + 1 == self.steps
+
+
+class PartySetup:
+    """What the dealer tells one party once: the seed of its shares, and its share of the MAC key (None if passive)."""
+
+    __slots__ = ("mac_key", "seed")
+
+    def __init__(self, seed: Seed, mac_key: int | None) -> None:
+        self.seed = seed
+        self.mac_key = mac_key
+
+    def __repr__(self) -> str:
+        return "PartySetup(hidden)"
+
+
+def stream(spec: SessionSpec, kind: str, step: int, attempt: int, *more: str | int) -> bytes:
+    """The `info` of one use of a seed in this session: no two uses have the same."""
+    return label("sordino spdz stream v1", spec.digest, kind, step, attempt, *more)
