@@ -12,6 +12,8 @@ F64 = m.Array("float64", (2,), struct.pack("<2d", 0.5, -2))
 EMPTY = m.Array("int64", (0, 4), b"")
 PLAN_ID = bytes(range(32))
 TENSOR_ID = bytes(range(16))
+SESSION = bytes(range(100, 116))
+I64 = m.Array("int64", (2,), struct.pack("<2q", -1, 1 << 62))
 
 DATA = m.DataRef(
     dataset="boston",
@@ -88,6 +90,61 @@ EXAMPLES: dict[str, m.Message] = {
     "tensor-value": m.TensorValue(tensor_id=TENSOR_ID, value=F32),
     "tensor-drop": m.TensorDrop(tensor_ids=(TENSOR_ID,)),
     "tensor-dropped": m.TensorDropped(dropped=1),
+    "spdz-open": m.SpdzOpen(
+        run="boston-1",
+        session=SESSION,
+        plan_id=PLAN_ID,
+        circuit=PLAN_ID,
+        digest=PLAN_ID,
+        settings=(m.SpdzNumber(name="fraction_bits", value=14.0), m.SpdzNumber(name="x", value=8.0)),
+        parties=("agent-00", "agent-01"),
+        dealer="server",
+        security="active",
+        first_step=20,
+        steps=40,
+        check_every=1,
+        retries=8,
+        rows=(m.SpdzRows(owner="agent-00", rows=40), m.SpdzRows(owner="agent-02", rows=7)),
+        batch_rows=32,
+        seed=7,
+        order="shuffled",
+        outputs=(
+            m.SpdzOutput(name="loss", receiver="server"),
+            m.SpdzOutput(name="model", receiver="agent-02", every=20),
+            m.SpdzOutput(name="prediction", receiver="*owners"),
+        ),
+        data=DATA,
+        state_from=None,
+        resume=m.SpdzPoint(session=SESSION, step=20),
+        checkpoint_every=20,
+        ahead=16,
+        report_every=4,
+        silence_s=60.0,
+    ),
+    "spdz-ready": m.SpdzReady(session=SESSION, digest=PLAN_ID, correction_bytes=4096),
+    "spdz-setup": m.SpdzSetup(session=SESSION, party_seed=PLAN_ID, mac_key=TENSOR_ID, owner_seed=None, state_seed=None),
+    "spdz-correction": m.SpdzCorrection(session=SESSION, step=3, attempt=0, part=0, parts=2, data=b"\x01\x02"),
+    "spdz-state": m.SpdzState(session=SESSION, names=("w",), values=(I64,)),
+    "spdz-input": m.SpdzInput(attempt=0, batches=(m.SpdzValues(step=3, names=("x", "y"), values=(I64, EMPTY)),)),
+    "spdz-shares": m.SpdzShares(
+        shares=(
+            m.SpdzShare(kind="check-4", step=2, attempt=0, round=0, payload=bytes(48)),
+            m.SpdzShare(kind="open", step=3, attempt=0, round=0, payload=bytes(16)),
+        )
+    ),
+    "spdz-outputs": m.SpdzOutputs(outputs=(m.SpdzValues(step=3, names=("prediction",), values=(I64,)),)),
+    "spdz-masks": m.SpdzMasks(session=SESSION, outputs=(m.SpdzValues(step=3, names=("prediction",), values=(I64,)),)),
+    "spdz-confirm": m.SpdzConfirm(session=SESSION, step=4),
+    "spdz-checked": m.SpdzChecked(
+        session=SESSION, step=4, checkpoint=0, outputs=(m.SpdzValues(step=3, names=("loss",), values=(I64,)),)
+    ),
+    "spdz-retry": m.SpdzRetry(session=SESSION, step=3, attempt=0, where="gate 7, round 2"),
+    "spdz-restart": m.SpdzRestart(session=SESSION, step=3, attempt=1),
+    "spdz-abort": m.SpdzAbort(session=SESSION, code="mac-check", reason="the MAC check after step 3 failed"),
+    "spdz-close": m.SpdzClose(session=SESSION),
+    "spdz-closed": m.SpdzClosed(
+        session=SESSION, counters=m.SpdzCounters(rounds=28, checks=4, opened_bytes=1 << 16, online_s=0.5)
+    ),
 }
 
 

@@ -26,6 +26,8 @@ def bad(kind: str, error: str, **changes: object) -> dict[str, str]:
 def main() -> None:
     train = encode_message(EXAMPLES["train"])
     data = cbor2.loads(encode_message(EXAMPLES["evaluate"]))[1]["data"]
+    share = cbor2.loads(encode_message(EXAMPLES["spdz-shares"]))[1]["shares"][1]
+    floats = cbor2.CBORTag(40, [[1], cbor2.CBORTag(85, bytes(4))])
     good = {kind: encode_message(example).hex() for kind, example in sorted(EXAMPLES.items())}
     refusals = {
         "bad_unknown_kind": {"data": hexed(["os.system", {}]), "error": "unknown kind 'os.system'"},
@@ -53,6 +55,26 @@ def main() -> None:
         "bad_lease_forever": bad("tensor-put", "<= 86400", lease_s=1e9),
         "bad_lease_zero": bad("tensor-put", "> 0", lease_s=0.0),
         "bad_tensor_id": bad("tensor-get", "length", tensor_id=bytes(17)),
+        "bad_session_id": bad("spdz-close", "length", session=bytes(15)),
+        "bad_committee_of_one": bad("spdz-open", "length >= 2", parties=["agent-00"]),
+        "bad_committee_of_five": bad("spdz-open", "length <= 4", parties=[f"agent-{k}" for k in range(5)]),
+        "bad_party_twice": bad("spdz-open", "a party is named twice", parties=["agent-00", "agent-00"]),
+        "bad_owner_twice": bad("spdz-open", "an owner is named twice", rows=[{"owner": "a", "rows": 1}] * 2),
+        "bad_no_rows": bad("spdz-open", ">= 1", rows=[{"owner": "a", "rows": 0}]),
+        "bad_two_first_states": bad("spdz-open", "either state_from or resume", state_from="server"),
+        "bad_first_step_behind_the_last": bad("spdz-open", "first_step 40 is not one of 40", first_step=40),
+        "bad_security": bad("spdz-open", "Invalid enum value 'none'", security="none"),
+        "bad_receiver": bad("spdz-open", "regex", outputs=[{"name": "loss", "receiver": "*everybody", "every": 0}]),
+        "bad_party_seed_short": bad("spdz-setup", "length >= 32", party_seed=bytes(31)),
+        "bad_mac_key_long": bad("spdz-setup", "length <= 16", mac_key=bytes(17)),
+        "bad_correction_part": bad("spdz-correction", "part 2 of 2", part=2),
+        "bad_input_of_floats": bad(
+            "spdz-input", "'x' is float32, expected int64", batches=[{"step": 3, "names": ["x"], "values": [floats]}]
+        ),
+        "bad_values_without_names": bad("spdz-state", "0 names for 1 values", names=[]),
+        "bad_share_kind": bad("spdz-shares", "Invalid enum value", shares=[{**share, "kind": "check-5"}]),
+        "bad_too_many_shares": bad("spdz-shares", "length <= 16", shares=[share] * 17),
+        "bad_abort_reason_too_long": bad("spdz-abort", "length <= 4000", reason="x" * 4001),
         "bad_reason_too_long": bad("refused", "length <= 4000", reason="x" * 4001),
     }
     target = Path(__file__).parent / "messages.json"
