@@ -4,14 +4,14 @@ Since nothing wraps, every gate satisfies an identity over the integers, so modu
 
     α (Σ_j k_j m_A·m_B + Σ_l k_l m_L + c - D) - Σ_j k_j (m_A·αλ_B + αλ_A·m_B) + αγ = 0                  (*)
 
-with γ = Σ k λ_A·λ_B - Σ k λ_L + r (`dealing`). Party i has the m and D, its share α_i and its shares of αλ and αγ. After
-all openings are fixed, coefficients ρ are drawn for the elements of every gate, and party i computes its share of the
-sum of ρ times (*), over all gates and steps:
+with γ = Σ k λ_A·λ_B - Σ k λ_L + r (`dealing`). Party i has the m and D, its share α_i and its shares of αλ and αγ.
+After all openings are fixed, coefficients ρ are drawn for the elements of every gate, and party i computes its share of
+the sum of ρ times (*), over all gates and steps:
 
     σ_i = α_i V + W_i,    V = Σ ρ (Σ k m_A·m_B + Σ k m_L + c - D),    W_i = Σ ρ (μ_γ^i - Σ k (m_A·μ_B^i + μ_A^i·m_B))
 
-The members accept iff Σ σ_i = 0. A wrong opening D + e, 0 < |e| < 2^65 < p, leaves α ρ e, which is 0 only if ρ (63 bits)
-hits the one root of a polynomial of degree 1, or 2 where ρ is of rank one, or if the cheater's shift of σ guesses α:
+The members accept iff Σ σ_i = 0. A wrong opening D + e, 0 < |e| < 2^65 < p, leaves α ρ e, which is 0 only if ρ (63
+bits) hits a root of a polynomial of degree 1, or 2 where ρ is of rank one, or if the cheater's shift of σ guesses α:
 chance at most 2^-62 + 2^-127.
 
 Matrix gates take ρ_ij = χ_i ψ_j as in Freivalds' check (IFIP 1977), so that a product costs its operands' sizes and not
@@ -39,8 +39,8 @@ COEFFICIENT_BITS: Final = 63
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One step attempt that awaits its check: m of every wire, D of every gate (flat), and this party's MAC shares (None:
-    to be expanded from its seed)."""
+    """One step attempt that awaits its check: m of every wire, D of every gate (flat), and this party's MAC shares
+    (None: to be expanded from its seed)."""
 
     step: int
     attempt: int
@@ -60,6 +60,11 @@ class Checker:
         self._seed = seed
         self._key = mac_key
         self._tables = [np.array(table, dtype=np.int64) for table in spec.circuit.tables]
+
+    @property
+    def prime(self) -> int:
+        """p: shares of σ are taken modulo it."""
+        return self._field.prime
 
     def sigma(self, records: list[Record], joint: Seed) -> int:
         """σ_i over all gates of `records`, with the coefficients that `joint` gives."""

@@ -48,7 +48,9 @@ class Deal:
     correction: bytes
 
     def __repr__(self) -> str:
-        return f"Deal(step={self.step}, attempt={self.attempt}, corrected={self.corrected}, {len(self.correction)} bytes)"
+        return (
+            f"Deal(step={self.step}, attempt={self.attempt}, corrected={self.corrected}, {len(self.correction)} bytes)"
+        )
 
 
 @dataclass(slots=True)
@@ -71,8 +73,8 @@ def derived_seed(root: Seed, *parts: str | int | bytes) -> Seed:
 class Dealer:
     """One session's dealer. Deterministic in (spec, root, state); `root` must be fresh for every session.
 
-    `state`: masks of the state inputs, if the session goes on from a checkpoint; otherwise whoever masks the first state
-    (`owner.mask_state`) does so with `state_seed`."""
+    `state`: masks of the state inputs, if the session goes on from a checkpoint; otherwise whoever masks the first
+    state (`owner.mask_state`) does so with `state_seed`."""
 
     def __init__(
         self,
@@ -221,7 +223,7 @@ class Dealer:
         for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
             if isinstance(node, Gate):
                 r = gate_r[layout.gates[number]].reshape(node.wire.shape)
-                values[number] = np.right_shift(r, np.int64(node.shift))
+                values[number] = np.asarray(np.right_shift(r, np.int64(node.shift)))
             else:
                 values[number] = self._locals[number](values)
 
@@ -245,9 +247,7 @@ class Dealer:
 
     # --- shares ----------------------------------------------------------------------------------------------------
 
-    def _correct(
-        self, step: int, attempt: int, roots: I64, gammas: I64, values: Values, gate_r: I64
-    ) -> bytes:
+    def _correct(self, step: int, attempt: int, roots: I64, gammas: I64, values: Values, gate_r: I64) -> bytes:
         """What is left for the corrected party when the others have expanded their seeds."""
         spec, field = self.spec, self._field
         others = [seed for index, seed in enumerate(self._seeds) if index != spec.corrected(step, attempt)]

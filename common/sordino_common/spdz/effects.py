@@ -25,7 +25,8 @@ class Broadcast:
     payload: bytes
 
     def __repr__(self) -> str:
-        return f"Broadcast({self.kind}, step={self.step}, attempt={self.attempt}, round={self.round}, {len(self.payload)} bytes)"
+        place = f"step={self.step}, attempt={self.attempt}, round={self.round}"
+        return f"Broadcast({self.kind}, {place}, {len(self.payload)} bytes)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

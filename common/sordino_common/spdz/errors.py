@@ -55,6 +55,6 @@ class SessionDead(RemoteError):
 
 
 class UncheckedOpenings(LocalError):
-    """A session was closed while openings were not checked: whoever closes it meant to throw them away, or has a bug."""
+    """A session was closed while openings were not checked: whoever meant to throw them away says `abandon`."""
 
     code = "unchecked-openings"

@@ -38,9 +38,9 @@ def mask(x: I64, r: I64, entry: CircuitInput) -> I64:
         raise LocalError(f"mask {entry.name}: expected int64{list(r.shape)}, got {x.dtype}{list(x.shape)}")
     limit = np.int64(1 << (entry.bound_bits - entry.shift))
     if x.size and not (bool((x < limit).all()) and bool((x > -limit).all())):
+        stated = f"{entry.wire.magnitude:g} that the job states for {entry.role} (spdz.ranges)"
         raise OutOfRange(
-            f"input {entry.name}: a value is not within the {entry.wire.magnitude:g} that the job states for {entry.role} "
-            "(spdz.ranges); raise the range, or scale or clip the data"
+            f"input {entry.name}: a value is not within the {stated}; raise the range, or scale or clip the data"
         )
     masked: I64 = np.left_shift(x, np.int64(entry.shift))
     return np.add(masked, r, out=masked)
@@ -57,16 +57,15 @@ class InputOwner:
     def masked(self, step: int, attempt: int, values: Mapping[str, I64]) -> dict[str, I64]:
         """Input name -> D for this owner's rows of the step's batch, in the order of its `Slice`.
 
-        `values`: fixed point, [rows, ...] for every row input. Call it once per (step, attempt): one mask, one value."""
+        `values`: fixed point, [rows, ...] for every row input.
+        Call it once per (step, attempt): one mask for one value."""
         expected = {entry.name for entry in self._spec.row_inputs}
         if set(values) != expected:
             raise LocalError(f"owner {self.name}: expected inputs {sorted(expected)}, got {sorted(values)}")
         result = {}
         for entry in self._spec.row_inputs:
             x = values[entry.name]
-            result[entry.name] = mask(
-                x, row_mask(self._spec, self._seed, entry, step, attempt, x.shape[0]), entry
-            )
+            result[entry.name] = mask(x, row_mask(self._spec, self._seed, entry, step, attempt, x.shape[0]), entry)
         return result
 
 

@@ -1,14 +1,9 @@
 """One party of a session, sans-IO: inputs, openings, checks. Everything that a compute agent does on shares.
 
     inputs (masked, from owners) + preprocessing  ->  round 0 .. R-1, one message per party and round  ->  next step
-    every `check_every` steps, and after the last:    check-1 .. check-4  ->  `Checked`: outputs may leave
+    every `check_every` steps, and after the last:    `verification`  ->  `Checked`: outputs may leave
     `MaskAtEdge` in an input or opening:              `Retry`; the step runs again, and all later ones run, under the
                                                       next attempt
-
-    check-1   hash of all openings so far, commitment of a random seed      hashes differ: EquivocationError
-    check-2   the seed                                                      not the committed one: CommitmentError
-    check-3   commitment of σ_i  (`check`, coefficients from all seeds)
-    check-4   σ_i                                                           sum is not 0: MacCheckError
 
 A step's openings are masked by fresh uniform r, so nothing of them depends on secrets, and steps may run ahead of the
 check; what is thrown away at the edge was uniform too, and is in the transcript all the same. What leaves the committee
@@ -22,7 +17,6 @@ Per step and party: R messages of 8 bytes for every opened element; per check 4 
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -30,16 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_common.errors import LocalError, SordinoError
-from sordino_common.ring.prg import Seed, expand_ring
+from sordino_common.ring.prg import SEED_BYTES, Seed, expand_ring
 from sordino_common.spdz.arithmetic import Arithmetic, at_edge
 from sordino_common.spdz.check import Checker, Record
 from sordino_common.spdz.circuit import CircuitInput
 from sordino_common.spdz.effects import KINDS, Broadcast, Checked, Done, Effect, Kind, Retry
 from sordino_common.spdz.errors import (
-    CommitmentError,
     CorrectionError,
-    EquivocationError,
-    MacCheckError,
     ProtocolError,
     RetriesExhausted,
     SessionDead,
@@ -48,28 +39,14 @@ from sordino_common.spdz.errors import (
 from sordino_common.spdz.field import Field, Mersenne127
 from sordino_common.spdz.layout import Values, layout_of
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
-from sordino_common.spdz.transcript import (
-    HASH_BYTES,
-    NONCE_BYTES,
-    SEED_BYTES,
-    SIGMA_BYTES,
-    Transcript,
-    commit_seed,
-    commit_sigma,
-    joint_seed,
-)
+from sordino_common.spdz.transcript import Transcript
+from sordino_common.spdz.verification import SIZES, Verification
 
 I64 = npt.NDArray[np.int64]
 _Place = tuple[str, int, int, int]  # kind, step, attempt, round
 
 AHEAD_STEPS: Final = 2  # messages and inputs of later steps than this are refused: an honest peer can't be there
 AHEAD_CORRECTIONS: Final = 1024  # the driver's byte budget is the tighter bound
-_FIXED_SIZES: Final = {
-    "check-1": 2 * HASH_BYTES,
-    "check-2": SEED_BYTES,
-    "check-3": HASH_BYTES,
-    "check-4": SIGMA_BYTES + NONCE_BYTES,
-}
 
 
 class Party:
@@ -117,7 +94,7 @@ class Party:
         self._run: _Run | None = None
         self._records: list[Record] = []
         self._outputs: dict[int, dict[str, I64]] = {}
-        self._check: _Check | None = None
+        self._check: Verification | None = None
 
     @property
     def waiting_for(self) -> str:
@@ -157,9 +134,7 @@ class Party:
         """The dealer's correction for this attempt, if this party is the corrected one."""
         return self._guard(lambda: self._take_correction(step, attempt, data))
 
-    def on_message(
-        self, sender: int, kind: str, step: int, attempt: int, round: int, payload: bytes
-    ) -> list[Effect]:
+    def on_message(self, sender: int, kind: str, step: int, attempt: int, round: int, payload: bytes) -> list[Effect]:
         """A `Broadcast` of party `sender`, whose identity the channel has proved."""
         return self._guard(lambda: self._take_message(sender, kind, step, attempt, round, payload))
 
@@ -295,7 +270,7 @@ class Party:
         else:
             if round_ != 0 or not self.spec.active:
                 raise ProtocolError(f"{name} sent {kind} of round {round_} in a session that has no such message")
-            expected = _FIXED_SIZES[kind]
+            expected = SIZES[kind]
         if size != expected:
             raise ProtocolError(f"{name} sent {size} bytes as {kind} of round {round_}, expected {expected}")
 
@@ -394,9 +369,7 @@ class Party:
         assert run is not None
         shares = self._arithmetic.share(run.round, run.values, run.masks, run.gammas)
         payload = shares.astype("<i8", copy=False).tobytes()
-        effects.append(
-            Broadcast(kind="open", step=self._step, attempt=self._attempt, round=run.round, payload=payload)
-        )
+        effects.append(Broadcast(kind="open", step=self._step, attempt=self._attempt, round=run.round, payload=payload))
 
     def _open(self, effects: list[Effect]) -> bool:
         """Add up the current round's shares, if all are there."""
@@ -466,77 +439,36 @@ class Party:
     # --- the check -------------------------------------------------------------------------------------------------
 
     def _begin_check(self, effects: list[Effect]) -> None:
-        seed = self._random(SEED_BYTES)
-        self._check = _Check(seed=seed, hash=self._transcript.digest())
-        self._say(effects, "check-1", self._check.hash + commit_seed(self.spec, self._step, self.index, seed))
+        assert self._checker is not None
+        self._check = Verification(
+            self.spec,
+            self.index,
+            self._step,
+            checker=self._checker,
+            records=self._records,
+            transcript=self._transcript.digest(),
+            random=self._random,
+        )
+        self._say(effects, self._check.begin())
 
     def _go_on_checking(self, effects: list[Effect]) -> bool:
         check = self._check
         assert check is not None
-        kind = KINDS[check.phase]
-        came = self._inbox.get((kind, self._step, self._attempt, 0), {})
+        came = self._inbox.get((check.awaits, self._step, self._attempt, 0), {})
         if len(came) < len(self.spec.parties) - 1:
             return False
-        match check.phase:
-            case 1:
-                self._compare_transcripts(check, came)
-                self._say(effects, "check-2", check.seed)
-            case 2:
-                self._open_seeds(check, came)
-                self._compute_sigma(check)
-                commitment = commit_sigma(self.spec, self._step, self.index, check.sigma, check.nonce)
-                self._say(effects, "check-3", commitment)
-            case 3:
-                check.sigma_commitments = dict(came)
-                self._say(effects, "check-4", check.sigma + check.nonce)
-            case _:
-                self._judge(check, came)
-                self._check = None
-                self._records.clear()
-                self.checks += 1
-                self._release(effects)
-                return True
-        check.phase += 1
+        said = check.advance(came)
+        if said is not None:
+            self._say(effects, said)
+            return True
+        self._check = None
+        self._records.clear()
+        self.checks += 1
+        self._release(effects)
         return True
 
-    def _compare_transcripts(self, check: _Check, came: Mapping[int, bytes]) -> None:
-        for sender, payload in sorted(came.items()):
-            if not hmac.compare_digest(payload[:HASH_BYTES], check.hash):
-                raise EquivocationError(
-                    f"{self.spec.parties[sender]} has seen other openings than {self.spec.parties[self.index]} up to "
-                    f"step {self._step}: somebody told different members different things"
-                )
-            check.seed_commitments[sender] = payload[HASH_BYTES:]
-
-    def _open_seeds(self, check: _Check, came: Mapping[int, bytes]) -> None:
-        for sender, seed in sorted(came.items()):
-            commitment = commit_seed(self.spec, self._step, sender, seed)
-            if not hmac.compare_digest(commitment, check.seed_commitments[sender]):
-                raise CommitmentError(f"{self.spec.parties[sender]} opened a seed that it had not committed to")
-        seeds = [check.seed if k == self.index else came[k] for k in range(len(self.spec.parties))]
-        check.joint = Seed(joint_seed(self.spec, self._step, seeds))
-
-    def _compute_sigma(self, check: _Check) -> None:
-        assert self._checker is not None and check.joint is not None
-        sigma = self._checker.sigma(self._records, check.joint)
-        check.sigma = sigma.to_bytes(SIGMA_BYTES, "little")
-        check.nonce = self._random(NONCE_BYTES)
-
-    def _judge(self, check: _Check, came: Mapping[int, bytes]) -> None:
-        total = int.from_bytes(check.sigma, "little")
-        for sender, payload in sorted(came.items()):
-            sigma, nonce = payload[:SIGMA_BYTES], payload[SIGMA_BYTES:]
-            commitment = commit_sigma(self.spec, self._step, sender, sigma, nonce)
-            if not hmac.compare_digest(commitment, check.sigma_commitments[sender]):
-                raise CommitmentError(f"{self.spec.parties[sender]} opened a check value that it had not committed to")
-            total += int.from_bytes(sigma, "little")
-        if total % self._field.prime:
-            raise MacCheckError(
-                f"the MAC check after step {self._step} failed: a member or the preprocessing cheats, or a value left "
-                "the range that the job states (spdz.ranges). Nothing was output; the session is over"
-            )
-
-    def _say(self, effects: list[Effect], kind: Kind, payload: bytes) -> None:
+    def _say(self, effects: list[Effect], said: tuple[Kind, bytes]) -> None:
+        kind, payload = said
         effects.append(Broadcast(kind=kind, step=self._step, attempt=self._attempt, round=0, payload=payload))
 
     def _release(self, effects: list[Effect]) -> None:
@@ -554,7 +486,7 @@ class Party:
 
     def _now_at(self) -> tuple[str | None, int]:
         if self._check is not None:
-            return KINDS[self._check.phase], 0
+            return self._check.awaits, 0
         if self._run is not None:
             return "open", self._run.round
         return None, 0
@@ -578,9 +510,7 @@ class Party:
     @staticmethod
     def _require_shape(value: I64, shape: tuple[int, ...], entry: CircuitInput) -> None:
         if value.dtype != np.int64 or value.shape != shape:
-            raise ProtocolError(
-                f"{entry.name}: expected int64{list(shape)}, got {value.dtype}{list(value.shape)}"
-            )
+            raise ProtocolError(f"{entry.name}: expected int64{list(shape)}, got {value.dtype}{list(value.shape)}")
 
 
 class _Run:
@@ -597,19 +527,3 @@ class _Run:
         self.root_macs = root_macs
         self.gamma_macs = gamma_macs
         self.round = 0
-
-
-class _Check:
-    """A check under way; `phase` is the number of the check's message that is awaited."""
-
-    __slots__ = ("hash", "joint", "nonce", "phase", "seed", "seed_commitments", "sigma", "sigma_commitments")
-
-    def __init__(self, *, seed: bytes, hash: bytes) -> None:
-        self.phase = 1
-        self.seed = seed
-        self.hash = hash
-        self.joint: Seed | None = None
-        self.sigma = b""
-        self.nonce = b""
-        self.seed_commitments: dict[int, bytes] = {}
-        self.sigma_commitments: dict[int, bytes] = {}
