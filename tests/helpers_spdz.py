@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,9 @@ class Builder:
         addend: int = 0,
     ) -> int:
         """`products`: (kind, a, b, coefficient, reduce)."""
-        made = tuple(Product(kind=p[0], a=p[1], b=p[2], coefficient=p[3], reduce=p[4] if len(p) > 4 else ()) for p in products)
+        made = tuple(
+            Product(kind=p[0], a=p[1], b=p[2], coefficient=p[3], reduce=p[4] if len(p) > 4 else ()) for p in products
+        )
         operands = [k for p in made for k in (p.a, p.b)] + [wire for wire, _ in terms]
         level = max(self._levels[k] for k in operands)
         wire = Wire(shape=shape, fraction_bits=F, magnitude=2.0 ** (bound_bits - 28), room=1 << (63 - shift))
@@ -192,7 +195,7 @@ class Builder:
 
 
 def toy_circuit(rows: int = 4, features: int = 3) -> Circuit:
-    """A step of least squares with a square on the way, and one gate of every kind: mm, mul, square, reduce, terms, bmm."""
+    """A step of least squares with a square on the way; gates of every kind: mm, mul, square, reduce, terms, bmm."""
     b = Builder()
     w = b.input("w", "param", (features, 2), 4.0)
     x = b.input("x", "x", (rows, features), 4.0)
@@ -263,11 +266,11 @@ class Committee:
     seed: int = 0
     tamper: Callable[[int, int, Broadcast], Broadcast | None] = lambda sender, receiver, message: message
     correct: Callable[[Deal], bytes] = lambda deal: deal.correction
-    parties: list[Party] = field(default_factory=list)
-    checked: list[list[Checked]] = field(default_factory=list)
-    sent: list[tuple[int, Broadcast]] = field(default_factory=list)
+    parties: list[Party] = dataclasses.field(default_factory=list)
+    checked: list[list[Checked]] = dataclasses.field(default_factory=list)
+    sent: list[tuple[int, Broadcast]] = dataclasses.field(default_factory=list)
     retries: int = 0
-    attempts: dict[int, int] = field(default_factory=dict)
+    attempts: dict[int, int] = dataclasses.field(default_factory=dict)
     masks: Mapping[str, I64] | None = None  # with `held` and `first_step`: go on from a checkpoint
     held: Mapping[str, I64] | None = None
     first_step: int = 0
@@ -409,9 +412,7 @@ def toy_rows(spec: SessionSpec, seed: int = 0) -> dict[str, dict[str, I64]]:
     rng = np.random.default_rng(seed)
     assert spec.schedule is not None
     return {
-        name: {
-            entry.name: fixed(rng.uniform(-2, 2, (count, *entry.wire.shape[1:]))) for entry in spec.row_inputs
-        }
+        name: {entry.name: fixed(rng.uniform(-2, 2, (count, *entry.wire.shape[1:]))) for entry in spec.row_inputs}
         for name, count in spec.schedule.rows
     }
 
@@ -434,3 +435,101 @@ def batches(spec: SessionSpec, rows: Mapping[str, Mapping[str, I64]]) -> Iterato
             for name, array in rows[part.owner].items():
                 batch[name][part.positions] = rows_of(array, part.rows)
         yield batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cheat:
+    """What one party does in one step. `opening`: it opens something else, consistently, to everybody. `mac`,
+    `lambda`, `gamma`: the correction that it got is changed. `seed`, `sigma`: it opens another one than it committed
+    to; `false-sigma`: it commits to a wrong one. `seed-commitment`, `sigma-commitment`: these are changed.
+    `equivocation`: one member gets another opening than the others."""
+
+    what: str
+    party: int
+    step: int
+    place: int  # which element, of all that fit
+    bit: int
+
+
+CHEATS = (
+    "opening", "mac", "lambda", "gamma", "seed", "sigma", "false-sigma", "seed-commitment", "sigma-commitment",
+    "equivocation",
+)  # fmt: skip
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8 % len(data)] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+class CheatingCommittee(Committee):
+    """A committee in which one party cheats as told."""
+
+    def cheat(self, cheat: Cheat) -> None:
+        party = self.parties[cheat.party]
+        if cheat.what == "opening":
+            place = cheat.place % self.spec.circuit.gate_elements
+            round_ = next(k for k, part in enumerate(party._layout.rounds) if place < part.stop)
+            send = party._send_round
+
+            def lie(effects: list[Effect]) -> None:
+                run = party._run
+                assert run is not None
+                send(effects)
+                if (party._step, run.round) == (cheat.step, round_):
+                    run.gammas[place] ^= np.int64(-(2**63) if cheat.bit == 63 else 1 << cheat.bit)
+                    honest = effects.pop()
+                    assert isinstance(honest, Broadcast)
+                    payload = run.gammas[party._layout.rounds[round_]].tobytes()
+                    effects.append(dataclasses.replace(honest, payload=payload))
+
+            party._send_round = lie  # type: ignore[method-assign]
+        elif cheat.what in ("mac", "lambda", "gamma"):
+            self.correct = lambda deal: self._spoil(deal, cheat)
+        elif cheat.what == "false-sigma":
+            checker = party._checker
+            assert checker is not None
+            sigma = checker.sigma
+
+            def wrong(records: Any, joint: Seed) -> int:
+                return sigma(records, joint) ^ (1 << cheat.bit if party._step == cheat.step else 0)
+
+            checker.sigma = wrong  # type: ignore[method-assign]
+        else:
+            kind, first = {
+                "seed": ("check-2", 0),
+                "sigma": ("check-4", 0),
+                "seed-commitment": ("check-1", 32),
+                "sigma-commitment": ("check-3", 0),
+                "equivocation": ("open", 0),
+            }[cheat.what]
+            victim = (cheat.party + 1 + cheat.place % (self.n - 1)) % self.n
+
+            def change(sender: int, receiver: int, message: Broadcast) -> Broadcast:
+                if (sender, message.kind, message.step) != (cheat.party, kind, cheat.step):
+                    return message
+                if kind == "open" and (
+                    receiver != victim or message.round != cheat.place % len(self.spec.circuit.rounds)
+                ):
+                    return message
+                tail = message.payload[first:]
+                return dataclasses.replace(
+                    message, payload=message.payload[:first] + flip(tail, 64 * cheat.place + cheat.bit)
+                )
+
+            self.tamper = change
+
+    def _spoil(self, deal: Deal, cheat: Cheat) -> bytes:
+        if deal.step != cheat.step:
+            return deal.correction
+        roots, gates = self.spec.circuit.root_elements, self.spec.circuit.gate_elements
+        start, count, size = {
+            "lambda": (0, roots, 8),
+            "gamma": (8 * roots, gates, 8),
+            "mac": (8 * (roots + gates), 2 * (roots + gates), 8),
+        }[cheat.what]
+        at = start + size * (cheat.place % count)
+        data = bytearray(deal.correction)
+        data[at : at + size] = flip(bytes(data[at : at + size]), cheat.bit % (63 if cheat.what == "mac" else 64))
+        return bytes(data)
