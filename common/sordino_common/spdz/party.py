@@ -27,8 +27,7 @@ from sordino_common.errors import LocalError, SordinoError
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_ring
 from sordino_common.spdz.arithmetic import Arithmetic, at_edge
 from sordino_common.spdz.check import Checker, Record
-from sordino_common.spdz.circuit import CircuitInput
-from sordino_common.spdz.effects import KINDS, Broadcast, Checked, Done, Effect, Kind, Retry
+from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Kind, Retry
 from sordino_common.spdz.errors import (
     CorrectionError,
     ProtocolError,
@@ -37,16 +36,13 @@ from sordino_common.spdz.errors import (
     UncheckedOpenings,
 )
 from sordino_common.spdz.field import Field, Mersenne127
+from sordino_common.spdz.intake import Intake, require_names, require_shape
 from sordino_common.spdz.layout import Values, layout_of
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
 from sordino_common.spdz.transcript import Transcript
-from sordino_common.spdz.verification import SIZES, Verification
+from sordino_common.spdz.verification import Verification
 
 I64 = npt.NDArray[np.int64]
-_Place = tuple[str, int, int, int]  # kind, step, attempt, round
-
-AHEAD_STEPS: Final = 2  # messages and inputs of later steps than this are refused: an honest peer can't be there
-AHEAD_CORRECTIONS: Final = 1024  # the driver's byte budget is the tighter bound
 
 
 class Party:
@@ -87,10 +83,8 @@ class Party:
         self._attempt = 0  # grows through the session, never falls back: see `dealing.Dealer.rewind`
         self._tries = 0  # of the current step
         self._stopped = False  # waiting for `on_restart`
-        self._slices = spec.schedule.step(0) if spec.schedule is not None else ()
-        self._inputs: dict[tuple[int, int], dict[str, dict[str, I64]]] = {}
-        self._corrections: dict[tuple[int, int], bytes] = {}
-        self._inbox: dict[_Place, dict[int, bytes]] = {}
+        self._intake = Intake(spec, self._layout, index)
+        self._intake.move(0, 0)
         self._run: _Run | None = None
         self._records: list[Record] = []
         self._outputs: dict[int, dict[str, I64]] = {}
@@ -107,13 +101,10 @@ class Party:
             return "the first parameters"
         kind, round_ = self._now_at()
         if kind is not None:
-            have = self._inbox.get((kind, self._step, self._attempt, round_), {})
-            names = [name for k, name in enumerate(self.spec.parties) if k != self.index and k not in have]
-            return f"step {self._step}: {kind} of {', '.join(names)}"
-        given = self._inputs.get((self._step, self._attempt), {})
-        missing = [part.owner for part in self._slices if part.owner not in given] if self.spec.row_inputs else []
-        if missing:
-            return f"step {self._step}: the rows of {', '.join(missing)}"
+            return f"step {self._step}: {kind} of {', '.join(self._intake.parties_missing(kind, round_))}"
+        owners = self._intake.owners_missing()
+        if owners:
+            return f"step {self._step}: the rows of {', '.join(owners)}"
         return f"step {self._step}: the dealer's correction"
 
     # --- what comes in ---------------------------------------------------------------------------------------------
@@ -128,15 +119,15 @@ class Party:
 
     def on_input(self, owner: str, step: int, attempt: int, masked: Mapping[str, I64]) -> list[Effect]:
         """`owner`'s rows of the step's batch: input name -> D, rows in the order of its `Slice`."""
-        return self._guard(lambda: self._take_input(owner, step, attempt, masked))
+        return self._guard(lambda: self._intake.on_input(owner, step, attempt, masked))
 
     def on_correction(self, step: int, attempt: int, data: bytes) -> list[Effect]:
         """The dealer's correction for this attempt, if this party is the corrected one."""
-        return self._guard(lambda: self._take_correction(step, attempt, data))
+        return self._guard(lambda: self._intake.on_correction(step, attempt, data))
 
     def on_message(self, sender: int, kind: str, step: int, attempt: int, round: int, payload: bytes) -> list[Effect]:
         """A `Broadcast` of party `sender`, whose identity the channel has proved."""
-        return self._guard(lambda: self._take_message(sender, kind, step, attempt, round, payload))
+        return self._guard(lambda: self._intake.on_message(sender, kind, step, attempt, round, payload))
 
     def on_restart(self, step: int, attempt: int) -> list[Effect]:
         """Everybody met the edge at `step`: it runs again under `attempt`."""
@@ -175,8 +166,8 @@ class Party:
         self._checker = self._check = self._run = None
         self._state = None
         self._seed = Seed(bytes(SEED_BYTES))
-        for table in (self._inputs, self._corrections, self._inbox, self._outputs):
-            table.clear()
+        self._intake.clear()
+        self._outputs.clear()
         self._records.clear()
 
     # --- taking ----------------------------------------------------------------------------------------------------
@@ -185,11 +176,11 @@ class Party:
         if self._state is not None:
             raise ProtocolError("the first parameters came twice")
         entries = self.spec.state_inputs
-        self._require_names({entry.name for entry in entries}, masked, "the first parameters")
+        require_names({entry.name for entry in entries}, masked, "the first parameters")
         state = {}
         for entry in entries:
             opened = masked[entry.name]
-            self._require_shape(opened, entry.wire.shape, entry)
+            require_shape(opened, entry.wire.shape, entry)
             if at_edge(opened, entry.bound_bits):
                 raise ProtocolError(f"{entry.name}: masked parameters at the edge; their owner must mask them anew")
             self._transcript.add("state", 0, 0, 0, entry.name, opened)
@@ -200,79 +191,13 @@ class Party:
         if self._state is not None or not 0 <= step < self.spec.steps:
             raise LocalError(f"resume at step {step}: the session is under way, or has {self.spec.steps} steps only")
         entries = self.spec.state_inputs
-        self._require_names({entry.name for entry in entries}, state, "the checkpoint")
+        require_names({entry.name for entry in entries}, state, "the checkpoint")
         for entry in entries:
-            self._require_shape(state[entry.name], entry.wire.shape, entry)
+            require_shape(state[entry.name], entry.wire.shape, entry)
             self._transcript.add("resume", step, 0, 0, entry.name, state[entry.name])
         self._state = {entry.name: np.array(state[entry.name]) for entry in entries}
         self._step = step
-        self._slices = self.spec.schedule.step(step) if self.spec.schedule is not None else ()
-
-    def _take_input(self, owner: str, step: int, attempt: int, masked: Mapping[str, I64]) -> None:
-        if self._is_past(step, attempt):
-            return
-        if step > self._step + AHEAD_STEPS or attempt > self._attempt + 1:
-            raise ProtocolError(f"rows of {owner} for step {step} attempt {attempt}, we are at step {self._step}")
-        parts = {part.owner: part for part in self._slices_of(step)}
-        if owner not in parts:
-            raise ProtocolError(f"{owner} has no rows in the batch of step {step}")
-        self._require_names({entry.name for entry in self.spec.row_inputs}, masked, f"rows of {owner}")
-        for entry in self.spec.row_inputs:
-            self._require_shape(masked[entry.name], (len(parts[owner].positions), *entry.wire.shape[1:]), entry)
-        given = self._inputs.setdefault((step, attempt), {})
-        if owner in given:
-            if all(np.array_equal(given[owner][name], masked[name]) for name in masked):
-                return
-            raise ProtocolError(f"{owner} sent two different batches for step {step} attempt {attempt}")
-        given[owner] = {name: np.array(value) for name, value in masked.items()}
-
-    def _take_correction(self, step: int, attempt: int, data: bytes) -> None:
-        if self._is_past(step, attempt):
-            return
-        if self.spec.corrected(step, attempt) != self.index:
-            raise CorrectionError(f"the correction of step {step} attempt {attempt} is another party's")
-        expected = self.spec.circuit.preprocessing_bytes(active=self.spec.active)
-        if len(data) != expected:
-            raise CorrectionError(f"the correction of step {step} has {len(data)} bytes, the circuit needs {expected}")
-        if self._run is not None and (step, attempt) == (self._step, self._attempt):
-            return  # it is in use
-        before = self._corrections.get((step, attempt))
-        if before is not None and before != data:
-            raise CorrectionError(f"two different corrections for step {step} attempt {attempt}")
-        if before is None and len(self._corrections) >= AHEAD_CORRECTIONS:
-            raise CorrectionError(f"more than {AHEAD_CORRECTIONS} corrections ahead of the steps")
-        self._corrections[(step, attempt)] = data
-
-    def _take_message(self, sender: int, kind: str, step: int, attempt: int, round_: int, payload: bytes) -> None:
-        if not 0 <= sender < len(self.spec.parties) or sender == self.index:
-            raise ProtocolError(f"there is no other party {sender}")
-        name = self.spec.parties[sender]
-        if kind not in KINDS:
-            raise ProtocolError(f"{name} sent a message of unknown kind {kind[:20]!r}")
-        if not (0 <= step <= self._step + 1 and step < self.spec.steps and 0 <= attempt <= self._attempt + 1):
-            raise ProtocolError(f"{name} sent {kind} of step {step} attempt {attempt}, we are at step {self._step}")
-        self._require_size(name, kind, round_, len(payload))
-        if self._is_past(step, attempt):
-            return
-        place = (kind, step, attempt, round_)
-        came = self._inbox.setdefault(place, {})
-        before = came.get(sender)
-        if before is not None and before != payload:
-            raise ProtocolError(f"{name} sent two different messages: {kind} of step {step} round {round_}")
-        came[sender] = payload
-
-    def _require_size(self, name: str, kind: str, round_: int, size: int) -> None:
-        if kind == "open":
-            rounds = self._layout.rounds
-            if not 0 <= round_ < len(rounds):
-                raise ProtocolError(f"{name} opened round {round_}, there are {len(rounds)}")
-            expected = 8 * (rounds[round_].stop - rounds[round_].start)
-        else:
-            if round_ != 0 or not self.spec.active:
-                raise ProtocolError(f"{name} sent {kind} of round {round_} in a session that has no such message")
-            expected = SIZES[kind]
-        if size != expected:
-            raise ProtocolError(f"{name} sent {size} bytes as {kind} of round {round_}, expected {expected}")
+        self._intake.move(step, 0)
 
     def _restart(self, step: int, attempt: int) -> None:
         if not self._stopped or step != self._step or attempt != self._attempt + 1:
@@ -288,11 +213,7 @@ class Party:
         self._attempt = attempt
         self._tries += 1
         self.retries += 1
-        for table in (self._inputs, self._corrections):
-            for at in [at for at in table if at[1] < attempt]:
-                del table[at]
-        for place in [place for place in self._inbox if place[2] < attempt]:
-            del self._inbox[place]
+        self._intake.move(step, attempt)
 
     # --- going on --------------------------------------------------------------------------------------------------
 
@@ -312,11 +233,9 @@ class Party:
     def _begin(self, effects: list[Effect]) -> bool:
         """Start the step, if inputs and preprocessing are there."""
         spec, at = self.spec, (self._step, self._attempt)
-        given = self._inputs.get(at, {})
-        if spec.row_inputs and any(part.owner not in given for part in self._slices):
-            return False
+        given = self._intake.batches()
         corrected = spec.corrected(*at) == self.index
-        if corrected and at not in self._corrections:
+        if given is None or (corrected and not self._intake.has_correction):
             return False
         values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))
         assert self._state is not None
@@ -325,12 +244,13 @@ class Party:
                 values[number] = self._state[entry.name]
                 continue
             opened = np.zeros(entry.wire.shape, dtype=np.int64)
-            for part in self._slices:
+            for part in self._intake.slices:
                 opened[part.positions] = given[part.owner][entry.name]
             self._transcript.add("input", *at, 0, entry.name, opened)
             if at_edge(opened, entry.bound_bits):
                 return self._retry(effects, f"input {entry.name}")
             values[number] = opened >> np.int64(entry.shift)
+        self._intake.running = True
         self._run = _Run(values, *self._preprocessing(at, corrected), self._arithmetic)
         self._arithmetic.locals_after(0, values)
         if self._layout.rounds:
@@ -347,7 +267,7 @@ class Party:
                 None,
                 None,
             )
-        data = self._corrections.pop(at)
+        data = self._intake.take_correction()
         ring = np.frombuffer(data, dtype="<i8", count=layout.root_elements + layout.gate_elements)
         lambdas, gammas = ring[: layout.root_elements], ring[layout.root_elements :].copy()
         if not spec.active:
@@ -376,10 +296,9 @@ class Party:
         run = self._run
         assert run is not None
         if run.round < len(self._layout.rounds):
-            came = self._inbox.get(("open", self._step, self._attempt, run.round), {})
-            if len(came) < len(self.spec.parties) - 1:
+            came = self._intake.messages("open", run.round)
+            if came is None:
                 return False
-            del self._inbox[("open", self._step, self._attempt, run.round)]
             place = self._layout.rounds[run.round]
             opened = run.gammas[place]  # our own shares stand there; the sum takes their place
             for payload in came.values():
@@ -400,7 +319,6 @@ class Party:
     def _retry(self, effects: list[Effect], where: str) -> bool:
         self._run = None
         self._stopped = True
-        self._inputs.pop((self._step, self._attempt), None)
         effects.append(Retry(step=self._step, attempt=self._attempt, where=where))
         return False
 
@@ -429,12 +347,8 @@ class Party:
             self._release(effects)
 
     def _next_step(self) -> None:
-        self._inputs.pop((self._step, self._attempt), None)
-        for place in [place for place in self._inbox if place[1] == self._step]:
-            del self._inbox[place]
         self._step, self._tries = self._step + 1, 0
-        if self._step < self.spec.steps and self.spec.schedule is not None:
-            self._slices = self.spec.schedule.step(self._step)
+        self._intake.move(self._step, self._attempt)
 
     # --- the check -------------------------------------------------------------------------------------------------
 
@@ -454,8 +368,8 @@ class Party:
     def _go_on_checking(self, effects: list[Effect]) -> bool:
         check = self._check
         assert check is not None
-        came = self._inbox.get((check.awaits, self._step, self._attempt, 0), {})
-        if len(came) < len(self.spec.parties) - 1:
+        came = self._intake.messages(check.awaits, 0)
+        if came is None:
             return False
         said = check.advance(came)
         if said is not None:
@@ -490,27 +404,6 @@ class Party:
         if self._run is not None:
             return "open", self._run.round
         return None, 0
-
-    def _is_past(self, step: int, attempt: int) -> bool:
-        """A late duplicate of something that is over."""
-        return step < self._step or attempt < self._attempt
-
-    def _slices_of(self, step: int) -> Any:
-        if step == self._step:
-            return self._slices
-        if self.spec.schedule is None or not 0 <= step < self.spec.steps:
-            raise ProtocolError(f"there is no batch of step {step}")
-        return self.spec.schedule.step(step)
-
-    @staticmethod
-    def _require_names(expected: set[str], given: Mapping[str, Any], what: str) -> None:
-        if set(given) != expected:
-            raise ProtocolError(f"{what}: expected {sorted(expected)}, got {sorted(given)[:20]}")
-
-    @staticmethod
-    def _require_shape(value: I64, shape: tuple[int, ...], entry: CircuitInput) -> None:
-        if value.dtype != np.int64 or value.shape != shape:
-            raise ProtocolError(f"{entry.name}: expected int64{list(shape)}, got {value.dtype}{list(value.shape)}")
 
 
 class _Run:

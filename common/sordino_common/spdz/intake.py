@@ -1,0 +1,175 @@
+"""What has arrived for a session and waits for its turn, bounded; what does not belong is refused.
+
+Everything is for a (step, attempt). Attempts never fall back, so what names an older step or attempt than the current
+is late, and forgotten without a word. What names a place that already has something must be the same: two contents are
+refused, the second copy of one is no news.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.spdz.circuit import CircuitInput
+from sordino_common.spdz.effects import KINDS
+from sordino_common.spdz.errors import CorrectionError, ProtocolError
+from sordino_common.spdz.layout import Layout
+from sordino_common.spdz.spec import SessionSpec, Slice
+from sordino_common.spdz.verification import SIZES
+
+I64 = npt.NDArray[np.int64]
+Batch = Mapping[str, I64]
+_Place = tuple[str, int, int, int]  # kind, step, attempt, round
+
+AHEAD_STEPS: Final = 8  # rows of later steps than this are refused
+AHEAD_CORRECTIONS: Final = 1024  # the driver's byte budget is the tighter bound
+
+
+class Intake:
+    """Of party `index`. `step`, `attempt`: where the party is; `running`: whether it has begun this attempt."""
+
+    def __init__(self, spec: SessionSpec, layout: Layout, index: int) -> None:
+        self._spec = spec
+        self._layout = layout
+        self._index = index
+        self.step = 0
+        self.attempt = 0
+        self.running = False
+        self.slices: tuple[Slice, ...] = ()
+        self._inputs: dict[tuple[int, int], dict[str, Batch]] = {}
+        self._corrections: dict[tuple[int, int], bytes] = {}
+        self._messages: dict[_Place, dict[int, bytes]] = {}
+
+    def move(self, step: int, attempt: int) -> None:
+        """The party is at this step and attempt now; what is older is dropped."""
+        self.step, self.attempt = step, attempt
+        self.running = False
+        schedule = self._spec.schedule
+        self.slices = schedule.step(step) if schedule is not None and step < self._spec.steps else ()
+        for table in (self._inputs, self._corrections):
+            for at in [at for at in table if self._is_past(*at)]:
+                del table[at]
+        for place in [place for place in self._messages if self._is_past(place[1], place[2])]:
+            del self._messages[place]
+
+    def clear(self) -> None:
+        self._inputs.clear()
+        self._corrections.clear()
+        self._messages.clear()
+
+    # --- what is there ---------------------------------------------------------------------------------------------
+
+    def batches(self) -> Mapping[str, Batch] | None:
+        """Owner -> D of its rows of the current batch; None while somebody's are missing."""
+        if not self._spec.row_inputs:
+            return {}
+        return None if self.owners_missing() else self._inputs.get((self.step, self.attempt), {})
+
+    def owners_missing(self) -> list[str]:
+        given = self._inputs.get((self.step, self.attempt), {})
+        return [part.owner for part in self.slices if part.owner not in given] if self._spec.row_inputs else []
+
+    @property
+    def has_correction(self) -> bool:
+        return (self.step, self.attempt) in self._corrections
+
+    def take_correction(self) -> bytes:
+        """The current attempt's correction; it is there once."""
+        return self._corrections.pop((self.step, self.attempt))
+
+    def messages(self, kind: str, round_: int) -> Mapping[int, bytes] | None:
+        """All other parties' messages of that kind and round; None while one is missing."""
+        came = self._messages.get((kind, self.step, self.attempt, round_), {})
+        return came if len(came) == len(self._spec.parties) - 1 else None
+
+    def parties_missing(self, kind: str, round_: int) -> list[str]:
+        came = self._messages.get((kind, self.step, self.attempt, round_), {})
+        return [name for k, name in enumerate(self._spec.parties) if k != self._index and k not in came]
+
+    # --- what arrives ----------------------------------------------------------------------------------------------
+
+    def on_input(self, owner: str, step: int, attempt: int, masked: Batch) -> None:
+        if self._is_past(step, attempt):
+            return
+        if step > self.step + AHEAD_STEPS or attempt > self.attempt + 1 or step >= self._spec.steps:
+            raise ProtocolError(f"rows of {owner} for step {step} attempt {attempt}, we are at step {self.step}")
+        parts = {part.owner: part for part in self._slices_of(step)}
+        if owner not in parts:
+            raise ProtocolError(f"{owner} has no rows in the batch of step {step}")
+        require_names({entry.name for entry in self._spec.row_inputs}, masked, f"rows of {owner}")
+        for entry in self._spec.row_inputs:
+            require_shape(masked[entry.name], (len(parts[owner].positions), *entry.wire.shape[1:]), entry)
+        given = self._inputs.setdefault((step, attempt), {})
+        if owner not in given:
+            given[owner] = {name: np.array(value) for name, value in masked.items()}
+        elif not all(np.array_equal(given[owner][name], masked[name]) for name in masked):
+            raise ProtocolError(f"{owner} sent two different batches for step {step} attempt {attempt}")
+
+    def on_correction(self, step: int, attempt: int, data: bytes) -> None:
+        if self._is_past(step, attempt) or (self.running and (step, attempt) == (self.step, self.attempt)):
+            return
+        if self._spec.corrected(step, attempt) != self._index:
+            raise CorrectionError(f"the correction of step {step} attempt {attempt} is another party's")
+        expected = self._spec.circuit.preprocessing_bytes(active=self._spec.active)
+        if len(data) != expected:
+            raise CorrectionError(f"the correction of step {step} has {len(data)} bytes, the circuit needs {expected}")
+        before = self._corrections.get((step, attempt))
+        if before is not None and before != data:
+            raise CorrectionError(f"two different corrections for step {step} attempt {attempt}")
+        if before is None and len(self._corrections) >= AHEAD_CORRECTIONS:
+            raise CorrectionError(f"more than {AHEAD_CORRECTIONS} corrections ahead of the steps")
+        self._corrections[(step, attempt)] = data
+
+    def on_message(self, sender: int, kind: str, step: int, attempt: int, round_: int, payload: bytes) -> None:
+        if not 0 <= sender < len(self._spec.parties) or sender == self._index:
+            raise ProtocolError(f"there is no other party {sender}")
+        name = self._spec.parties[sender]
+        if kind not in KINDS:
+            raise ProtocolError(f"{name} sent a message of unknown kind {kind[:20]!r}")
+        if not (0 <= step <= self.step + 1 and step < self._spec.steps and 0 <= attempt <= self.attempt + 1):
+            raise ProtocolError(f"{name} sent {kind} of step {step} attempt {attempt}, we are at step {self.step}")
+        self._require_size(name, kind, round_, len(payload))
+        if self._is_past(step, attempt):
+            return
+        came = self._messages.setdefault((kind, step, attempt, round_), {})
+        before = came.get(sender)
+        if before is not None and before != payload:
+            raise ProtocolError(f"{name} sent two different messages: {kind} of step {step} round {round_}")
+        came[sender] = payload
+
+    def _require_size(self, name: str, kind: str, round_: int, size: int) -> None:
+        if kind == "open":
+            rounds = self._layout.rounds
+            if not 0 <= round_ < len(rounds):
+                raise ProtocolError(f"{name} opened round {round_}, there are {len(rounds)}")
+            expected = 8 * (rounds[round_].stop - rounds[round_].start)
+        else:
+            if round_ != 0 or not self._spec.active:
+                raise ProtocolError(f"{name} sent {kind} of round {round_} in a session that has no such message")
+            expected = SIZES[kind]
+        if size != expected:
+            raise ProtocolError(f"{name} sent {size} bytes as {kind} of round {round_}, expected {expected}")
+
+    def _slices_of(self, step: int) -> tuple[Slice, ...]:
+        if step == self.step:
+            return self.slices
+        schedule = self._spec.schedule
+        return schedule.step(step) if schedule is not None else ()
+
+    def _is_past(self, step: int, attempt: int) -> bool:
+        return step < self.step or attempt < self.attempt
+
+
+def require_names(expected: set[str], given: Mapping[str, Any], what: str) -> None:
+    """Raise `ProtocolError` unless exactly these names are there."""
+    if set(given) != expected:
+        raise ProtocolError(f"{what}: expected {sorted(expected)}, got {sorted(given)[:20]}")
+
+
+def require_shape(value: I64, shape: tuple[int, ...], entry: CircuitInput) -> None:
+    """Raise `ProtocolError` unless `value` is int64 of that shape."""
+    if value.dtype != np.int64 or value.shape != shape:
+        raise ProtocolError(f"{entry.name}: expected int64{list(shape)}, got {value.dtype}{list(value.shape)}")
