@@ -43,11 +43,23 @@ class Outbox:
     sent: list[tuple[str, m.Message, bytes]] = field(default_factory=list)
     contexts: set[bytes] = field(default_factory=set)
 
-    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None, context: bytes = b"") -> bytes:
-        assert correlation is not None
+    def send(
+        self,
+        to: str,
+        message: m.Message,
+        *,
+        correlation: bytes | None = None,
+        context: bytes = b"",
+        expires_s: float | None = None,
+        on_outcome: object = None,
+    ) -> bytes:
+        correlation = correlation or b""
         self.contexts.add(context)
         self.sent.append((to, m.decode_message(m.encode_message(message)), correlation))
         return correlation
+
+    def end_context(self, peer: str, context: bytes) -> None:
+        self.contexts.discard(context)
 
 
 @dataclass

@@ -143,7 +143,11 @@ EXAMPLES: dict[str, m.Message] = {
     "spdz-abort": m.SpdzAbort(session=SESSION, code="mac-check", reason="the MAC check after step 3 failed"),
     "spdz-close": m.SpdzClose(session=SESSION),
     "spdz-closed": m.SpdzClosed(
-        session=SESSION, counters=m.SpdzCounters(rounds=28, checks=4, opened_bytes=1 << 16, online_s=0.5)
+        session=SESSION,
+        counters=m.SpdzCounters(rounds=28, checks=4, opened_bytes=1 << 16, online_s=0.5),
+        rows=7,
+        names=("loss",),
+        sums=(2.5,),
     ),
 }
 

@@ -21,6 +21,9 @@ from sordino_agent.desk import Asker, Desk, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.spdz.journal import BurnJournal
+from sordino_agent.spdz.room import KINDS as SPDZ_KINDS
+from sordino_agent.spdz.room import Room
 from sordino_agent.store import ByteCache, TensorStore
 from sordino_agent.tasks import (
     DatasetList,
@@ -60,6 +63,10 @@ _ANSWERS: Final = (
     m.TensorStored,
     m.TensorValue,
     m.TensorDropped,
+    m.SpdzReady,
+    m.SpdzClosed,
+    m.SpdzChecked,
+    m.SpdzRetry,
 )
 _REASON_CHARS: Final = 1000
 _TELL_MOST: Final = 20  # refused packets that the log names, in
@@ -69,7 +76,18 @@ _TELL_EVERY_S: Final = 60.0  # this time; `HealthReport.refusals` counts them al
 class Sender(Protocol):
     """What the core needs of an `Endpoint`."""
 
-    def send(self, to: str, message: m.Message, *, correlation: bytes | None = None, context: bytes = b"") -> bytes: ...
+    def send(
+        self,
+        to: str,
+        message: m.Message,
+        *,
+        correlation: bytes | None = None,
+        context: bytes = b"",
+        expires_s: float | None = None,
+        on_outcome: Callable[[bool, str], None] | None = None,
+    ) -> bytes: ...
+
+    def end_context(self, peer: str, context: bytes) -> None: ...
 
 
 class _KnownPlan:
@@ -83,7 +101,9 @@ class _KnownPlan:
 class AgentCore:
     """One agent's handler for its endpoint. Call `attach` with the endpoint, then `start`.
 
-    `resident_bytes` reports the process's memory for `HealthReport`; the simulator leaves it at 0."""
+    `resident_bytes` reports the process's memory for `HealthReport`; the simulator leaves it at 0. `journal`: where
+    sessions on shares are burnt; by default in memory, which is enough for who never restarts. `keep_model(run, file)`
+    stores a model that opened to this agent."""
 
     def __init__(
         self,
@@ -96,6 +116,8 @@ class AgentCore:
         store: TensorStore,
         loop: Loop,
         version: str,
+        journal: BurnJournal | None = None,
+        keep_model: Callable[[str, bytes], None] = lambda run, file: None,
         executor_name: str = "numpy",
         resident_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -117,6 +139,18 @@ class AgentCore:
         self._told = 0
         self._sender: Sender | None = None
         self._desk = Desk(executor=executor, limits=limits, reply=self._send, refuse=self._refuse)
+        self.room: Final = Room(
+            name=name,
+            server=server,
+            policy=policy,
+            limits=limits,
+            executor=executor,
+            journal=journal or BurnJournal(None),
+            loop=loop,
+            plan_of=self._plan,
+            keep_model=keep_model,
+            refuse=self._refuse,
+        )
         self._on_change: Callable[[], None] = lambda: None
         self._datasets: DatasetList | None = None
         self._describing = False
@@ -130,6 +164,7 @@ class AgentCore:
     def attach(self, sender: Sender) -> None:
         """Answers go out through `sender`."""
         self._sender = sender
+        self.room.attach(sender)
 
     def start(self) -> None:
         """Have the datasets described once, so that the first `Describe` is answered at once."""
@@ -137,12 +172,13 @@ class AgentCore:
 
     def reconfigure(self, policy: Policy) -> None:
         """Another policy from now on, and the datasets described again. What runs goes on."""
-        self._policy = policy
+        self._policy = self.room.policy = policy
         self._datasets = None
         self._describe()
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Take no more tasks; call `on_idle` once none is left (now, if none is)."""
+        self.room.drain()
         self._desk.drain(on_idle)
 
     def cancel_all(self) -> None:
@@ -151,7 +187,7 @@ class AgentCore:
     @property
     def running(self) -> tuple[str, ...]:
         """What runs or waits, oldest first."""
-        return self._desk.running
+        return (*self._desk.running, *self.room.running)
 
     @property
     def datasets(self) -> DatasetList | None:
@@ -174,7 +210,7 @@ class AgentCore:
 
     def watch(self, on_change: Callable[[], None]) -> None:
         """Call `on_change` when a task begins or ends, or connection, roster or datasets change."""
-        self._on_change = self._desk.on_change = on_change
+        self._on_change = self._desk.on_change = self.room.on_change = on_change
 
     # --- EndpointHandler -------------------------------------------------------------------------------------------
 
@@ -186,6 +222,9 @@ class AgentCore:
             log.warning("event=unexpected-answer kind=%s from=%s", message.kind, incoming.sender)
             return
         try:
+            if isinstance(message, SPDZ_KINDS) and not isinstance(message, m.SpdzOpen):
+                self._shares(message, asker)
+                return
             self._require_server(incoming.sender)
             self._command(message, asker)
         except SordinoError as error:
@@ -197,6 +236,7 @@ class AgentCore:
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
         log.info("event=presence name=%s online=%s boot=%d", name, online, boot)
+        self.room.on_presence(name, online, boot)
 
     def on_connection(self, connected: bool, reason: str) -> None:
         self.connected = connected
@@ -206,10 +246,23 @@ class AgentCore:
 
     def on_roster(self, roster: Roster) -> None:
         self._roster_server = roster.server.name
+        self.room.roster = roster
         log.info("event=roster epoch=%d server=%s", roster.epoch, self._roster_server)
         self._on_change()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
+        self._count_refusal(sender, error)
+
+    def _shares(self, message: m.Message, asker: Asker) -> None:
+        """A session's messages are not answered, but for the server's `SpdzClose`: what is refused is counted."""
+        try:
+            self.room.on_message(message, asker)
+        except SordinoError as error:
+            if isinstance(message, m.SpdzClose):
+                raise
+            self._count_refusal(asker.name, error)
+
+    def _count_refusal(self, sender: str, error: SordinoError) -> None:
         self.refusals += 1
         now_s = self._loop.now_s()
         if now_s >= self._told_from_s + _TELL_EVERY_S:
@@ -276,6 +329,8 @@ class AgentCore:
             case m.TensorDrop():
                 self._policy.require_job("tensors")
                 self._send(asker, m.TensorDropped(dropped=self._store.drop(message.tensor_ids)))
+            case m.SpdzOpen():
+                self.room.on_message(message, asker)
             case _:
                 raise PolicyRefusal(f"commands of kind {message.kind!r} are not known to this agent ({self._version})")
 

@@ -87,3 +87,41 @@ class WorkerDied(SordinoError):
 
     exit_code: ClassVar[int] = 3
     code = "worker"
+
+
+class SessionReused(RemoteError):
+    """A session id comes a second time. A session's preprocessing is used once, whatever happened to it."""
+
+    code = "session-reused"
+
+
+class UnknownSession(RemoteError):
+    """A message for a session that is not open here."""
+
+    code = "unknown-session"
+
+
+class UnknownCheckpoint(RemoteError):
+    """A session is to go on from a state that this device does not hold."""
+
+    code = "unknown-checkpoint"
+
+
+class CircuitDiffers(RemoteError):
+    """This device lowers the Plan to another circuit than the server says: other software, or a lie."""
+
+    code = "circuit"
+
+
+class Silence(SordinoError):
+    """Nothing came for a session for as long as it says. The text names who is missing."""
+
+    exit_code: ClassVar[int] = 3
+    code = "silence"
+
+
+class JournalError(SordinoError):
+    """The burn journal can't be read or written. Nothing is used that can't be burnt first."""
+
+    exit_code: ClassVar[int] = 3
+    code = "journal"

@@ -31,6 +31,11 @@ class Executor(Protocol):
         `Failure` of code `cancelled`, unless it was too late."""
         ...
 
+    def hold(self) -> Callable[[], None]:
+        """Keep what tasks leave behind (a session's shares) until the function that comes back is called: whoever
+        computes does not end because it is idle."""
+        ...
+
     def close(self) -> None:
         """Stop everything; what was not done is cancelled. Idempotent."""
         ...
@@ -85,6 +90,9 @@ class InlineExecutor:
         if self._running is None:
             self._begin_next()
         return lambda: self._cancel(job)
+
+    def hold(self) -> Callable[[], None]:
+        return lambda: None  # this process keeps everything anyway
 
     def close(self) -> None:
         for job in (*((self._running,) if self._running is not None else ()), *tuple(self._queue)):

@@ -10,12 +10,16 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.errors import PolicyRefusal
 from sordino_common.messages.base import Name
 
-JobKind = Literal["describe", "moments", "train", "evaluate", "tensors"]
-JOB_KINDS: Final[tuple[JobKind, ...]] = ("describe", "moments", "train", "evaluate", "tensors")
-DataJob = Literal["moments", "train", "evaluate"]
+JobKind = Literal["describe", "moments", "train", "evaluate", "tensors", "spdz-compute", "spdz-data"]
+JOB_KINDS: Final[tuple[JobKind, ...]] = (
+    *("describe", "moments", "train", "evaluate", "tensors"),
+    *("spdz-compute", "spdz-data"),
+)
+DataJob = Literal["moments", "train", "evaluate", "spdz-data"]
 
 PlanHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -27,13 +31,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     With "any" a hostile server can write a Plan whose update encodes rows (see SECURITY.md); pin Plans where that
     matters. `datasets`: for which jobs each dataset may be used; a dataset that is not named is open to all of `jobs`
     if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none",
-    "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over."""
+    "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over.
+    `spdz-compute`: be a party of sessions on shares; `spdz-data`: input rows into them, masked; `spdz`: which."""
 
     jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()
     datasets: dict[Name, tuple[DataJob, ...]] | None = None
     fetch: Literal["none", "any"] | tuple[PlanHex, ...] = "none"
     min_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 10
+    spdz: SpdzPolicy = SpdzPolicy()
 
     def require_job(self, kind: JobKind) -> None:
         """Raise `PolicyRefusal` unless this kind of job is served here."""
@@ -76,7 +82,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `memory_bytes`: what one task may hold in the worker (rows, Plan's peak, parameters). `plan_seconds`: longest task.
     `payload_bytes`: largest command or answer. `store_bytes`, `plans_bytes`, `results_bytes`: what the daemon keeps of
     tensors, Plans, and answers already given. `queue`: tasks waiting or running. `threads`: of the worker's linear
-    algebra (with 1, the same command gives the same bytes). `idle_s`: an idle worker process ends after this time."""
+    algebra (with 1, the same command gives the same bytes). `idle_s`: an idle worker process ends after this time.
+    `spdz_bytes`: preprocessing that waits for its step. `sessions`: sessions on shares at a time."""
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)] = 256 << 20
     plan_seconds: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 300.0
@@ -87,3 +94,5 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     queue: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     idle_s: Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)] = 60.0
+    spdz_bytes: Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)] = 64 << 20
+    sessions: Annotated[int, msgspec.Meta(ge=0, le=8)] = 4

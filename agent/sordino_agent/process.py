@@ -71,6 +71,7 @@ class ProcessExecutor:
         self._idle_s = idle_s
         self._queue: deque[_Job] = deque()
         self._running: _Job | None = None
+        self._holds = 0
         self._worker: _Worker | None = None
         self._timer: Timer | None = None  # the running task's deadline, or the idle worker's end
 
@@ -86,13 +87,31 @@ class ProcessExecutor:
             self._begin_next()
         return lambda: self._cancel(job)
 
+    def hold(self) -> Callable[[], None]:
+        """An idle worker does not end while anybody holds it: not for its age, nor for a new set-up."""
+        self._holds += 1
+        held = True
+        if self._running is None:
+            self._set_timer(None)
+
+        def release() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._holds -= 1
+                if self._running is None:
+                    self._rest()
+
+        return release
+
     def replace_setup(self, setup: WorkerSetup) -> None:
-        """Another set-up for the next worker; an idle worker ends, a busy one after its task."""
+        """Another set-up for the next worker; an idle worker ends, a busy one after its task, one that is held when it
+        is let go."""
         self._setup = setup
         if self._worker is not None:
             self._worker.outdated = True
             if self._running is None:
-                self._worker.end()
+                self._rest()
 
     def close(self) -> None:
         jobs = [*((self._running,) if self._running is not None else ()), *self._queue]
@@ -144,7 +163,7 @@ class ProcessExecutor:
 
     def _rest(self) -> None:
         worker = self._worker
-        if worker is not None and not worker.ending:
+        if worker is not None and not worker.ending and not self._holds:
             if worker.outdated:
                 worker.end()
             else:

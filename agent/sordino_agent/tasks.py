@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Final, TypeVar
 import msgspec
 
 from sordino_agent.errors import DatasetError
+from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, SpdzOpenTask, SpdzTask
 from sordino_common.errors import CodecError, LimitExceeded, LocalError, SordinoError
 from sordino_common.messages import (
     Array,
@@ -141,7 +142,7 @@ class Done(_Value, frozen=True, kw_only=True):
     """A task's result and the seconds it took on this device (in the simulator: the modelled device's)."""
 
     kind = "done"
-    result: DatasetList | PlanFacts | MomentsFacts | TrainFacts | EvaluateFacts | RunFacts
+    result: DatasetList | PlanFacts | MomentsFacts | TrainFacts | EvaluateFacts | RunFacts | SpdzOpenFacts | SpdzFacts
     seconds: float
 
 
@@ -169,8 +170,9 @@ def failure_of(error: Exception, task_kind: str) -> Failure:
     return Failure(code=LocalError.code, reason=f"{task_kind}: a bug in the agent ({name}); its log has the trace")
 
 
-Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask
-Facts = DatasetList | PlanFacts | MomentsFacts | TrainFacts | EvaluateFacts | RunFacts
+SpdzWork = SpdzOpenTask | SpdzTask | SpdzEndTask
+Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | SpdzWork
+Facts = DatasetList | PlanFacts | MomentsFacts | TrainFacts | EvaluateFacts | RunFacts | SpdzOpenFacts | SpdzFacts
 Outcome = Done | Failure
 
 
@@ -186,10 +188,18 @@ class TaskCost(msgspec.Struct, frozen=True, kw_only=True):
 # --- through the pipe --------------------------------------------------------------------------------------------
 
 _TASKS: Final[dict[str, type[Task]]] = {
-    cls.kind: cls for cls in (DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask)
+    cls.kind: cls
+    for cls in (
+        *(DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask),
+        *(SpdzOpenTask, SpdzTask, SpdzEndTask),
+    )
 }
 _FACTS: Final[dict[str, type[Facts]]] = {
-    cls.kind: cls for cls in (DatasetList, PlanFacts, MomentsFacts, TrainFacts, EvaluateFacts, RunFacts)
+    cls.kind: cls
+    for cls in (
+        *(DatasetList, PlanFacts, MomentsFacts, TrainFacts, EvaluateFacts, RunFacts),
+        *(SpdzOpenFacts, SpdzFacts),
+    )
 }
 # Our own process is at the other end; the bounds that matter were checked where a peer's bytes came in.
 _PIPE_LIMITS: Final = Limits(payload_bytes=1 << 40, depth=12, items=1 << 24, text_bytes=1 << 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,7 @@ from sordino_agent.compute import Check, Layout
 from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
 from sordino_agent.errors import BadCommand
+from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
 from sordino_agent.store import ByteCache
 from sordino_agent.tasks import (
     DescribeTask,
@@ -38,6 +39,9 @@ from sordino_common.plan.executors import Program, load_program
 from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Plan, PlanLimits
+
+if TYPE_CHECKING:
+    from sordino_agent.spdz.bench import Bench
 
 ExecutorName = Literal["numpy", "torch"]
 
@@ -100,7 +104,10 @@ class Prepared:
 class Workshop:
     """Turns tasks into facts, within `memory_bytes` for rows, parameters and a Plan's peak."""
 
-    def __init__(self, *, catalogue: Catalogue, programs: Programs, memory_bytes: int) -> None:
+    def __init__(
+        self, *, catalogue: Catalogue, programs: Programs, memory_bytes: int, bench: Bench | None = None
+    ) -> None:
+        self._made_bench = bench
         self._catalogue = catalogue
         self._programs = programs
         self._memory_bytes = memory_bytes
@@ -124,6 +131,29 @@ class Workshop:
                 return self._evaluate(task)
             case RunTask():
                 return self._run(task)
+            case SpdzOpenTask() | SpdzTask() | SpdzEndTask():
+                return self._shares(task)
+
+    @property
+    def _bench(self) -> Bench:
+        """Made when it is first needed: its modules take memory that other tasks should not pay for."""
+        if self._made_bench is None:
+            from sordino_agent.spdz.bench import Bench
+
+            programs = self._programs
+            self._made_bench = Bench(catalogue=self._catalogue, plan_of=lambda data: programs.load(data).plan)
+        return self._made_bench
+
+    def _shares(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> Prepared:
+        work = self._bench.work_of(task)
+        cost = TaskCost(kind=task.kind, nodes=work.nodes, flops=work.flops, runs=1)
+        match task:
+            case SpdzOpenTask():
+                return Prepared(cost=cost, run=lambda check: self._bench.open(task, check))
+            case SpdzTask():
+                return Prepared(cost=cost, run=lambda check: self._bench.run(task, check))
+            case SpdzEndTask():
+                return Prepared(cost=cost, run=lambda check: self._bench.end(task, check))
 
     def _moments(self, task: MomentsTask) -> Prepared:
         command = task.command

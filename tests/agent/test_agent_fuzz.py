@@ -28,7 +28,7 @@ from sordino_common.plan.plan import plan_id
 CASES = 100_000 if os.environ.get("SORDINO_SOAK") else 4_000
 NAMED = {
     *("policy", "limit", "plan", "codec", "command", "unknown-plan", "unknown-tensor", "unknown-data", "conflict"),
-    *("diverged", "busy", "cancelled", "dataset"),
+    *("diverged", "busy", "cancelled", "dataset", "roster", "unknown-session"),
 }
 
 

@@ -25,6 +25,7 @@ from sordino_common.messages.jobs import (
     Trained,
 )
 from sordino_common.messages.spdz import (
+    SHARES_AT_ONCE,
     SpdzAbort,
     SpdzChecked,
     SpdzClose,
@@ -61,6 +62,7 @@ from sordino_common.messages.store import (
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "SHARES_AT_ONCE",
     "Array",
     "Cancel",
     "ColumnInfo",

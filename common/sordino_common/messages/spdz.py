@@ -300,10 +300,13 @@ class SpdzClose(Message, frozen=True, kw_only=True):
 
 @register("spdz-closed")
 class SpdzClosed(Message, frozen=True, kw_only=True):
-    """Agent: keys and shares are forgotten."""
+    """Agent: keys and shares are forgotten. `names`, `sums`: of what opened to it as an owner, over its `rows` rows."""
 
     session: SessionId
     counters: SpdzCounters
+    rows: Count
+    names: Annotated[tuple[Label, ...], msgspec.Meta(max_length=256)]
+    sums: Annotated[tuple[float, ...], msgspec.Meta(max_length=256)]
 
 
 def require_named(names: tuple[str, ...], values: tuple[Array, ...]) -> None:

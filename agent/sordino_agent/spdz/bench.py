@@ -1,0 +1,204 @@
+"""The bench: all seats of this agent, in the process that computes. State stays here between tasks.
+
+A worker that dies takes its seats along: a task for a session that is not here says so by name, and the daemon ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_agent import compute
+from sordino_agent.batches import feature_rows, target_rows
+from sordino_agent.compute import Check
+from sordino_agent.data.catalogue import Catalogue
+from sordino_agent.errors import BadCommand, CircuitDiffers, UnknownSession
+from sordino_agent.spdz.seat import MakeParty, Seat
+from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, SpdzOpenTask, SpdzTask
+from sordino_common.errors import LimitExceeded
+from sordino_common.messages import SpdzNumber, SpdzOpen
+from sordino_common.plan.values import Plan
+from sordino_common.spdz.circuit import Circuit, Gate
+from sordino_common.spdz.lowering.settings import Settings
+from sordino_common.spdz.opening import settings_of, spec_of
+from sordino_common.spdz.party import Party
+from sordino_common.spdz.spec import SessionSpec
+
+I64 = npt.NDArray[np.int64]
+MOST_SEATS: Final = 8
+
+
+class Lower(Protocol):
+    """Plan -> (circuit, its digest)."""
+
+    def __call__(self, plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, bytes]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a task is expected to cost."""
+
+    nodes: int
+    flops: int
+
+
+class Bench:
+    """`plan_of` decodes a Plan (cached); `random` is the cryptographic generator."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        plan_of: Callable[[bytes], Plan],
+        lower: Lower | None = None,
+        random: Callable[[int], bytes] = os.urandom,
+        make_party: MakeParty = Party,
+    ) -> None:
+        self._catalogue = catalogue
+        self._plan_of = plan_of
+        self._lower = lower or _lower
+        self._random = random
+        self._make_party = make_party
+        self._seats: dict[bytes, tuple[Seat, Work]] = {}
+        self._circuits: dict[tuple[bytes, tuple[SpdzNumber, ...]], tuple[Circuit, bytes]] = {}
+
+    def work_of(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> Work:
+        """An estimate: a round's share of the step, for every event."""
+        if isinstance(task, SpdzTask) and task.session in self._seats:
+            work = self._seats[task.session][1]
+            return Work(nodes=work.nodes * len(task.events), flops=work.flops * len(task.events))
+        return Work(nodes=1, flops=0)
+
+    def open(self, task: SpdzOpenTask, check: Check | None) -> SpdzOpenFacts:
+        """Raises whatever does not fit, by name, and then nothing is open."""
+        command = task.command
+        if len(self._seats) >= MOST_SEATS:
+            raise LimitExceeded(f"{len(self._seats)} sessions are open on this device, as many as it takes")
+        plan = self._plan_of(task.plan)
+        key = (command.plan_id, command.settings)
+        lowered = self._circuits.get(key)
+        if lowered is None:
+            lowered = self._lower(plan, plan_id=command.plan_id, settings=settings_of(command.settings))
+            if len(self._circuits) >= MOST_SEATS:
+                self._circuits.pop(next(iter(self._circuits)))
+            self._circuits[key] = lowered
+        circuit, digest = lowered
+        if digest != command.circuit:
+            raise CircuitDiffers(
+                f"this device lowers Plan {command.plan_id.hex()[:12]} to circuit {digest.hex()[:12]}, the server says "
+                f"{command.circuit.hex()[:12]}: another version of the software, or a lie"
+            )
+        spec = spec_of(command, circuit, digest)
+        if spec.digest != command.digest:
+            raise CircuitDiffers("the session's digest is not that of its own numbers")
+        _require_outputs(command, spec)
+        correction_bytes = circuit.preprocessing_bytes(active=spec.active)
+        if task.agent in command.parties and command.ahead * correction_bytes > task.held_bytes:
+            raise LimitExceeded(
+                f"{command.ahead} corrections of {correction_bytes} bytes ahead; limits.spdz_bytes on the device is "
+                f"{task.held_bytes}"
+            )
+        rows = self._rows(task, plan, spec)
+        seat = Seat(command, spec, agent=task.agent, rows=rows, random=self._random, make_party=self._make_party)
+        rounds = len(circuit.rounds)
+        self._seats[command.session] = (
+            seat, Work(nodes=len(circuit.nodes) // (rounds + 1) + 1, flops=_flops(circuit) // (rounds + 1))
+        )  # fmt: skip
+        return SpdzOpenFacts(
+            circuit=digest,
+            digest=spec.digest,
+            correction_bytes=correction_bytes,
+            opened_elements=circuit.gate_elements,
+            rounds=rounds,
+        )
+
+    def run(self, task: SpdzTask, check: Check | None) -> SpdzFacts:
+        """Raises the error that ended the session."""
+        seat = self._seat(task.session)
+        try:
+            if task.setup is not None:
+                seat.begin(task.setup)
+            effects = seat.feed(task.events)
+        except Exception:
+            self._forget(task.session)
+            raise
+        return SpdzFacts(effects=tuple(effects), waiting_for=seat.waiting_for[:400])
+
+    def end(self, task: SpdzEndTask, check: Check | None) -> SpdzFacts:
+        """Ending what is not here does nothing."""
+        found = self._seats.pop(task.session, None)
+        if found is not None:
+            found[0].end(finished=task.finished)
+        return SpdzFacts(effects=())
+
+    def _seat(self, session: bytes) -> Seat:
+        found = self._seats.get(session)
+        if found is None:
+            raise UnknownSession("the process that computes has lost the session's shares (it ended and began anew)")
+        return found[0]
+
+    def _forget(self, session: bytes) -> None:
+        seat, _ = self._seats.pop(session)
+        seat.end(finished=False)
+
+    def _rows(self, task: SpdzOpenTask, plan: Plan, spec: SessionSpec) -> Mapping[str, I64] | None:
+        """This agent's rows as fixed point, input name -> [R, ...]."""
+        command = task.command
+        counts = {entry.owner: entry.rows for entry in command.rows}
+        if task.agent not in counts:
+            return None
+        if command.data is None:
+            raise BadCommand("the session wants rows but does not say of which dataset")
+        table = self._catalogue.table(command.data.dataset)
+        have = len(table.rows(command.data.split))
+        compute.require_rows(have, task.min_rows, dataset=table.name, what="a session on shares")
+        if have != counts[task.agent]:
+            raise BadCommand(f"dataset {table.name!r} has {have} {command.data.split} rows, the session counts on "
+                             f"{counts[task.agent]}")  # fmt: skip
+        specs = {(entry.role, entry.name): entry.spec for entry in plan.inputs}
+        rows: dict[str, I64] = {}
+        for entry in spec.row_inputs:
+            make: Any = feature_rows if entry.role == "x" else target_rows
+            values = make(table, command.data, specs[entry.role, entry.name])
+            scaled = np.rint(values.astype(np.float64) * 2.0**entry.wire.fraction_bits)
+            # Beyond this the cast would wrap; what is beyond the stated range is refused when it is masked.
+            rows[entry.name] = (
+                np.clip(scaled, -(2.0**62), 2.0**62).astype(np.int64).reshape(have, *entry.wire.shape[1:])
+            )
+        return rows
+
+
+def _lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, bytes]:
+    from sordino_common.spdz.lowering import lower  # only who computes on shares pays for it
+
+    lowered = lower(plan, plan_id=plan_id, settings=settings)
+    return lowered.circuit, lowered.digest
+
+
+def _require_outputs(command: SpdzOpen, spec: SessionSpec) -> None:
+    for output in command.outputs:
+        if output.name != "model" and output.name not in spec.value_outputs:
+            known = ", ".join(sorted(spec.value_outputs)) or "none"
+            raise BadCommand(f"the Plan has no output {output.name!r} to open; it has {known}")
+        if output.every % command.check_every:
+            raise BadCommand(f"output {output.name!r} every {output.every} steps, checks every {command.check_every}")
+    if command.checkpoint_every % command.check_every:
+        raise BadCommand(f"checkpoints every {command.checkpoint_every} steps, checks every {command.check_every}")
+
+
+def _flops(circuit: Circuit) -> int:
+    """Multiplications of one step, about: three products of each party per product of the circuit, and its check."""
+    total = 0
+    for number in circuit.gates:
+        gate = circuit.node(number)
+        assert isinstance(gate, Gate)
+        for product in gate.products:
+            inner = circuit.wire(product.a).shape[-1] if product.kind != "mul" else 1
+            total += 12 * max(circuit.wire(product.a).numel, gate.wire.numel) * max(1, inner)
+        total += 20 * gate.wire.numel
+    return total

@@ -1,0 +1,59 @@
+"""What has come for one session and has not gone to the worker yet: so that a round costs one crossing of the pipe.
+
+Shares of a round wait until every other party's is there; before that the party could do nothing with them. All else
+goes with the next task, in the order it came.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sordino_agent.spdz.tasks import SpdzEvent
+from sordino_common.spdz.errors import ProtocolError
+
+MOST_ROUNDS: Final = 64  # of incomplete rounds: an honest party is at most two rounds ahead of another
+MOST_EVENTS: Final = 4096
+_Round = tuple[str, int, int, int]  # kind, step, attempt, round
+
+
+class Mailbox:
+    """Of a session with `others` other parties. Raises `ProtocolError` when somebody sends more than fits."""
+
+    def __init__(self, *, others: int) -> None:
+        self._others = others
+        self._ready: list[SpdzEvent] = []
+        self._rounds: dict[_Round, dict[str, SpdzEvent]] = {}
+        self._bytes = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would give something."""
+        return bool(self._ready)
+
+    def put(self, event: SpdzEvent) -> None:
+        if len(self._ready) >= MOST_EVENTS:
+            raise ProtocolError(f"{len(self._ready)} messages wait for this device, no more are taken")
+        if event.what != "share":
+            self._ready.append(event)
+            return
+        place = (event.kind, event.step, event.attempt, event.round)
+        waiting = self._rounds.setdefault(place, {})
+        if event.sender in waiting:  # twice, or a contradiction: the party decides
+            self._ready.append(event)
+            return
+        waiting[event.sender] = event
+        if len(waiting) == self._others:
+            self._ready += self._rounds.pop(place).values()
+        elif len(self._rounds) > MOST_ROUNDS:
+            raise ProtocolError(f"{event.sender} sends shares of round after round that others have not reached")
+
+    def take(self) -> tuple[SpdzEvent, ...]:
+        ready, self._ready = tuple(self._ready), []
+        return ready
+
+    def missing(self) -> dict[str, tuple[str, ...]]:
+        """Who has sent what of the rounds that are not complete, for people."""
+        return {
+            f"{kind} of step {step} round {round_}": tuple(sorted(waiting))
+            for (kind, step, _, round_), waiting in self._rounds.items()
+        }

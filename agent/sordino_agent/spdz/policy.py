@@ -1,0 +1,105 @@
+"""What a device's owner allows of sessions on shares. Deny by default; every refusal says which setting to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from sordino_common.channel.roster import Roster, RosterEntry
+from sordino_common.errors import PolicyRefusal, RosterError
+from sordino_common.messages import SpdzOpen
+from sordino_common.messages.base import Label, Name
+from sordino_common.messages.spdz import Receiver
+
+OWNERS: Final = "*owners"
+_DEALING: Final = frozenset({"server", "dealer"})
+
+
+class SpdzPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`outputs`: which output may open to whom: `{loss: [server], model: [server], prediction: ["*owners"]}`; an output
+    that is not named, or to somebody who is not, is refused. `min_committee`: fewest compute agents. `zones`: in how
+    many different zones of the roster they must stand. `security`: the least that is accepted. `dealers`: who may deal
+    (names; by default the fleet's server and whoever has the role dealer)."""
+
+    outputs: dict[Label, tuple[Receiver, ...]] = {}
+    min_committee: Annotated[int, msgspec.Meta(ge=2, le=4)] = 2
+    zones: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
+    security: Literal["active", "passive"] = "active"
+    dealers: tuple[Name, ...] | None = None
+
+
+def require_session(policy: SpdzPolicy, command: SpdzOpen, *, roster: Roster, agent: str, server: str) -> None:
+    """Raise `PolicyRefusal` or `RosterError` unless `agent` may take part in this session."""
+    owners = {entry.owner for entry in command.rows}
+    if agent not in command.parties and agent not in owners:
+        raise PolicyRefusal(f"{agent} is neither a party nor an owner of rows in this session")
+    members = {name: _member(roster, name, "compute") for name in command.parties}
+    for name in sorted(owners - members.keys()):
+        _member(roster, name, "data")
+    _require_dealer(policy, command, roster=roster, server=server, owners=owners)
+    _require_committee(policy, members)
+    _require_outputs(policy, command)
+    if command.security == "passive" and policy.security == "active":
+        raise PolicyRefusal(
+            "the session has security passive: a single cheating member could falsify results or learn rows; this "
+            "device demands active (policy.spdz.security)"
+        )
+    if command.state_from is not None and command.state_from != server and command.state_from not in owners:
+        _member(roster, command.state_from, "data")
+    if agent in owners and command.data is None:
+        raise PolicyRefusal("the session wants rows of this device but does not say which columns")
+
+
+def _member(roster: Roster, name: str, role: str) -> RosterEntry:
+    try:
+        entry = roster.entry(name)
+    except RosterError:
+        raise RosterError(
+            f"{name} has no key in the roster of epoch {roster.epoch}: nothing is shared with a stranger"
+        ) from None
+    if role not in entry.roles:
+        raise PolicyRefusal(f"{name} has the roles {', '.join(entry.roles)} in the roster, not {role}")
+    return entry
+
+
+def _require_dealer(policy: SpdzPolicy, command: SpdzOpen, *, roster: Roster, server: str, owners: set[str]) -> None:
+    """Whoever knows the masks must never see a masked value: dealer, parties and owners are different people."""
+    dealer = command.dealer
+    entry = roster.entry(dealer)
+    for name in (*command.parties, *sorted(owners)):
+        dealing = _DEALING & set(roster.entry(name).roles)
+        if name in (dealer, server) or dealing:
+            why = "is the dealer" if name == dealer else f"has the role {min(dealing) if dealing else 'server'}"
+            what = "party" if name in command.parties else "owner of rows"
+            raise PolicyRefusal(
+                f"{name} {why} and would be a {what}: whoever deals the masks must not hold masked values"
+            )
+    if policy.dealers is not None and dealer not in policy.dealers:
+        raise PolicyRefusal(f"{dealer} may not deal for this device (policy.spdz.dealers)")
+    if not _DEALING & set(entry.roles):
+        raise PolicyRefusal(f"{dealer} is to deal but has neither the role dealer nor server in the roster")
+
+
+def _require_committee(policy: SpdzPolicy, members: Mapping[str, RosterEntry]) -> None:
+    if len(members) < policy.min_committee:
+        raise PolicyRefusal(
+            f"a committee of {len(members)} is too small: this device demands {policy.min_committee} compute agents "
+            "(policy.spdz.min_committee)"
+        )
+    zones = sorted({entry.zone for entry in members.values()})
+    if len(zones) < policy.zones:
+        raise PolicyRefusal(
+            f"the committee stands in {len(zones)} zone{'s' if len(zones) != 1 else ''} ({', '.join(zones)}): this "
+            f"device demands {policy.zones} (policy.spdz.zones)"
+        )
+
+
+def _require_outputs(policy: SpdzPolicy, command: SpdzOpen) -> None:
+    for output in command.outputs:
+        if output.receiver not in policy.outputs.get(output.name, ()):
+            raise PolicyRefusal(
+                f"output {output.name!r} may not open to {output.receiver} here; the device's owner can allow it in "
+                "policy.spdz.outputs"
+            )

@@ -1,0 +1,285 @@
+"""One agent's seat in one session, in the worker: party, owner of rows, reader of outputs, or several of these.
+
+Events in, effects out. What comes before the secrets are there is held back by the daemon; inputs that run further
+ahead than the party takes are held here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_agent.errors import BadCommand
+from sordino_agent.spdz.policy import OWNERS
+from sordino_agent.spdz.reading import Named, Reader
+from sordino_agent.spdz.tasks import SpdzEffect, SpdzEvent
+from sordino_common.errors import LocalError
+from sordino_common.messages import SpdzOpen, SpdzSetup
+from sordino_common.plan.arrays import from_numpy, to_numpy
+from sordino_common.ring.prg import Seed
+from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Retry
+from sordino_common.spdz.errors import ProtocolError
+from sordino_common.spdz.intake import AHEAD_STEPS
+from sordino_common.spdz.owner import InputOwner
+from sordino_common.spdz.party import Party
+from sordino_common.spdz.spec import PADDING, PartySetup, SessionSpec
+
+I64 = npt.NDArray[np.int64]
+MODEL: Final = "model"  # the output that stands for all parameters
+
+
+class MakeParty(Protocol):
+    """`Party`, or what a test puts in its place."""
+
+    def __call__(
+        self, spec: SessionSpec, index: int, setup: PartySetup, *, random: Callable[[int], bytes]
+    ) -> Party: ...
+
+
+class Seat:
+    """`rows`: input name -> fixed point [R, ...] of this agent's rows, None if it owns none in this session."""
+
+    def __init__(
+        self,
+        command: SpdzOpen,
+        spec: SessionSpec,
+        *,
+        agent: str,
+        rows: Mapping[str, I64] | None,
+        random: Callable[[int], bytes],
+        make_party: MakeParty = Party,
+    ) -> None:
+        self.spec: Final = spec
+        self._command = command
+        self._agent = agent
+        self._rows = rows
+        self._random = random
+        self._make_party = make_party
+        self._index = command.parties.index(agent) if agent in command.parties else None
+        self._party: Party | None = None
+        self._owner: InputOwner | None = None
+        self._at = command.first_step  # the party is at this step, or at the one after it
+        self._attempt = 0
+        self._early: list[SpdzEvent] = []  # inputs of steps that are too far ahead for the party
+        self._reader = Reader(command.parties, most=4 * command.ahead + 4)
+        self._sums: dict[str, float] = {}
+        self._summed = 0
+
+    @property
+    def waiting_for(self) -> str:
+        return self._party.waiting_for if self._party is not None else ""
+
+    def begin(self, setup: SpdzSetup) -> None:
+        """The dealer's secrets. Raises `ProtocolError` if they are not for this seat."""
+        if self._party is not None or self._owner is not None:
+            raise ProtocolError("the dealer's set-up came twice")
+        if (setup.party_seed is not None) != (self._index is not None):
+            raise ProtocolError("the dealer's set-up has a party's seed for who is no party, or lacks one")
+        if self._index is not None and (setup.mac_key is not None) != self.spec.active:
+            raise ProtocolError(f"a set-up {'without' if self.spec.active else 'with'} a MAC key in a session with "
+                                f"security {self.spec.security}")  # fmt: skip
+        if (setup.owner_seed is not None) != (self._rows is not None):
+            raise ProtocolError("the dealer's set-up has an owner's seed for who owns no rows, or lacks one")
+        if self._index is not None and setup.party_seed is not None:
+            key = None if setup.mac_key is None else int.from_bytes(setup.mac_key, "little")
+            secrets = PartySetup(Seed(setup.party_seed), key)
+            self._party = self._make_party(self.spec, self._index, secrets, random=self._random)
+        if setup.owner_seed is not None:
+            self._owner = InputOwner(self.spec, self._agent, Seed(setup.owner_seed))
+
+    def feed(self, events: Sequence[SpdzEvent]) -> list[SpdzEffect]:
+        """Take the events in order. Raises what the party raises; the session is then over."""
+        effects: list[SpdzEffect] = []
+        for event in events:
+            effects += self._take(event)
+        return effects
+
+    def end(self, *, finished: bool) -> None:
+        if self._party is None:
+            return
+        if finished:
+            self._party.close()
+        else:
+            self._party.abandon()
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _take(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
+        match event.what:
+            case "mask":
+                return self._mask(event)
+            case "outputs":
+                return self._read(event.step, self._reader.on_copy(event.sender, event.step, _named(event)))
+            case "masks":
+                return self._read(event.step, self._reader.on_masks(event.step, _named(event)))
+            case "restart":
+                self._attempt = event.attempt
+                self._early = [held for held in self._early if held.attempt >= event.attempt]
+        party = self._party
+        if party is None:
+            return iter(())  # an owner only: states, shares and corrections are not for it
+        match event.what:
+            case "state":
+                return self._perform(party.on_state(_named(event)))
+            case "resume":
+                return self._perform(party.resume(event.step, _named(event)))
+            case "input":
+                return self._input(party, event)
+            case "correction":
+                return self._perform(party.on_correction(event.step, event.attempt, event.data))
+            case "share":
+                sender = self._command.parties.index(event.sender)
+                return self._perform(
+                    party.on_message(sender, event.kind, event.step, event.attempt, event.round, event.data)
+                )
+            case "restart":
+                return self._perform(party.on_restart(event.step, event.attempt))
+        raise LocalError(f"event {event.what}")
+
+    # --- inputs ----------------------------------------------------------------------------------------------------
+
+    def _mask(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
+        """Own rows of the batches of steps [step, until), for every party, this one included."""
+        if self._owner is None or self._rows is None or self.spec.schedule is None:
+            raise LocalError("an agent without rows was asked for its rows")
+        self._attempt = max(self._attempt, event.attempt)
+        for step in range(event.step, event.until):
+            mine = [part for part in self.spec.schedule.step(step) if part.owner == self._agent]
+            if not mine:
+                continue
+            picked = {name: _picked(values, mine[0].rows) for name, values in self._rows.items()}
+            masked = self._owner.masked(step, event.attempt, picked)
+            names, values = tuple(masked), tuple(from_numpy(value) for value in masked.values())
+            yield SpdzEffect(what="input", step=step, attempt=event.attempt, names=names, values=values)
+            if self._party is not None:
+                own = SpdzEvent(
+                    what="input", sender=self._agent, step=step, attempt=event.attempt, names=names, values=values
+                )
+                yield from self._input(self._party, own)
+
+    def _input(self, party: Party, event: SpdzEvent) -> Iterator[SpdzEffect]:
+        if event.step > self._at + AHEAD_STEPS:
+            limit = 4 * self._command.ahead
+            if event.step > self._at + limit:
+                raise ProtocolError(f"rows of {event.sender} for step {event.step}, this party is at step {self._at}")
+            if len(self._early) >= limit * len(self._command.rows):
+                raise ProtocolError(f"{len(self._early)} batches wait for their steps, no more are taken")
+            self._early.append(event)
+            return iter(())
+        return self._perform(party.on_input(event.sender, event.step, event.attempt, _named(event)))
+
+    def _reached(self, step: int) -> Iterator[SpdzEffect]:
+        """The party is at `step`: inputs that waited for it are due."""
+        if step <= self._at:
+            return
+        self._at = step
+        due = [event for event in self._early if event.step <= step + AHEAD_STEPS]
+        if due and self._party is not None:
+            self._early = [event for event in self._early if event.step > step + AHEAD_STEPS]
+            for event in due:
+                yield from self._perform(self._party.on_input(event.sender, event.step, event.attempt, _named(event)))
+
+    # --- effects ---------------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: list[Effect]) -> Iterator[SpdzEffect]:
+        for effect in effects:
+            match effect:
+                case Broadcast():
+                    yield SpdzEffect(
+                        what="share",
+                        kind=effect.kind,
+                        step=effect.step,
+                        attempt=effect.attempt,
+                        round=effect.round,
+                        data=effect.payload,
+                    )
+                    yield from self._reached(effect.step)
+                case Retry():
+                    yield SpdzEffect(what="retry", step=effect.step, attempt=effect.attempt, kind=effect.where[:200])
+                case Checked():
+                    yield from self._release(effect)
+                    yield SpdzEffect(what="checked", step=effect.step + 1)
+                    yield from self._reached(effect.step + 1)
+                case Done():
+                    yield SpdzEffect(what="done", step=self.spec.steps)
+
+    def _release(self, checked: Checked) -> Iterator[SpdzEffect]:
+        """What leaves, now that it is checked: the outputs that the session names, to whom it names; checkpoints."""
+        done = checked.step + 1
+        for output in self._command.outputs:
+            if output.name == MODEL:
+                if done == self.spec.steps or (output.every and done % output.every == 0):
+                    params = [entry.name for entry in self.spec.state_inputs if entry.role == "param"]
+                    yield from self._tell(output.receiver, done, {name: checked.state[name] for name in params})
+                continue
+            for step, values in checked.outputs.items():
+                if output.name not in values:
+                    raise ProtocolError(f"the Plan has no output {output.name!r}")
+                yield from self._output(output.name, output.receiver, step, values[output.name])
+        every = self._command.checkpoint_every
+        if every and (done % every == 0 or done == self.spec.steps):
+            names, arrays = tuple(checked.state), tuple(from_numpy(value) for value in checked.state.values())
+            yield SpdzEffect(what="checkpoint", step=done, names=names, values=arrays)
+
+    def _output(self, name: str, receiver: str, step: int, value: I64) -> Iterator[SpdzEffect]:
+        if receiver != OWNERS:
+            yield from self._tell(receiver, step, {name: value})
+            return
+        assert self.spec.schedule is not None
+        for part in self.spec.schedule.step(step):
+            yield from self._tell(part.owner, step, {name: np.ascontiguousarray(value[part.positions])})
+
+    def _tell(self, to: str, step: int, values: Named) -> Iterator[SpdzEffect]:
+        if to == self._agent:
+            yield from self._read(step, self._reader.on_copy(self._agent, step, dict(values)))
+            return
+        arrays = tuple(from_numpy(np.ascontiguousarray(value)) for value in values.values())
+        yield SpdzEffect(what="output", to=to, step=step, names=tuple(values), values=arrays)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def _read(self, step: int, values: Named | None) -> Iterator[SpdzEffect]:
+        """x of an output that opens to this agent: a model becomes a file, row results become sums."""
+        if values is None:
+            return
+        params = {entry.name: entry for entry in self.spec.state_inputs if entry.role == "param"}
+        if values.keys() == params.keys():
+            floats = {
+                name: (value.astype(np.float64) / 2.0 ** params[name].wire.fraction_bits).astype(np.float32)
+                for name, value in values.items()
+            }
+            file = io.BytesIO()
+            np.savez(file, **floats)  # type: ignore[arg-type]  # the stub sees ** as allow_pickle, too
+            yield SpdzEffect(what="model", step=step, data=file.getvalue())
+            return
+        yield from self._sum(step, values)
+
+    def _sum(self, step: int, values: Named) -> Iterator[SpdzEffect]:
+        assert self.spec.schedule is not None
+        (mine,) = [part for part in self.spec.schedule.step(step) if part.owner == self._agent]
+        real = mine.rows != PADDING
+        wires = {entry.name: self.spec.circuit.wire(entry.wire) for entry in self.spec.circuit.outputs}
+        for name, value in values.items():
+            if value.shape[:1] != real.shape:
+                raise BadCommand(f"output {name!r} has no entry per row")
+            total = float(value[real].astype(np.float64).sum()) / 2.0 ** wires[name].fraction_bits
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        self._summed += int(real.sum())
+        if self._summed == dict(self.spec.schedule.rows)[self._agent]:
+            yield SpdzEffect(what="sums", names=tuple(self._sums), sums=tuple(self._sums.values()), round=self._summed)
+
+
+def _named(event: SpdzEvent) -> dict[str, Any]:
+    return {name: to_numpy(value) for name, value in zip(event.names, event.values, strict=True)}
+
+
+def _picked(values: I64, rows: I64) -> I64:
+    """The rows' values; zeros for `PADDING`."""
+    taken = values[np.maximum(rows, 0)]
+    if (rows == PADDING).any():
+        taken[rows == PADDING] = 0
+    return taken

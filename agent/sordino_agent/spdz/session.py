@@ -1,0 +1,414 @@
+"""One session on shares, in the daemon: who says what, when it goes to the worker, what leaves and when.
+
+    open -> (lowered, digests agree) ready -> (dealer's set-up) running -> (server's close) over
+    any error of a member, of the worker, or silence: over, and everybody is told by name
+
+Nothing leaves before it is burnt. Shares and masked rows are taken from members only, in the session's own context;
+the server has no way to say either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from sordino_agent.errors import Silence
+from sordino_agent.executor import Executor
+from sordino_agent.spdz.journal import BurnJournal
+from sordino_agent.spdz.mailbox import Mailbox
+from sordino_agent.spdz.policy import OWNERS
+from sordino_agent.spdz.tasks import SpdzEffect, SpdzEndTask, SpdzEvent, SpdzFacts, SpdzTask
+from sordino_agent.tasks import Done, Failure, Outcome
+from sordino_common import messages as m
+from sordino_common.clock import Loop, Timer
+from sordino_common.errors import PolicyRefusal, SordinoError
+from sordino_common.messages import Array
+from sordino_common.spdz.errors import CorrectionError, ProtocolError
+
+log = logging.getLogger("sordino.agent")
+
+BURN_STEPS: Final = 64  # burnt at a time: an fsync takes as long as several rounds
+MASK_STEPS: Final = 8  # batches masked in one task, so that shares do not wait for long
+_REASON_CHARS: Final = 1000
+
+
+class Port(Protocol):
+    """How a session speaks. `on_outcome(delivered, reason)` is called once."""
+
+    def tell(
+        self, to: str, message: m.Message, *, context: bytes, on_outcome: Callable[[bool, str], None] | None = None
+    ) -> None: ...
+
+
+class Session:
+    """See the module's text. `on_over(code, reason)` is called once, at the end, whatever it was ("" if in order)."""
+
+    def __init__(
+        self,
+        command: m.SpdzOpen,
+        *,
+        agent: str,
+        server: str,
+        port: Port,
+        executor: Executor,
+        journal: BurnJournal,
+        loop: Loop,
+        held: tuple[tuple[str, ...], tuple[Array, ...]] | None,
+        keep_model: Callable[[str, bytes], None],
+        on_over: Callable[[str, str], None],
+    ) -> None:
+        self.command: Final = command
+        self.id: Final = command.session
+        self.over = False
+        self.finished = False
+        self._agent = agent
+        self._server = server
+        self._port = port
+        self._executor = executor
+        self._journal = journal
+        self._loop = loop
+        self._keep_model = keep_model
+        self._on_over = on_over
+        self._release = executor.hold()
+        self.is_party: Final = agent in command.parties
+        self.owners: Final = tuple(entry.owner for entry in command.rows)
+        self.is_owner: Final = agent in self.owners
+        self.others: Final = tuple(name for name in command.parties if name != agent)
+        self._mailbox = Mailbox(others=len(self.others))
+        self._setup: m.SpdzSetup | None = None
+        self._begun = False
+        self._busy = False
+        self._attempt = 0
+        self._confirmed = command.first_step
+        self._going = False  # the server has confirmed the beginning: rows may go out
+        self._masked_to = command.first_step
+        self._burnt = (command.first_step, -1)
+        self._checked = self._reported = command.first_step
+        self._checkpoint = 0
+        self._outputs: list[m.SpdzValues] = []
+        self._parts: dict[tuple[int, int], dict[int, bytes]] = {}
+        self._sums: SpdzEffect | None = None
+        self._closing: Callable[[m.SpdzClosed], None] | None = None
+        self._waiting_for = ""
+        self._counts = {"rounds": 0, "checks": 0, "retries": 0, "opened_bytes": 0}
+        self._compute_s = 0.0
+        self._first_share_s: float | None = None
+        self._last_share_s = 0.0
+        self._heard_s = loop.now_s()
+        self._timer: Timer | None = None
+        if held is not None and self.is_party:
+            names, values = held
+            self._mailbox.put(SpdzEvent(what="resume", step=command.first_step, names=names, values=values))
+        self._listen()
+
+    @property
+    def label(self) -> str:
+        return f"shares {self.command.run} step {self._checked} of {self.command.steps}"
+
+    # --- from server and dealer ------------------------------------------------------------------------------------
+
+    def on_setup(self, sender: str, message: m.SpdzSetup) -> None:
+        self._require(sender, self.command.dealer, "set-up")
+        if self._setup is not None:
+            raise ProtocolError("the dealer's set-up came twice")
+        self._setup = message
+        self._hear()
+
+    def on_correction(self, sender: str, message: m.SpdzCorrection) -> None:
+        self._require(sender, self.command.dealer, "correction")
+        if not self.is_party:
+            raise CorrectionError("a correction for who is no party")
+        if message.step >= self._confirmed + 2 * self.command.ahead:
+            raise CorrectionError(
+                f"a correction of step {message.step}, with {self._confirmed} steps confirmed and "
+                f"{self.command.ahead} agreed to be dealt ahead"
+            )
+        parts = self._parts.setdefault((message.step, message.attempt), {})
+        if parts.setdefault(message.part, message.data) != message.data:
+            raise CorrectionError(f"two different parts {message.part} of the correction of step {message.step}")
+        if len(parts) == message.parts:
+            del self._parts[message.step, message.attempt]
+            data = b"".join(parts[k] for k in range(message.parts)) if message.parts > 1 else message.data
+            self._put(SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data))
+        self._hear()
+
+    def on_state(self, sender: str, message: m.SpdzState) -> None:
+        self._require(sender, self.command.state_from or "", "first parameters")
+        self._put(SpdzEvent(what="state", names=message.names, values=message.values))
+        self._hear()
+
+    def on_masks(self, sender: str, message: m.SpdzMasks) -> None:
+        self._require(sender, self.command.dealer, "masks of outputs")
+        for value in message.outputs:
+            self._put(SpdzEvent(what="masks", step=value.step, names=value.names, values=value.values))
+        self._hear()
+
+    def on_confirm(self, message: m.SpdzConfirm) -> None:
+        if message.step > self.command.steps:
+            raise ProtocolError(f"{message.step} steps confirmed of {self.command.steps}")
+        self._going = True
+        self._confirmed = max(self._confirmed, message.step)
+        if self.is_party and self._checkpoint and message.step >= self._checkpoint:
+            self._journal.forget_before(self.command.run, self.id, self._checkpoint)
+        self._ask_for_rows()
+        self._hear()
+
+    def on_restart(self, message: m.SpdzRestart) -> None:
+        if message.attempt <= self._attempt:
+            raise ProtocolError(f"told to run step {message.step} under attempt {message.attempt} again")
+        self._attempt = message.attempt
+        self._counts["retries"] += 1
+        self._parts = {place: parts for place, parts in self._parts.items() if place[1] >= message.attempt}
+        self._masked_to = min(self._masked_to, message.step)
+        self._put(SpdzEvent(what="restart", step=message.step, attempt=message.attempt))
+        self._ask_for_rows()
+        self._hear()
+
+    def on_close(self, answer: Callable[[m.SpdzClosed], None]) -> None:
+        """The server says that all is done. `answer` once what this agent may read is there."""
+        self._closing = answer
+        self._hear()
+        self._try_to_close()
+
+    # --- from other agents, in the session's context --------------------------------------------------------------
+
+    def on_input(self, sender: str, message: m.SpdzInput) -> None:
+        if not self.is_party or sender not in self.owners:
+            raise PolicyRefusal(f"{sender} owns no rows in this session, or this device is no party of it")
+        for batch in message.batches:
+            self._put(
+                SpdzEvent(
+                    what="input", sender=sender, step=batch.step, attempt=message.attempt, names=batch.names,
+                    values=batch.values,
+                )
+            )  # fmt: skip
+        self._hear()
+
+    def on_shares(self, sender: str, message: m.SpdzShares) -> None:
+        if sender not in self.others or not self.is_party:
+            raise PolicyRefusal(f"shares are taken from the session's parties, {sender} is none")
+        for share in message.shares:
+            self._put(
+                SpdzEvent(
+                    what="share", sender=sender, kind=share.kind, step=share.step, attempt=share.attempt,
+                    round=share.round, data=share.payload,
+                )
+            )  # fmt: skip
+        self._hear()
+
+    def on_outputs(self, sender: str, message: m.SpdzOutputs) -> None:
+        if sender not in self.command.parties:
+            raise PolicyRefusal(f"outputs are taken from the session's parties, {sender} is none")
+        for value in message.outputs:
+            self._put(SpdzEvent(what="outputs", sender=sender, step=value.step, names=value.names, values=value.values))
+        self._hear()
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def fail(self, error: SordinoError, *, tell: bool = True) -> None:
+        """Something that a member sent, or did not send, ends the session."""
+        self._end(error.code, str(error), tell=tell)
+
+    def on_abort(self, sender: str, message: m.SpdzAbort) -> None:
+        self._end(message.code, f"{sender}: {message.reason}", tell=False)
+
+    def _end(self, code: str, reason: str, *, tell: bool) -> None:
+        if self.over:
+            return
+        self.over = True
+        reason = reason[:_REASON_CHARS]
+        log.log(
+            logging.WARNING if code else logging.INFO,
+            "event=session-over session=%s code=%s reason=%r", self.id.hex()[:8], code or "done", reason,
+        )  # fmt: skip
+        if tell:
+            abort = m.SpdzAbort(session=self.id, code=code, reason=reason)
+            for name in dict.fromkeys((self._server, self.command.dealer)):
+                self._port.tell(name, abort, context=b"")
+            if self.is_party:
+                for name in self.others:
+                    self._port.tell(name, abort, context=self.id)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executor.submit(SpdzEndTask(session=self.id, finished=not code and self.finished), _ignore)
+        self._setup = None
+        self._parts.clear()
+        self._release()
+        self._on_over(code, reason)
+
+    def _try_to_close(self) -> None:
+        if self.over or self._closing is None or self._busy:
+            return
+        if (self.is_party and not self.finished) or (self._reads_rows and self._sums is None):
+            return  # the last of it is on its way
+        online_s = 0.0 if self._first_share_s is None else self._last_share_s - self._first_share_s
+        counters = m.SpdzCounters(**self._counts, compute_s=self._compute_s, online_s=online_s)
+        sums = self._sums or SpdzEffect(what="sums")
+        answer, self._closing = self._closing, None
+        answer(m.SpdzClosed(session=self.id, counters=counters, rows=sums.round, names=sums.names, sums=sums.sums))
+        self._end("", "", tell=False)
+
+    @property
+    def _reads_rows(self) -> bool:
+        return self.is_owner and any(output.receiver == OWNERS for output in self.command.outputs)
+
+    # --- to the worker ---------------------------------------------------------------------------------------------
+
+    def _ask_for_rows(self) -> None:
+        if not (self.is_owner and self._going):
+            return
+        until = min(self.command.steps, self._confirmed + self.command.ahead)
+        while self._masked_to < until:
+            upto = min(until, self._masked_to + MASK_STEPS)
+            self._put(SpdzEvent(what="mask", step=self._masked_to, until=upto, attempt=self._attempt))
+            self._masked_to = upto
+
+    def _put(self, event: SpdzEvent) -> None:
+        self._mailbox.put(event)
+
+    def _hear(self) -> None:
+        self._heard_s = self._loop.now_s()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.over or self._busy or self._setup is None or not (self._mailbox.ready or not self._begun):
+            return
+        setup = None if self._begun else self._setup
+        self._begun = self._busy = True
+        events = self._mailbox.take()
+        self._executor.submit(SpdzTask(session=self.id, setup=setup, events=events), self._done)
+
+    def _done(self, outcome: Outcome) -> None:
+        self._busy = False
+        if self.over:
+            return
+        if isinstance(outcome, Failure):
+            self._end(outcome.code, outcome.reason, tell=True)
+            return
+        assert isinstance(outcome, Done)
+        assert isinstance(outcome.result, SpdzFacts)
+        self._compute_s += outcome.seconds
+        self._waiting_for = outcome.result.waiting_for
+        try:
+            self._perform(outcome.result.effects)
+        except SordinoError as error:
+            self.fail(error)
+            return
+        self._flush()
+        self._try_to_close()
+
+    # --- what leaves -----------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: tuple[SpdzEffect, ...]) -> None:
+        shares = [effect for effect in effects if effect.what == "share"]
+        if shares:
+            self._send_shares(shares)
+        inputs: dict[int, list[m.SpdzValues]] = {}
+        outputs: dict[str, list[m.SpdzValues]] = {}
+        report = False
+        for effect in effects:
+            match effect.what:
+                case "input":
+                    inputs.setdefault(effect.attempt, []).append(_values(effect))
+                case "output":
+                    outputs.setdefault(effect.to, []).append(_values(effect))
+                case "checkpoint":
+                    self._journal.keep(self.command.run, self.id, _values(effect), wall_s=self._loop.wall_s())
+                    self._checkpoint = effect.step
+                    report = True
+                case "checked":
+                    self._checked = effect.step
+                    self._counts["checks"] += self.command.security == "active"
+                    report |= self._checked - self._reported >= self.command.report_every
+                case "retry":
+                    retry = m.SpdzRetry(session=self.id, step=effect.step, attempt=effect.attempt, where=effect.kind)
+                    self._port.tell(self._server, retry, context=b"")
+                case "done":
+                    self.finished = report = True
+                case "sums":
+                    self._sums = effect
+                case "model":
+                    self._keep_model(self.command.run, effect.data)
+                case "share":
+                    pass
+        for attempt, batches in inputs.items():
+            message = m.SpdzInput(attempt=attempt, batches=tuple(batches))
+            for name in self.others:
+                self._tell_peer(name, message)
+        for name, values in outputs.items():
+            if name == self._server:
+                self._outputs += values
+            else:
+                self._tell_peer(name, m.SpdzOutputs(outputs=tuple(values)))
+        if report:
+            self._report()
+
+    def _send_shares(self, effects: list[SpdzEffect]) -> None:
+        now_s = self._loop.now_s()
+        self._first_share_s = now_s if self._first_share_s is None else self._first_share_s
+        self._last_share_s = now_s
+        step, attempt = max(effect.step for effect in effects), max(effect.attempt for effect in effects)
+        if step >= self._burnt[0] or attempt > self._burnt[1]:
+            self._burnt = (min(step + BURN_STEPS, self.command.steps), attempt)
+            self._journal.burn_steps(self.id, step=self._burnt[0], attempt=attempt)
+        for first in range(0, len(effects), m.SHARES_AT_ONCE):
+            message = m.SpdzShares(
+                shares=tuple(
+                    m.SpdzShare(
+                        kind=effect.kind,  # type: ignore[arg-type]  # the pipe's other end is ours
+                        step=effect.step,
+                        attempt=effect.attempt,
+                        round=effect.round,
+                        payload=effect.data,
+                    )
+                    for effect in effects[first : first + m.SHARES_AT_ONCE]
+                )
+            )
+            for name in self.others:
+                self._tell_peer(name, message)
+        for effect in effects:
+            if effect.kind == "open":
+                self._counts["rounds"] += 1
+                self._counts["opened_bytes"] += len(effect.data)
+
+    def _report(self) -> None:
+        outputs, self._outputs = tuple(self._outputs), []
+        self._reported = self._checked
+        message = m.SpdzChecked(session=self.id, step=self._checked, checkpoint=self._checkpoint, outputs=outputs)
+        self._port.tell(self._server, message, context=b"")
+
+    def _tell_peer(self, name: str, message: m.Message) -> None:
+        def outcome(delivered: bool, reason: str) -> None:
+            if not delivered and not self.over and not self.finished:
+                self.fail(Silence(f"{name} can't be reached: {reason}"))
+
+        self._port.tell(name, message, context=self.id, on_outcome=outcome)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """End the session if nothing came for `silence_s`."""
+        due_s = self._heard_s + self.command.silence_s
+        if self._loop.now_s() >= due_s:
+            missing = "; ".join(
+                f"{what}: only from {', '.join(names)}" for what, names in self._mailbox.missing().items()
+            )
+            waiting = missing or self._waiting_for or "the dealer's set-up"
+            self.fail(Silence(f"nothing came for {self.command.silence_s:g} s; waiting for {waiting}"))
+            return
+        self._timer = self._loop.call_at(due_s, self._listen)
+
+    def _require(self, sender: str, expected: str, what: str) -> None:
+        if sender != expected:
+            raise PolicyRefusal(f"{what} comes from {expected or 'nobody'} in this session, not from {sender}")
+
+
+def _values(effect: SpdzEffect) -> m.SpdzValues:
+    return m.SpdzValues(step=effect.step, names=effect.names, values=effect.values)
+
+
+def _ignore(outcome: Outcome) -> None:
+    """Ending a session has no result that anybody waits for."""
+    if isinstance(outcome, Failure):
+        log.warning("event=session-end-failed code=%s reason=%r", outcome.code, outcome.reason)

@@ -1,0 +1,117 @@
+"""What passes between the daemon and whoever computes, for one session on shares. Without NumPy.
+
+Events go in, effects come out, several at a time: one crossing of the pipe each way per round.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from sordino_common.messages import Array, SpdzOpen, SpdzSetup
+
+EventKind = Literal["state", "resume", "input", "correction", "share", "restart", "mask", "outputs", "masks"]
+EffectKind = Literal["share", "input", "retry", "checked", "output", "checkpoint", "sums", "model", "done"]
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: ClassVar[str]
+
+
+class SpdzEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that came for a session. Which fields count depends on `what`:
+
+    state        names, values: D of the first state          resume      step, names, values: m of a checkpoint
+    input        sender, step, attempt, names, values: D      correction  step, attempt, data
+    share        sender, kind, step, attempt, round, data     restart     step, attempt
+    mask         step, until, attempt: own rows of the batches of these steps are to be masked
+    outputs      sender, step, names, values: m               masks       step, names, values: λ"""
+
+    what: EventKind
+    sender: str = ""
+    kind: str = ""
+    step: int = 0
+    until: int = 0
+    attempt: int = 0
+    round: int = 0
+    data: bytes = b""
+    names: tuple[str, ...] = ()
+    values: tuple[Array, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"SpdzEvent({self.what}, step={self.step}, attempt={self.attempt}, hidden)"
+
+
+class SpdzEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that a session wants done, in this order:
+
+    share        kind, step, attempt, round, data: to every other party
+    input        step, attempt, names, values: to every other party
+    retry        step, attempt, kind: where
+    checkpoint   step (how many are done), names, values: m to be kept
+    output       to, step, names, values: m, checked
+    checked      step: how many are done and checked
+    sums, model  what this agent may read: names and sums over `round` rows; or a file of the parameters in `data`
+    done         the last step is checked"""
+
+    what: EffectKind
+    to: str = ""
+    kind: str = ""
+    step: int = 0
+    attempt: int = 0
+    round: int = 0
+    data: bytes = b""
+    names: tuple[str, ...] = ()
+    values: tuple[Array, ...] = ()
+    sums: tuple[float, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"SpdzEffect({self.what}, step={self.step}, attempt={self.attempt}, hidden)"
+
+
+class SpdzOpenTask(_Value, frozen=True, kw_only=True):
+    """Lower the Plan, read the rows, make ready. Nothing secret is there yet."""
+
+    kind = "spdz-open"
+    command: SpdzOpen
+    plan: bytes
+    agent: str
+    min_rows: int
+    held_bytes: int  # what corrections may take
+
+
+class SpdzTask(_Value, frozen=True, kw_only=True):
+    """`events` in order, after `setup` if it is there (once, first)."""
+
+    kind = "spdz"
+    session: bytes
+    setup: SpdzSetup | None
+    events: tuple[SpdzEvent, ...]
+
+
+class SpdzEndTask(_Value, frozen=True, kw_only=True):
+    """Forget the session. `finished`: it is an error if openings were never checked."""
+
+    kind = "spdz-end"
+    session: bytes
+    finished: bool
+
+
+class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
+    """The digests as this agent computes them, and the size of one step's correction."""
+
+    kind = "spdz-open-facts"
+    circuit: bytes
+    digest: bytes
+    correction_bytes: int
+    opened_elements: int
+    rounds: int
+
+
+class SpdzFacts(_Value, frozen=True, kw_only=True):
+    """What came of the events. `waiting_for`: what has to come next, for people."""
+
+    kind = "spdz-facts"
+    effects: tuple[SpdzEffect, ...]
+    waiting_for: str = ""
