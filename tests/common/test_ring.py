@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sordino_common.errors import LocalError
 from sordino_common.ring.fixed import decode_fixed, encode_fixed
-from sordino_common.ring.matmul import matmul, split_balanced
+from sordino_common.ring.limbs import split_wrapping
+from sordino_common.ring.matmul import matmul
 from sordino_common.ring.prg import Seed, expand_ring, label
 from sordino_common.ring.sharing import correction, reconstruct
 
@@ -50,7 +51,9 @@ def test_the_worst_case_for_float64_accumulation() -> None:
 @given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), max_size=30))
 def test_limbs_join_to_what_was_split(values: list[int]) -> None:
     x = np.array(values, dtype=np.int64)
-    x0, x1, x2 = (limb.astype(np.int64) for limb in split_balanced(x))
+    limbs = (np.empty(x.shape), np.empty(x.shape), np.empty(x.shape))
+    split_wrapping(x, limbs, np.empty_like(x), np.empty_like(x))
+    x0, x1, x2 = (limb.astype(np.int64) for limb in limbs)
     assert np.array_equal(x0 + (x1 << np.int64(22)) + (x2 << np.int64(44)), x)
     assert np.all(np.abs(x0) <= 1 << 21) and np.all(np.abs(x1) <= 1 << 21) and np.all(np.abs(x2) <= 1 << 19)
 

@@ -1,95 +1,182 @@
 """Matrix products in Z_2^64, bit-exact: C = A B mod 2^64 on signed 64-bit arrays.
 
-Two back ends, chosen by size:
+Back ends:
 
-`direct`  NumPy's integer loop. No set-up cost, no SIMD multiply for 64-bit integers: about 1 ns per product.
-`limbs`   three balanced 22-bit limbs per operand, float64 GEMM. With a = a0 + a1 2^22 + a2 2^44 (|a0|, |a1| <= 2^21,
-          |a2| <= 2^19 mod 2^20) only the diagonals i + j <= 2 survive mod 2^64:
+`direct`  NumPy's integer loop. No set-up cost, no SIMD across the inner dimension: about 1 ns per product.
+`outer`   for inner dimension 1: an elementwise product with broadcasting.
+`limbs`   three balanced 22-bit limbs per operand, float64 GEMM, six products in three calls (`limbs`).
 
-              A B = A0 B0 + 2^22 (A0 B1 + A1 B0) + 2^44 (A0 B2 + A1 B1 + A2 B0)   mod 2^64
-
-          The products of one diagonal are one GEMM, the limbs laid side by side along the inner dimension: 3 calls for
-          6 products. Exactness: a diagonal sums at most 3 K terms of size <= 2^42, and float64 adds integers exactly
-          up to 2^53, so K <= 2^53 / (3 * 2^42) = 682; we block at 512.
-
-The crossover is measured: a float64 GEMM costs what the BLAS and the SIMD width say, the integer loop costs the same
-everywhere (`benchmarks/bench_ring.py` prints both).
+Which is faster depends on sizes and on the machine: a float64 GEMM costs what BLAS and SIMD width say, the integer loop
+costs the same everywhere. `Costs` is a model of both; `COSTS` holds measured ones by machine kind, and `measure_costs`
+measures those of this machine for a caller who asks (0.2 s; nothing is measured at import).
 """
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from sordino_common.errors import LocalError
+from sordino_common.ring.limbs import (
+    I64,
+    INNER_BLOCK,
+    WRAPPING_BITS,
+    Workspace,
+    diagonal_product,
+    split_wrapping,
+)
 
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
-Backend = Literal["direct", "limbs"]
-
-LIMB_BITS: Final = 22
-INNER_BLOCK: Final = 512  # largest power of two under 2^53 / (3 * 2^42) = 682
-
-# The limbs pay off when the products (M K N) outweigh splitting and joining (M K + K N + M N elements). Measured on
-# x86-64 with AVX-512 and OpenBLAS, one thread; see `bench_ring.py`.
-_MIN_PRODUCTS: Final = 200_000
-_MIN_PRODUCTS_PER_ELEMENT: Final = 16.0
+Backend = Literal["direct", "outer", "limbs"]
 
 
-def choose_backend(rows: int, inner: int, columns: int) -> Backend:
-    """The faster back end for an [rows, inner] by [inner, columns] product on this kind of machine."""
-    products = rows * inner * columns
-    elements = rows * inner + inner * columns + 2 * rows * columns
-    big = products >= _MIN_PRODUCTS and products >= _MIN_PRODUCTS_PER_ELEMENT * elements
-    return "limbs" if big else "direct"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Nanoseconds: `direct` per product, `gemm` per product of limb matrices, `split` per operand element, `join` per
+    result element, `fixed` for the calls that the limbs take beyond the integer loop's."""
+
+    direct: float
+    gemm: float
+    split: float
+    join: float
+    fixed: float
 
 
-def matmul(a: I64, b: I64, *, backend: Backend | None = None) -> I64:
-    """a @ b mod 2^64. a: [..., M, K], b: [..., K, N], int64, batch dimensions broadcast. Returns int64 [..., M, N].
+# Measured by `measure_costs` with one BLAS thread; `benchmarks/bench_ring.py` prints them for the machine it runs on.
+COSTS: Final[Mapping[str, Costs]] = MappingProxyType(
+    {
+        # AVX-512 (AMD EPYC 9xx4, OpenBLAS 0.3.31)
+        "x86_64": Costs(direct=0.9, gemm=0.03, split=6.0, join=6.0, fixed=30_000.0),
+        # Not measured yet: a Cortex-A72's NEON does 2 doubles a multiply-add against AVX-512's 16, at about the same
+        # cost of an integer product; issue 3's runs on a Pi settle it.
+        "aarch64": Costs(direct=1.5, gemm=0.25, split=15.0, join=15.0, fixed=60_000.0),
+    }
+)
+
+
+def costs_here() -> Costs:
+    """The table's row for this kind of machine; x86-64's for kinds that are not in it (all back ends are right)."""
+    return COSTS.get(platform.machine(), COSTS["x86_64"])
+
+
+def choose_backend(rows: int, inner: int, columns: int, *, batch: int = 1, costs: Costs | None = None) -> Backend:
+    """The back end that should be fastest for `batch` products of [rows, inner] by [inner, columns]."""
+    if inner == 1:
+        return "outer"
+    model = costs or costs_here()
+    products = batch * rows * inner * columns
+    limbs = (
+        model.fixed
+        + 6 * products * model.gemm
+        + batch * inner * (rows + columns) * model.split
+        + batch * rows * columns * model.join
+    )
+    return "limbs" if limbs < products * model.direct else "direct"
+
+
+def matmul(
+    a: I64,
+    b: I64,
+    *,
+    backend: Backend | None = None,
+    out: I64 | None = None,
+    workspace: Workspace | None = None,
+    costs: Costs | None = None,
+) -> I64:
+    """a @ b mod 2^64. a: [..., M, K], b: [..., K, N], int64, batch dimensions broadcast. Returns int64 [..., M, N], in
+    `out` if given (C-contiguous, not an operand). With `workspace`, scratch memory is kept between calls.
 
     Raises `LocalError` for other dtypes or shapes that don't fit."""
-    if a.dtype != np.int64 or b.dtype != np.int64:
-        raise LocalError(f"matmul: expected int64 operands, got {a.dtype} and {b.dtype}")
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise LocalError(f"matmul: shapes {a.shape} and {b.shape} do not fit")
+    shape = product_shape("matmul", a, b)
+    if out is None:
+        out = np.empty(shape, dtype=np.int64)
+    elif out.shape != shape or out.dtype != np.int64 or not out.flags.c_contiguous:
+        raise LocalError(f"matmul: `out` must be C-contiguous int64{list(shape)}, got {out.dtype}{list(out.shape)}")
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
-    chosen = backend or choose_backend(rows, inner, columns)
-    if chosen == "direct":
-        product: I64 = np.matmul(a, b)
-        return product
-    out: I64 | None = None
-    for start in range(0, max(inner, 1), INNER_BLOCK):
-        part = _limb_product(a[..., start : start + INNER_BLOCK], b[..., start : start + INNER_BLOCK, :])
-        out = part if out is None else np.add(out, part, out=out)
-    assert out is not None
+    batch = max(a.size // max(rows * inner, 1), b.size // max(inner * columns, 1))
+    chosen = backend or choose_backend(rows, inner, columns, batch=batch, costs=costs)
+    if chosen == "limbs" and out.size and inner:
+        _limbs(a, b, out, workspace or Workspace())
+    elif chosen == "outer" and inner == 1:
+        np.multiply(a, b, out=out)
+    else:
+        np.matmul(a, b, out=out)
     return out
 
 
-def split_balanced(x: I64) -> tuple[F64, F64, F64]:
-    """x = x0 + x1 2^22 + x2 2^44 mod 2^64 with |x0|, |x1| <= 2^21 and |x2| <= 2^19, as float64 arrays."""
-    half, mask = np.int64(1 << (LIMB_BITS - 1)), np.int64((1 << LIMB_BITS) - 1)
-    limbs: list[F64] = []
-    rest = x
-    for _ in range(2):
-        low = ((rest + half) & mask) - half
-        limbs.append(low.astype(np.float64))
-        # rest - low may wrap past 2^63; the shift then is off by 2^42 = 2^64 / 2^22, which is 0 in the ring.
-        rest = (rest - low) >> np.int64(LIMB_BITS)
-    top = ((rest + np.int64(1 << 19)) & np.int64((1 << 20) - 1)) - np.int64(1 << 19)  # only 64 - 44 bits count
-    limbs.append(top.astype(np.float64))
-    return limbs[0], limbs[1], limbs[2]
+def product_shape(what: str, a: I64, b: I64) -> tuple[int, ...]:
+    """Shape of a @ b. Raises `LocalError` for other dtypes than int64 and for shapes that don't fit."""
+    if a.dtype != np.int64 or b.dtype != np.int64:
+        raise LocalError(f"{what}: expected int64 operands, got {a.dtype} and {b.dtype}")
+    return matrix_shape(what, a.shape, b.shape)
 
 
-def _limb_product(a: I64, b: I64) -> I64:
-    a0, a1, a2 = split_balanced(a)
-    b0, b1, b2 = split_balanced(b)
-    a_all = np.concatenate((a0, a1, a2), axis=-1)
+def matrix_shape(what: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    if len(a) < 2 or len(b) < 2 or a[-1] != b[-2]:
+        raise LocalError(f"{what}: shapes {a} and {b} do not fit")
+    try:
+        batch = np.broadcast_shapes(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else ()
+    except ValueError:
+        raise LocalError(f"{what}: batch dimensions of {a} and {b} do not fit") from None
+    return (*batch, a[-2], b[-1])
+
+
+def _limbs(a: I64, b: I64, out: I64, workspace: Workspace) -> None:
     inner = a.shape[-1]
-    total: I64 = np.matmul(a0, b0).astype(np.int64)
-    middle = np.matmul(a_all[..., : 2 * inner], np.concatenate((b1, b0), axis=-2))
-    total += middle.astype(np.int64) << np.int64(LIMB_BITS)
-    high = np.matmul(a_all, np.concatenate((b2, b1, b0), axis=-2))
-    total += high.astype(np.int64) << np.int64(2 * LIMB_BITS)
-    return total
+    diagonals = workspace.integers("diagonals", (3, *out.shape))
+    product = workspace.floats("product", out.shape)
+    for start in range(0, inner, INNER_BLOCK):
+        x, y = a[..., start : start + INNER_BLOCK], b[..., start : start + INNER_BLOCK, :]
+        left = workspace.floats("left", (*x.shape[:-1], 3, x.shape[-1]))
+        right = workspace.floats("right", (*y.shape[:-2], 3, *y.shape[-2:]))
+        split_wrapping(
+            x,
+            (left[..., 0, :], left[..., 1, :], left[..., 2, :]),
+            workspace.integers("scratch", x.shape),
+            workspace.integers("rest", x.shape),
+        )
+        split_wrapping(
+            y,
+            (right[..., 2, :, :], right[..., 1, :, :], right[..., 0, :, :]),
+            workspace.integers("scratch", y.shape),
+            workspace.integers("rest", y.shape),
+        )
+        diagonal_product(left, right, 3, product, diagonals, first=start == 0)
+    np.left_shift(diagonals[2], np.int64(WRAPPING_BITS), out=out)
+    np.add(out, diagonals[1], out=out)
+    np.left_shift(out, np.int64(WRAPPING_BITS), out=out)
+    np.add(out, diagonals[0], out=out)
+
+
+def measure_costs(clock: Callable[[], float]) -> Costs:
+    """`Costs` of this machine, from the fastest of several small runs. `clock` gives seconds (time.perf_counter): ring
+    arithmetic itself knows no clock."""
+
+    def best(run: Callable[[], object], repeats: int) -> float:
+        run()
+        fastest = float("inf")
+        for _ in range(repeats):
+            start = clock()
+            run()
+            fastest = min(fastest, clock() - start)
+        return fastest * 1e9
+
+    workspace = Workspace()
+
+    def limbs(rows: int, inner: int, columns: int, repeats: int) -> float:
+        a, b = np.full((rows, inner), -3, dtype=np.int64), np.full((inner, columns), 5, dtype=np.int64)
+        out = np.empty((rows, columns), dtype=np.int64)
+        return best(lambda: _limbs(a, b, out, workspace), repeats)
+
+    a = np.full((32, 64), -3, dtype=np.int64)
+    direct = best(lambda: np.matmul(a, a.T), 50) / (32 * 64 * 32)
+    fixed = limbs(2, 2, 2, 100)
+    gemm_a, gemm_b = np.ones((256, 256)), np.ones((256, 256))
+    gemm = best(lambda: np.matmul(gemm_a, gemm_b), 10) / 256**3
+    split = max(0.0, limbs(1, 256, 64, 50) - fixed - 6 * 256 * 64 * gemm) / (256 * 65)
+    join = max(0.0, limbs(256, 1, 256, 20) - fixed - 6 * 256 * 256 * gemm - 512 * split) / 256**2
+    return Costs(direct=direct, gemm=gemm, split=split, join=join, fixed=fixed)

@@ -1,0 +1,175 @@
+"""F_p: inner products, matrix times vector, matrix products, by float64 GEMM over limbs; exact, since all sums stay
+below 2^53.
+
+Vectors (`dot`, `mat_vec`, `vec_mat`) use 16-bit limbs, which are a plain view of the words: no splitting, one cast.
+A signed 64-bit number is three unsigned limbs and a signed one. 2^128 = 2 mod p, so limb products at 2^(16 d), d >= 8,
+come back at d - 8 with a factor 2, and a matrix needs its limbs side by side only:
+
+    Σ_n T[m, n] v[n] = Σ_d 2^(16 d) Σ_(n, i) T_i[m, n] W[(n, i), d]
+    W[(n, i), d] = v_(d - i)[n] if d >= i, else 2 v_(d - i + 8)[n]
+
+is one GEMM of T's memory as it lies, [M, 4 N], by W [4 N, 8]. |sums| <= 2^33 * 4 N for int64, 2^33 * 8 N for F_p.
+
+Products of two matrices use 21-bit limbs, fewer products: `fp_matmul`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from sordino_common.errors import LocalError
+from sordino_common.ring.fp_core import F64, I64, U64, Fp, P, check_fp, check_int64, fold_rows
+
+_LIMBS: Final = 8  # of 16 bits in an element
+_MAX_INNER: Final = 1 << 17  # 2^33 * 8 N <= 2^53
+_DOT_BLOCK: Final = 4096  # elements: both operands' limbs are 512 KiB
+_CAST_BLOCK: Final = 1 << 15  # limbs of a matrix that are cast at a time
+
+
+def dot(a: Fp, b: Fp) -> int:
+    """Σ a_i b_i mod p. a, b: [2, n]."""
+    check_fp("dot", a, b)
+    _check_vectors("dot", a.shape[1:], b.shape[1:])
+    return _dot(_interleaved(a), _interleaved(b))
+
+
+def dot_int64(a: Fp, v: I64) -> int:
+    """Σ a_i v_i mod p. a: [2, n], v: int64 [n], signed."""
+    check_fp("dot_int64", a)
+    check_int64("dot_int64", v)
+    _check_vectors("dot_int64", a.shape[1:], v.shape)
+    return _dot(_interleaved(a), np.ascontiguousarray(v).reshape(-1, 1))
+
+
+def mat_vec(t: I64, v: Fp) -> Fp:
+    """t v mod p. t: int64 [..., M, N] signed, v: [2, N], or [2, ..., N] with the batch of t. Returns [2, ..., M]."""
+    check_int64("mat_vec", t)
+    check_fp("mat_vec", v)
+    return _mat_vec("mat_vec", t[np.newaxis], v)
+
+
+def mat_vec_fp(t: Fp, v: Fp) -> Fp:
+    """t v mod p. t: [2, ..., M, N], v: [2, N], or [2, ..., N] with the batch of t. Returns [2, ..., M]."""
+    check_fp("mat_vec_fp", t, v)
+    return _mat_vec("mat_vec_fp", t, v)
+
+
+def vec_mat(v: Fp, t: I64) -> Fp:
+    """v^T t mod p. v: [2, M], or [2, ..., M] with the batch of t; t: int64 [..., M, N] signed. Returns [2, ..., N]."""
+    check_int64("vec_mat", t)
+    check_fp("vec_mat", v)
+    return _vec_mat("vec_mat", v, t[np.newaxis])
+
+
+def vec_mat_fp(v: Fp, t: Fp) -> Fp:
+    """v^T t mod p. v: [2, M], or [2, ..., M] with the batch of t; t: [2, ..., M, N]. Returns [2, ..., N]."""
+    check_fp("vec_mat_fp", v, t)
+    return _vec_mat("vec_mat_fp", v, t)
+
+
+def _check_vectors(what: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    if len(a) != 1 or a != b:
+        raise LocalError(f"fp.{what}: expected two vectors of one length, got shapes {a} and {b}")
+
+
+def _interleaved(a: Fp) -> U64:
+    """[n, 2]: the words of one element beside each other, so that its eight limbs are too."""
+    out = np.empty((a.shape[1], 2), dtype=np.uint64)
+    out[:, 0], out[:, 1] = a
+    return out
+
+
+def _dot(a: U64, b: U64 | I64) -> int:
+    """Σ over rows and limbs. a: uint64 [n, 2]; b: uint64 [n, 2] or int64 [n, 1]."""
+    count, words = b.shape
+    size = min(_DOT_BLOCK, count)
+    left, right = np.empty((size, _LIMBS)), np.empty((size, 4 * words))
+    total = np.zeros((_LIMBS, 4 * words), dtype=np.int64)
+    for start in range(0, count, _DOT_BLOCK):
+        part = b[start : start + _DOT_BLOCK]
+        n = len(part)
+        np.copyto(left[:n], a[start : start + n].view(np.uint16))
+        _cast_limbs(part, right[:n])
+        total += (left[:n].T @ right[:n]).astype(np.int64)  # below 2^32 n
+    table: list[list[int]] = total.tolist()
+    return sum(entry << 16 * (i + j) for i, row in enumerate(table) for j, entry in enumerate(row)) % P
+
+
+def _cast_limbs(words: U64 | I64, out: F64) -> None:
+    """The 16-bit limbs of a C-contiguous [..., N] as [..., 4 N] floats; those of int64 end with a signed limb."""
+    np.copyto(out, words.view(np.uint16))
+    if words.dtype == np.int64:
+        np.copyto(out[..., 3::4], words.view(np.int16)[..., 3::4])
+
+
+def _batches(what: str, t: Fp | I64, v: Fp, inner_axis: int) -> tuple[tuple[int, ...], Fp | I64, Fp]:
+    """The batch dimensions of t [W, ..., M, N]; t as [W, B, M, N]; v as [2, B or 1, K]."""
+    batch = t.shape[1:-2]
+    if t.ndim < 3 or v.ndim < 2 or v.shape[-1] != t.shape[inner_axis] or (v.ndim > 2 and v.shape[1:-1] != batch):
+        raise LocalError(f"fp.{what}: a vector of shape {v.shape[1:]} does not fit a matrix of shape {t.shape[1:]}")
+    if v.shape[-1] > _MAX_INNER:
+        raise LocalError(f"fp.{what}: inner dimension {v.shape[-1]} is over {_MAX_INNER}; cut the product into parts")
+    count = math.prod(batch)
+    return batch, t.reshape(len(t), count, *t.shape[-2:]), v.reshape(2, count if v.ndim > 2 else 1, v.shape[-1])
+
+
+def _mat_vec(what: str, t: Fp | I64, v: Fp) -> Fp:
+    """t: [W, ..., M, N] with W = 1 (int64) or 2 words; v: [2, ..., N]."""
+    batch, matrices, vectors = _batches(what, t, v, -1)
+    if len(vectors[0]) == 1 and matrices.shape[1] != 1:  # one vector for all: one tall matrix
+        matrices = matrices.reshape(len(t), 1, -1, t.shape[-1])
+    _, count, rows, inner = matrices.shape
+    sums = np.zeros((count, rows, _LIMBS))
+    step = max(1, _CAST_BLOCK // (4 * max(inner, 1)))
+    floats = np.empty((min(step, rows), 4 * inner))
+    for k in range(count if inner else 0):
+        table = _toeplitz(vectors[:, k], len(t))
+        for word, limbs in zip(matrices[:, k], table, strict=True):
+            for start in range(0, rows, step):
+                part = np.ascontiguousarray(word[start : start + step])
+                _cast_limbs(part, floats[: len(part)])
+                sums[k, start : start + step] += floats[: len(part)] @ limbs
+    limb_rows = np.moveaxis(sums, -1, 0).reshape(_LIMBS, *batch, t.shape[-2])
+    return fold_rows(limb_rows.astype(np.int64, order="C"), 16, np.empty((2, *limb_rows.shape[1:]), dtype=np.uint64))
+
+
+def _toeplitz(v: Fp, words: int) -> F64:
+    """W of the module's text for a vector [2, N], cut by the matrix's words: [words, 4 N, 8]."""
+    inner = v.shape[1]
+    doubled = np.empty((inner, 2 * _LIMBS))  # 2 v_0 .. 2 v_7, v_0 .. v_7: row i of W is a window that ends 8 - i early
+    np.copyto(doubled[:, _LIMBS:], _interleaved(v).view(np.uint16))
+    np.multiply(doubled[:, _LIMBS:], 2.0, out=doubled[:, :_LIMBS])
+    windows = np.lib.stride_tricks.sliding_window_view(doubled, _LIMBS, axis=1)[:, _LIMBS:0:-1]  # [N, limb of t, 8]
+    return np.stack([windows[:, 4 * w : 4 * w + 4].reshape(4 * inner, _LIMBS) for w in range(words)])
+
+
+def _vec_mat(what: str, v: Fp, t: Fp | I64) -> Fp:
+    """v: [2, ..., M]; t: [W, ..., M, N] with W = 1 (int64) or 2 words."""
+    if t.ndim > 2 and t[0].swapaxes(-1, -2).flags.c_contiguous and not t[0].flags.c_contiguous:
+        return _mat_vec(what, t.swapaxes(-1, -2), v)  # a transposed view: its memory is the other product's
+    batch, matrices, vectors = _batches(what, t, v, -2)
+    _, count, inner, columns = matrices.shape
+    limb_rows = np.zeros((_LIMBS, count, columns), dtype=np.int64)
+    step = max(1, _CAST_BLOCK // (4 * max(columns, 1)))
+    floats = np.empty((min(step, inner), 4 * columns))
+    for k in range(count):
+        limbs = _interleaved(vectors[:, k if len(vectors[0]) > 1 else 0]).view(np.uint16).astype(np.float64)
+        for w, word in enumerate(matrices[:, k]):
+            for start in range(0, inner, step):
+                part = np.ascontiguousarray(word[start : start + step])
+                _cast_limbs(part, floats[: len(part)])
+                products = limbs[start : start + step].T @ floats[: len(part)]  # [8, 4 N]: v's limb, column, t's limb
+                _add_diagonals(products.astype(np.int64).reshape(_LIMBS, columns, 4), 4 * w, limb_rows[:, k])
+    return fold_rows(limb_rows.reshape(_LIMBS, *batch, columns), 16, np.empty((2, *batch, columns), dtype=np.uint64))
+
+
+def _add_diagonals(products: I64, first: int, rows: I64) -> None:
+    """rows[(j + i) mod 8] += products[j, :, i - first], doubled where j + i >= 8."""
+    for i in range(4):
+        shift = first + i
+        rows[shift:] += products[: _LIMBS - shift, :, i]
+        if shift:
+            rows[:shift] += 2 * products[_LIMBS - shift :, :, i]
