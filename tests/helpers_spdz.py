@@ -74,6 +74,9 @@ class SlowField:
     def mul_int64(self, a: Any, v: I64) -> Any:
         return self.pack(np.asarray(self.ints(a) * v.astype(object), dtype=object))
 
+    def weighted(self, rho: I64, v: I64) -> Any:
+        return self.pack(np.asarray(rho.astype(object) * v.astype(object), dtype=object))
+
     def mul(self, a: Any, b: Any) -> Any:
         return self.pack(np.asarray(self.ints(a) * self.ints(b), dtype=object))
 

@@ -11,16 +11,18 @@ the sum of ρ times (*), over all gates and steps:
     σ_i = α_i V + W_i,    V = Σ ρ (Σ k m_A·m_B + Σ k m_L + c - D),    W_i = Σ ρ (μ_γ^i - Σ k (m_A·μ_B^i + μ_A^i·m_B))
 
 The members accept iff Σ σ_i = 0. A wrong opening D + e, 0 < |e| < 2^65 < p, leaves α ρ e, which is 0 only if ρ (63
-bits) hits a root of a polynomial of degree 1, or 2 where ρ is of rank one, or if the cheater's shift of σ guesses α:
-chance at most 2^-62 + 2^-127.
+bits) hits a root of a polynomial of degree 1, or 3 for products of matrices, or if the cheater's shift of σ guesses α:
+chance at most 3/2^63 + 2^-127 < 2^-61.
 
-Matrix gates take ρ_ij = χ_i ψ_j as in Freivalds' check (IFIP 1977), so that a product costs its operands' sizes and not
-its work: Σ ρ (m_A m_B) = (χ m_A)(m_B ψ).
+Products of matrices take ρ_bij = β_b χ_i ψ_j as in Freivalds' check (IFIP 1977), so that they cost their operands'
+sizes and not their work: Σ ρ (m_A m_B) = Σ_b β_b (χ m_A,b)(m_B,b ψ). The steps that wait for the check are stacked:
+gate k of all of them is one array, and b runs over steps (and over the batch of a `bmm`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,13 +70,23 @@ class Checker:
 
     def sigma(self, records: list[Record], joint: Seed) -> int:
         """σ_i over all gates of `records`, with the coefficients that `joint` gives."""
+        macs = [self._macs(record) for record in records]
+        stack = _Stack(
+            self._spec.circuit,
+            self._layout,
+            self._tables,
+            records,
+            np.stack([roots for roots, _ in macs], axis=1),
+            np.stack([gammas for _, gammas in macs], axis=1),
+        )
+        info = stream(self._spec, "check", records[-1].step, records[-1].attempt, len(records))
+        coefficients = _Coefficients(self._spec.circuit, len(records), joint, info)
         public, private = 0, 0
-        for record in records:
-            one = _Step(self._spec, self._layout, self._field, self._tables, record, *self._macs(record), joint)
-            for number in self._layout.gates:
-                v, w = one.gate(number)
-                public += v
-                private += w
+        for number in self._layout.gates:
+            gate = _GateSum(self._field, stack, number)
+            v, w = gate.sums(coefficients)
+            public += v
+            private += w
         return (self._key * public + private) % self._field.prime
 
     def _macs(self, record: Record) -> tuple[Fp, Fp]:
@@ -88,154 +100,208 @@ class Checker:
         )
 
 
-class _Step:
-    """The sums of one record."""
+class _Coefficients:
+    """63 random bits after 63 random bits, from the seed that all members made together."""
+
+    def __init__(self, circuit: Circuit, steps: int, joint: Seed, info: bytes) -> None:
+        self._circuit = circuit
+        self._steps = steps
+        total = sum(sum(self.counts(number)) for number in circuit.gates)
+        self._drawn = expand_ring(joint, info, (total,))
+        self._drawn &= np.int64((1 << COEFFICIENT_BITS) - 1)
+        self._start = 0
+
+    def counts(self, number: int) -> tuple[int, ...]:
+        """How many coefficients a gate draws: one an element and step; or β, χ, ψ."""
+        gate = gate_of(self._circuit, number)
+        if all(product.kind == "mul" for product in gate.products):
+            return (self._steps * gate.wire.numel,)
+        *batch, rows, columns = gate.wire.shape
+        return (self._steps * math.prod(batch), rows, columns)
+
+    def draw(self, number: int) -> list[I64]:
+        """The next gate's; gates come in ascending order."""
+        parts = []
+        for count in self.counts(number):
+            parts.append(self._drawn[self._start : self._start + count])
+            self._start += count
+        return parts
+
+
+class _Stack:
+    """The records' values, one above the other: arrays of shape [steps, ...]."""
 
     def __init__(
         self,
-        spec: SessionSpec,
+        circuit: Circuit,
         layout: Layout,
-        field: Field,
         tables: list[I64],
-        record: Record,
+        records: list[Record],
         root_macs: Fp,
         gamma_macs: Fp,
-        joint: Seed,
     ) -> None:
-        self._circuit: Circuit = spec.circuit
+        self.circuit = circuit
+        self.steps = len(records)
         self._layout = layout
-        self._field = field
         self._tables = tables
-        self._record = record
-        self._values = record.values
+        self._records = records
         self._root_macs = root_macs
         self._gamma_macs = gamma_macs
         self._seen: dict[int, Fp] = {}
-        counts = {number: self._coefficients(number) for number in layout.gates}
-        info = stream(spec, "check", record.step, record.attempt)
-        drawn = expand_ring(joint, info, (sum(sum(count) for count in counts.values()),))
-        drawn &= np.int64((1 << COEFFICIENT_BITS) - 1)
-        self._drawn: Mapping[int, list[I64]] = _cut(drawn, counts)
 
-    def _coefficients(self, number: int) -> tuple[int, ...]:
-        """How many coefficients a gate draws: one an element, or rows (of all batches) and columns."""
-        gate = self._gate(number)
-        if all(product.kind == "mul" for product in gate.products):
-            return (gate.wire.numel,)
-        *rows, columns = gate.wire.shape
-        return (int(np.prod(rows, dtype=np.int64)), columns)
+    def values(self, wire: int) -> I64:
+        """m of a wire, [steps, *shape]."""
+        if self.steps == 1:
+            return np.asarray(self._records[0].values[wire])[None]
+        return np.stack([record.values[wire] for record in self._records])
 
-    def _gate(self, number: int) -> Gate:
-        gate = self._circuit.node(number)
-        assert isinstance(gate, Gate)
-        return gate
+    def opened(self, gate: int) -> I64:
+        """D of a gate, [steps * elements]."""
+        place = self._layout.gates[gate]
+        if self.steps == 1:
+            return self._records[0].opened[place]
+        return np.concatenate([record.opened[place] for record in self._records])
 
-    def gate(self, number: int) -> tuple[int, int]:
-        """(V, W_i) of one gate, not reduced."""
-        drawn = self._drawn[number]
-        return self._vector_gate(number, drawn[0]) if len(drawn) == 1 else self._matrix_gate(number, *drawn)
+    def gamma_macs(self, gate: int) -> Fp:
+        """This party's shares of α γ, [2, steps * elements]."""
+        return np.ascontiguousarray(self._gamma_macs[:, :, self._layout.gates[gate]]).reshape(2, -1)
 
-    # --- a coefficient an element ----------------------------------------------------------------------------------
-
-    def _vector_gate(self, number: int, rho: I64) -> tuple[int, int]:
-        field, gate, place = self._field, self._gate(number), self._layout.gates[number]
-        weights = field.from_int64(rho)
-        public = -field.dot_int64(weights, self._record.opened[place])
-        private = field.dot(weights, self._gamma_macs[:, place])
-        for term in gate.terms:
-            public += term.coefficient * field.dot_int64(weights, _flat(self._values[term.operand]))
-        if gate.addend:
-            public += gate.addend * int(field.dot_int64(weights, np.ones(len(rho), dtype=np.int64)))
-        for product in gate.products:
-            spread = self._spread(product, weights.reshape(2, *gate.wire.shape))
-            v, w = self._elementwise(product, spread)
-            public += product.coefficient * v
-            private -= product.coefficient * w
-        return public, private
-
-    def _spread(self, product: Product, weights: Fp) -> Fp:
-        """Coefficients of the result's elements as coefficients of the products before they are summed; flat."""
-        if product.reduce:
-            shape = self._circuit.wire(product.a).shape
-            weights = np.expand_dims(weights, tuple(1 + dim for dim in product.reduce))
-            weights = np.broadcast_to(weights, (2, *shape))
-        return np.ascontiguousarray(weights).reshape(2, -1)
-
-    def _elementwise(self, product: Product, weights: Fp) -> tuple[int, int]:
-        """(Σ ρ m_A m_B, Σ ρ (m_A μ_B + μ_A m_B))."""
-        field = self._field
-        a, b = _flat(self._values[product.a]), _flat(self._values[product.b])
-        weighted = field.mul_int64(weights, a)
-        public = field.dot_int64(weighted, b)
-        private = field.dot(weighted, self._flat_mac(product.b))
-        if product.a == product.b:
-            return public, 2 * private
-        private += field.dot(field.mul_int64(weights, b), self._flat_mac(product.a))
-        return public, private
-
-    # --- coefficients of rank one ----------------------------------------------------------------------------------
-
-    def _matrix_gate(self, number: int, rows: I64, columns: I64) -> tuple[int, int]:
-        """The result's last axis has coefficients ψ, all before it together χ."""
-        field, gate, place = self._field, self._gate(number), self._layout.gates[number]
-        chi, psi = field.from_int64(rows), field.from_int64(columns)
-        shape = (len(rows), len(columns))
-        opened = self._record.opened[place].reshape(shape)
-        public = -field.dot(chi, field.mat_vec(opened, psi))
-        tags = self._gamma_macs[:, place].reshape(2, *shape)
-        private = field.dot(chi, field.mat_vec_fp(tags, psi))
-        for term in gate.terms:
-            plain = _flat(self._values[term.operand]).reshape(shape)
-            public += term.coefficient * field.dot(chi, field.mat_vec(plain, psi))
-        if gate.addend:
-            sums = [int(np.sum(drawn.astype(object))) for drawn in (rows, columns)]
-            public += gate.addend * sums[0] * sums[1]
-        for product in gate.products:
-            if product.kind == "mul":
-                outer = field.mul(
-                    np.broadcast_to(chi[:, :, None], (2, *shape)), np.broadcast_to(psi[:, None, :], (2, *shape))
-                )
-                v, w = self._elementwise(product, self._spread(product, outer.reshape(2, *gate.wire.shape)))
-            else:
-                v, w = self._matrix_product(product, chi, psi)
-            public += product.coefficient * v
-            private -= product.coefficient * w
-        return public, private
-
-    def _matrix_product(self, product: Product, chi: Fp, psi: Fp) -> tuple[int, int]:
-        """(χ m_A m_B ψ, χ m_A μ_B ψ + χ μ_A m_B ψ), summed over the batch of a `bmm`."""
-        field = self._field
-        a, b = self._values[product.a], self._values[product.b]
-        tag_a, tag_b = self._mac(product.a), self._mac(product.b)
-        if product.kind == "mm":
-            a, b, tag_a, tag_b = a[None], b[None], tag_a[:, None], tag_b[:, None]
-        public = private = 0
-        height = a.shape[1]
-        for k in range(a.shape[0]):
-            row = chi[:, k * height : (k + 1) * height]
-            left, right = field.vec_mat(row, a[k]), field.mat_vec(b[k], psi)
-            public += field.dot(left, right)
-            private += field.dot(left, field.mat_vec_fp(tag_b[:, k], psi))
-            private += field.dot(field.vec_mat_fp(row, tag_a[:, k]), right)
-        return public, private
-
-    # --- MAC shares ------------------------------------------------------------------------------------------------
-
-    def _mac(self, wire: int) -> Fp:
-        """This party's share of α λ of an operand: its root's, seen through its views."""
+    def mask_macs(self, wire: int) -> Fp:
+        """This party's shares of α λ of an operand, its root's seen through its views: [2, steps, *shape]."""
         if wire not in self._seen:
             place = self._layout.roots.get(wire)
             if place is not None:
-                self._seen[wire] = self._root_macs[:, place].reshape(2, *self._circuit.wire(wire).shape)
+                shape = self.circuit.wire(wire).shape
+                self._seen[wire] = self._root_macs[:, :, place].reshape(2, self.steps, *shape)
             else:
-                node = self._circuit.node(wire)
+                node = self.circuit.node(wire)
                 assert isinstance(node, View)
-                self._seen[wire] = view(node, self._mac(node.operand), self._tables, lead=1)
+                self._seen[wire] = view(node, self.mask_macs(node.operand), self._tables, lead=2)
         return self._seen[wire]
 
-    def _flat_mac(self, wire: int) -> Fp:
-        tag = self._mac(wire)
-        return np.ascontiguousarray(tag).reshape(2, -1)
+
+class _GateSum:
+    """(V, W_i) of one gate over all steps of a stack."""
+
+    def __init__(self, field: Field, stack: _Stack, number: int) -> None:
+        self._field = field
+        self._stack = stack
+        self._number = number
+        self._gate = gate_of(stack.circuit, number)
+
+    def sums(self, coefficients: _Coefficients) -> tuple[int, int]:
+        """Not reduced mod p."""
+        drawn = coefficients.draw(self._number)
+        if len(drawn) == 1:
+            return self._sums(*self._vector(drawn[0]))
+        beta, chi, psi = (self._field.from_int64(part) for part in drawn)
+        return self._sums(*self._matrix(beta, chi, psi))
+
+    def _sums(
+        self,
+        weigh: Callable[[I64], int],
+        weigh_macs: Callable[[Fp], int],
+        product: Callable[[Product], tuple[int, int]],
+    ) -> tuple[int, int]:
+        gate, stack = self._gate, self._stack
+        public = -weigh(stack.opened(self._number))
+        private = weigh_macs(stack.gamma_macs(self._number))
+        for term in gate.terms:
+            public += term.coefficient * weigh(_flat(stack.values(term.operand)))
+        if gate.addend:
+            public += gate.addend * weigh(np.ones(stack.steps * gate.wire.numel, dtype=np.int64))
+        for one in gate.products:
+            v, w = product(one)
+            public += one.coefficient * v
+            private -= one.coefficient * w
+        return public, private
+
+    # --- a coefficient an element ----------------------------------------------------------------------------------
+
+    def _vector(self, rho: I64) -> tuple[Any, Any, Any]:
+        field = self._field
+        weights = field.from_int64(rho)
+
+        def weigh(plain: I64) -> int:
+            return field.dot_int64(weights, plain)
+
+        def weigh_macs(macs: Fp) -> int:
+            return field.dot(weights, macs)
+
+        def product(one: Product) -> tuple[int, int]:
+            spread = rho
+            if one.reduce:  # an element's coefficient is that of every product that is summed into it
+                shape = (self._stack.steps, *self._stack.circuit.wire(one.a).shape)
+                spread = np.expand_dims(rho.reshape(-1, *self._gate.wire.shape), tuple(1 + dim for dim in one.reduce))
+                spread = np.broadcast_to(spread, shape).reshape(-1)
+            return self._elementwise(one, lambda plain: field.weighted(spread, plain))
+
+        return weigh, weigh_macs, product
+
+    def _elementwise(self, product: Product, weigh: Callable[[I64], Fp]) -> tuple[int, int]:
+        """(Σ ρ m_A m_B, Σ ρ (m_A μ_B + μ_A m_B)); `weigh`: times ρ."""
+        field, stack = self._field, self._stack
+        a, b = _flat(stack.values(product.a)), _flat(stack.values(product.b))
+        weighted = weigh(a)
+        public = field.dot_int64(weighted, b)
+        private = field.dot(weighted, _flat_macs(stack.mask_macs(product.b)))
+        if product.a == product.b:
+            return public, 2 * private
+        private += field.dot(weigh(b), _flat_macs(stack.mask_macs(product.a)))
+        return public, private
+
+    # --- coefficients β χ ψ ----------------------------------------------------------------------------------------
+
+    def _matrix(self, beta: Fp, chi: Fp, psi: Fp) -> tuple[Any, Any, Any]:
+        field = self._field
+        batch, rows, columns = beta.shape[1], chi.shape[1], psi.shape[1]
+        heights = _outer(field, beta, chi)  # β_b χ_i, flat
+
+        def weigh(plain: I64) -> int:
+            return field.dot(heights, field.mat_vec(plain.reshape(-1, columns), psi))
+
+        def weigh_macs(macs: Fp) -> int:
+            return field.dot(heights, field.mat_vec_fp(macs.reshape(2, -1, columns), psi))
+
+        def product(one: Product) -> tuple[int, int]:
+            if one.kind == "mul":
+                weights = _outer(field, heights, psi)
+                return self._elementwise(one, lambda plain: field.mul_int64(weights, plain))
+            return self._matrices(one, beta, chi, psi, (batch, rows))
+
+        return weigh, weigh_macs, product
+
+    def _matrices(self, product: Product, beta: Fp, chi: Fp, psi: Fp, size: tuple[int, int]) -> tuple[int, int]:
+        """(Σ β χ m_A m_B ψ, Σ β (χ m_A μ_B ψ + χ μ_A m_B ψ))."""
+        field, stack = self._field, self._stack
+        batch, rows = size
+        columns = psi.shape[1]
+        inner = stack.circuit.wire(product.a).shape[-1]
+        a = stack.values(product.a).reshape(batch, rows, inner)
+        b = stack.values(product.b).reshape(batch * inner, columns)
+        tag_a = stack.mask_macs(product.a).reshape(2, batch, rows, inner)
+        tag_b = stack.mask_macs(product.b).reshape(2, batch * inner, columns)
+        # χ m_A for all of the batch at once: [rows, batch * inner]
+        left = field.vec_mat(chi, np.ascontiguousarray(a.transpose(1, 0, 2)).reshape(rows, -1))
+        left_tag = field.vec_mat_fp(chi, np.ascontiguousarray(tag_a.transpose(0, 2, 1, 3)).reshape(2, rows, -1))
+        spread = np.repeat(beta, inner, axis=1)
+        left, left_tag = field.mul(left, spread), field.mul(left_tag, spread)
+        right = field.mat_vec(np.ascontiguousarray(b), psi)
+        right_tag = field.mat_vec_fp(np.ascontiguousarray(tag_b), psi)
+        return field.dot(left, right), field.dot(left, right_tag) + field.dot(left_tag, right)
+
+
+def gate_of(circuit: Circuit, number: int) -> Gate:
+    gate = circuit.node(number)
+    assert isinstance(gate, Gate)
+    return gate
+
+
+def _outer(field: Field, a: Fp, b: Fp) -> Fp:
+    """a_i b_j, flat."""
+    shape = (2, a.shape[1], b.shape[1])
+    left, right = np.broadcast_to(a[:, :, None], shape), np.broadcast_to(b[:, None, :], shape)
+    return field.mul(np.ascontiguousarray(left).reshape(2, -1), np.ascontiguousarray(right).reshape(2, -1))
 
 
 def _flat(values: Any) -> I64:
@@ -243,12 +309,5 @@ def _flat(values: Any) -> I64:
     return flat
 
 
-def _cut(drawn: I64, counts: Mapping[int, tuple[int, ...]]) -> dict[int, list[I64]]:
-    result: dict[int, list[I64]] = {}
-    start = 0
-    for number, sizes in counts.items():
-        result[number] = []
-        for size in sizes:
-            result[number].append(drawn[start : start + size])
-            start += size
-    return result
+def _flat_macs(macs: Fp) -> Fp:
+    return np.ascontiguousarray(macs).reshape(2, -1)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -288,22 +288,25 @@ class Dealer:
             assert isinstance(gate, Gate)
             total = result[:, place].reshape(2, *gate.wire.shape)
             for product in gate.products:
-                tagged = self._tag_of(product.b, macs)
-                part = self._tagged_product(product, values[product.a], tagged)
-                if product.coefficient != 1:
-                    part = field.mul(part, _scalar(field, product.coefficient, part))
-                total = field.add(total, part)
+                total = field.add(total, self._tagged_product(product, values, macs))
             for term in gate.terms:
                 scalar = self._alpha * term.coefficient % field.prime
                 total = field.sub(total, field.scale(scalar, np.ascontiguousarray(values[term.operand])))
             result[:, place] = total.reshape(2, -1)
         return result
 
-    def _tagged_product(self, product: Product, a: I64, b: Fp) -> Fp:
+    def _tagged_product(self, product: Product, values: Values, macs: Mapping[int, Fp]) -> Fp:
+        """k λ_A·(α λ_B). k goes to λ_A if that stays an int64, otherwise to α λ_B."""
+        field, k = self._field, product.coefficient
+        a, b = values[product.a], self._tag_of(product.b, macs)
+        if abs(k) * self.spec.circuit.wire(product.a).room < 1 << 63:
+            a = a if k == 1 else a * np.int64(k)
+        else:
+            b = field.scale(self._alpha * k % field.prime, np.ascontiguousarray(values[product.b]))
         if product.kind != "mul":
-            return self._field.matmul_int64(a, b)
-        full = self._field.mul_int64(b, a)
-        return self._field.sum(full, product.reduce) if product.reduce else full
+            return field.matmul_int64(a, b)
+        full = field.mul_int64(b, np.asarray(a))
+        return field.sum(full, product.reduce) if product.reduce else full
 
     def _tag_of(self, wire: int, macs: Mapping[int, Fp]) -> Fp:
         """α λ of an operand: its root's, seen through its views."""
@@ -317,12 +320,6 @@ class Dealer:
 
 def _joined(parts: list[Fp]) -> Fp:
     return np.concatenate(parts, axis=1) if parts else np.zeros((2, 0), dtype=np.uint64)
-
-
-def _scalar(field: Field, value: int, like: Any) -> Fp:
-    """`value` as an F_p array that broadcasts over `like`."""
-    one = field.scale(value % field.prime, np.ones(1, dtype=np.int64))
-    return np.broadcast_to(one.reshape(2, *(1,) * (like.ndim - 1)), like.shape)
 
 
 def fresh_root() -> Seed:
