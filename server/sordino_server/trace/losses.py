@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sordino_common.errors import ConfigError, PlanError
+from sordino_server.trace.activations import Fit
 
 LossName = Literal["mse", "bce_with_logits", "cross_entropy"]
 
@@ -162,6 +163,63 @@ class CrossEntropy:
     def metric_rows(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
         correct = (torch.argmax(prediction, 1) == target).to(torch.float32)
         return [self.rows(prediction, target), correct]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolynomialLogistic:
+    """Logistic loss without exponential or logarithm: derivative s(p) - y with the polynomial s of `fit`; the value is
+    its integral, ln 2 + p/2 + c1 p²/2 + c3 p⁴/4 + ... - py, which is near `BinaryCrossEntropy` on the fit's interval.
+
+    Metrics are those of the true loss: they are computed in the clear, if at all."""
+
+    fit: Fit
+    name: str = "bce_with_logits"
+    metrics: tuple[str, ...] = ("loss", "correct")
+
+    def agree(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return _agree_elementwise(self.name, prediction, target)
+
+    def rows(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return _mean_of_entries(self.fit.integral(prediction) - prediction * target)
+
+    def gradient(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (self.fit(prediction) - target) * (1.0 / _entries(prediction))
+
+    def metric_rows(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
+        return BinaryCrossEntropy().metric_rows(prediction, target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneHot:
+    """`inner` over classes as one-hot floats [B, C]; a row is correct if the largest prediction is of its class."""
+
+    inner: Loss
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("loss", "correct")
+
+    def agree(self, prediction: Tensor, target: Tensor) -> Tensor:
+        if prediction.dim() != 2 or prediction.shape != target.shape:
+            raise PlanError(
+                f"loss {self.name}: the model returns {_shape(prediction)} for one-hot targets of {_shape(target)}, "
+                f"expected one number per class; mend the last layer or data.classes"
+            )
+        return self.inner.agree(prediction, target)
+
+    def rows(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.inner.rows(prediction, target)
+
+    def gradient(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.inner.gradient(prediction, target)
+
+    def metric_rows(self, prediction: Tensor, target: Tensor) -> list[Tensor]:
+        correct = (torch.argmax(prediction, 1) == torch.argmax(target, 1)).to(torch.float32)
+        return [self.inner.metric_rows(prediction, target)[0], correct]
 
 
 def loss_named(name: str) -> Loss:

@@ -25,7 +25,8 @@ from sordino_common.errors import LocalError
 META = "sordino_origin"  # key in an fx node's `meta`
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = str(Path(__file__).parent)
-_HERE = __file__
+# Frames of this file, and of the polynomials that stand in for the model's activations, are nobody's line.
+_HERE = (__file__, str(Path(__file__).with_name("activations.py")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def _from_frames(frames: Iterator[tuple[FrameType, int]], modules: ModulePaths) 
     nearest: tuple[str, int] | None = None  # the line in PyTorch's own module
     for frame, line in frames:
         filename = frame.f_code.co_filename
-        if filename == _HERE:
+        if filename in _HERE:
             continue
         if inside is None:
             inside = modules.of(frame)

@@ -2,6 +2,8 @@
 
     training     inputs  param*P, state*S, x, y        outputs  param*P, state*S, loss
     evaluation   inputs  param*P, x, y                 outputs  row: loss [B], and correct [B] for classifiers
+    scoring      inputs  param*P, x, y                 outputs  row: loss [B], prediction [B, ...]   (on secret shares)
+    prediction   inputs  param*P, x                    outputs  row: prediction [B, ...]
 
 P is every parameter of the model by its name in `state_dict`, in the order of `named_parameters` (a tied parameter
 once, under its first name); a parameter with `requires_grad=False` passes through unchanged. Optimizer state begins at
@@ -24,7 +26,7 @@ from sordino_common.errors import ConfigError, PlanError
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import refs
 from sordino_server.trace.capture import buffers_of
-from sordino_server.trace.losses import loss_named
+from sordino_server.trace.losses import Loss, loss_named
 from sordino_server.trace.optimizers import Optimizer
 from sordino_server.trace.tracing import TracedPlan, trace
 
@@ -177,14 +179,18 @@ def _require_influence(traced: TracedPlan, trainable: Sequence[str]) -> None:
             )
 
 
+def _formula(loss: str | Loss) -> Loss:
+    return loss_named(loss) if isinstance(loss, str) else loss
+
+
 def training_plan(
-    model: nn.Module, *, loss: str, optimizer: Optimizer, x: TensorSpec, y: TensorSpec, batch_rows: int
+    model: nn.Module, *, loss: str | Loss, optimizer: Optimizer, x: TensorSpec, y: TensorSpec, batch_rows: int
 ) -> TracedPlan:
     """One optimizer step on the mean loss of `batch_rows` rows; x and y are the specs of one row.
 
     Raises `PlanError` for what a Plan can't express, naming aten op, module and line.
     """
-    formula = loss_named(loss)
+    formula = _formula(loss)
     subject = _subject(model)
 
     def gradients(parameters: Sequence[Tensor], x_batch: Tensor, y_batch: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -195,7 +201,7 @@ def training_plan(
         direction = pull_back(formula.gradient(prediction, y_batch) * (1.0 / batch_rows))
         return direction, _mean(formula.rows(prediction, y_batch))
 
-    name = f"train {type(model).__name__} {loss}"
+    name = f"train {type(model).__name__} {formula.name}"
     return _step_plan(subject, gradients, name=name, optimizer=optimizer, x=x, y=y, batch_rows=batch_rows)
 
 
@@ -248,16 +254,46 @@ def dp_training_plan(
     return _step_plan(subject, gradients, name=name, optimizer=optimizer, x=x, y=y, batch_rows=batch_rows)
 
 
-def evaluation_plan(model: nn.Module, *, loss: str, x: TensorSpec, y: TensorSpec, batch_rows: int) -> TracedPlan:
+def evaluation_plan(model: nn.Module, *, loss: str | Loss, x: TensorSpec, y: TensorSpec, batch_rows: int) -> TracedPlan:
     """Loss and other metrics of each row, the model in eval mode: outputs of role "row", float32 [batch_rows]."""
-    formula = loss_named(loss)
+    formula = _formula(loss)
+
+    def metrics(prediction: Tensor, y_batch: Tensor) -> list[Tensor]:
+        return formula.metric_rows(prediction, y_batch)
+
+    name = f"evaluate {type(model).__name__} {formula.name}"
+    return _row_plan(model, formula, metrics, formula.metrics, name=name, x=x, y=y, batch_rows=batch_rows)
+
+
+def scoring_plan(model: nn.Module, *, loss: str | Loss, x: TensorSpec, y: TensorSpec, batch_rows: int) -> TracedPlan:
+    """The training loss and the prediction of each row, the model in eval mode: what secret shares can say of rows."""
+    formula = _formula(loss)
+
+    def scores(prediction: Tensor, y_batch: Tensor) -> list[Tensor]:
+        return [formula.rows(prediction, y_batch), prediction]
+
+    name = f"score {type(model).__name__} {formula.name}"
+    return _row_plan(model, formula, scores, ("loss", "prediction"), name=name, x=x, y=y, batch_rows=batch_rows)
+
+
+def _row_plan(
+    model: nn.Module,
+    formula: Loss,
+    of_rows: Callable[[Tensor, Tensor], list[Tensor]],
+    outputs: Sequence[str],
+    *,
+    name: str,
+    x: TensorSpec,
+    y: TensorSpec,
+    batch_rows: int,
+) -> TracedPlan:
     subject = _subject(model)
     count = len(subject.names)
 
     def evaluate(*tensors: Tensor) -> list[Tensor]:
         parameters, (x_batch, y_batch) = tensors[:count], tensors[count:]
         prediction = formula.agree(subject.predict(subject.bind(parameters, ()), x_batch), y_batch)
-        return formula.metric_rows(prediction, y_batch)
+        return of_rows(prediction, y_batch)
 
     x_batch, y_batch = _examples(x, y, batch_rows)
     with _mode(model, training=False):
@@ -265,8 +301,28 @@ def evaluation_plan(model: nn.Module, *, loss: str, x: TensorSpec, y: TensorSpec
             evaluate,
             [*subject.parameters, x_batch, y_batch],
             inputs=[*((name, "param") for name in subject.names), ("x", "x"), ("y", "y")],
-            outputs=[(metric, "row") for metric in formula.metrics],
-            name=f"evaluate {type(model).__name__} {loss}",
+            outputs=[(output, "row") for output in outputs],
+            name=name,
+            model=model,
+        )
+
+
+def prediction_plan(model: nn.Module, *, x: TensorSpec, batch_rows: int) -> TracedPlan:
+    """The model's result for each row, in eval mode."""
+    subject = _subject(model)
+    count = len(subject.names)
+
+    def predict(*tensors: Tensor) -> list[Tensor]:
+        return [subject.predict(subject.bind(tensors[:count], ()), tensors[count])]
+
+    generator = torch.Generator().manual_seed(0)
+    with _mode(model, training=False):
+        return trace(
+            predict,
+            [*subject.parameters, _example("x", x, batch_rows, generator)],
+            inputs=[*((name, "param") for name in subject.names), ("x", "x")],
+            outputs=[("prediction", "row")],
+            name=f"predict {type(model).__name__}",
             model=model,
         )
 
