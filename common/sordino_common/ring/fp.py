@@ -18,14 +18,13 @@ from sordino_common.ring.fp_core import (
     HALF,
     HALF_MASK,
     HIGH_MASK,
-    I64,
     U64,
     Fp,
     P,
     canonical,
     check_fp,
-    check_int64,
     fold_rows,
+    from_int64,
     take_out,
 )
 from sordino_common.ring.fp_elementwise import (
@@ -90,16 +89,6 @@ def zeros(shape: tuple[int, ...]) -> Fp:
     return np.zeros((2, *shape), dtype=np.uint64)
 
 
-def from_int64(v: I64, out: Fp | None = None) -> Fp:
-    """v mod p, v signed: a negative v stands as p + v."""
-    check_int64("from_int64", v)
-    result = take_out("from_int64", v.shape, out)
-    sign = np.asarray(v >> np.int64(63))
-    np.add(v, sign, out=result[0, ...].view(np.int64))  # low word of 2^127 - 1 + v
-    np.bitwise_and(sign.view(np.uint64), HIGH_MASK, out=result[1, ...])
-    return result
-
-
 def from_uint64(u: U64, out: Fp | None = None) -> Fp:
     """u mod p for public 64-bit coefficients."""
     if u.dtype != np.uint64:
@@ -131,8 +120,11 @@ def sum_(a: Fp, axes: tuple[int, ...], *, keepdims: bool = False) -> Fp:
     if any(not -rank <= axis < rank for axis in axes):
         raise LocalError(f"fp.sum_: axes {axes} do not fit {rank} dimensions")
     over = tuple(sorted({axis % rank for axis in axes}))
-    halves = (a[0] & HALF_MASK, a[0] >> HALF, a[1] & HALF_MASK, a[1] >> HALF)
-    rows = np.stack([np.sum(half, axis=over, keepdims=keepdims, dtype=np.uint64) for half in halves])
+    axes_of_words = tuple(axis + 1 for axis in over)
+    low = np.asarray(np.sum(a & HALF_MASK, axis=axes_of_words, keepdims=keepdims))
+    high = np.asarray(np.sum(a >> HALF, axis=axes_of_words, keepdims=keepdims))
+    rows = np.empty((4, *low.shape[1:]), dtype=np.uint64)
+    rows[::2], rows[1::2] = low, high
     return fold_rows(rows.view(np.int64), 32, np.empty((2, *rows.shape[1:]), dtype=np.uint64))
 
 

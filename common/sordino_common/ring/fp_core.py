@@ -66,6 +66,16 @@ def take_out(what: str, shape: tuple[int, ...], out: Fp | None) -> Fp:
     return out
 
 
+def from_int64(v: I64, out: Fp | None = None) -> Fp:
+    """v mod p, v signed: a negative v stands as p + v."""
+    check_int64("from_int64", v)
+    result = take_out("from_int64", v.shape, out)
+    sign = np.asarray(v >> np.int64(63))
+    np.add(v, sign, out=result[0, ...].view(np.int64))  # low word of 2^127 - 1 + v
+    np.bitwise_and(sign.view(np.uint64), HIGH_MASK, out=result[1, ...])
+    return result
+
+
 def canonical(low: U64, high: U64) -> None:
     """In place: any value in [-2^63, 2^127 + 2^65), written as high 2^64 + low mod 2^128, to its residue below p."""
     if not high.size or high.max() < HIGH_MASK:

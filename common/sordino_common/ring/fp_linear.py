@@ -24,8 +24,10 @@ from sordino_common.errors import LocalError
 from sordino_common.ring.fp_core import F64, I64, U64, Fp, P, check_fp, check_int64, fold_rows
 
 _LIMBS: Final = 8  # of 16 bits in an element
-_MAX_INNER: Final = 1 << 17  # 2^33 * 8 N <= 2^53
-_DOT_BLOCK: Final = 4096  # elements: both operands' limbs are 512 KiB
+MAX_INNER: Final = 1 << 17  # 2^33 * 8 N <= 2^53
+_DOT_BLOCK: Final = 2048  # elements: both operands' limbs are 256 KiB
+_MAX_PAIRED: Final = 1 << 9  # limb rows below 2^45 may be joined two by two and stay below 2^62
+_WINDOWS: Final = 8 + np.arange(8) - np.arange(8).reshape(2, 4, 1)  # [word, limb of t, d] -> column d + 8 - limb
 _CAST_BLOCK: Final = 1 << 15  # limbs of a matrix that are cast at a time
 
 
@@ -110,8 +112,8 @@ def _batches(what: str, t: Fp | I64, v: Fp, inner_axis: int) -> tuple[tuple[int,
     batch = t.shape[1:-2]
     if t.ndim < 3 or v.ndim < 2 or v.shape[-1] != t.shape[inner_axis] or (v.ndim > 2 and v.shape[1:-1] != batch):
         raise LocalError(f"fp.{what}: a vector of shape {v.shape[1:]} does not fit a matrix of shape {t.shape[1:]}")
-    if v.shape[-1] > _MAX_INNER:
-        raise LocalError(f"fp.{what}: inner dimension {v.shape[-1]} is over {_MAX_INNER}; cut the product into parts")
+    if v.shape[-1] > MAX_INNER:
+        raise LocalError(f"fp.{what}: inner dimension {v.shape[-1]} is over {MAX_INNER}; cut the product into parts")
     count = math.prod(batch)
     return batch, t.reshape(len(t), count, *t.shape[-2:]), v.reshape(2, count if v.ndim > 2 else 1, v.shape[-1])
 
@@ -132,18 +134,20 @@ def _mat_vec(what: str, t: Fp | I64, v: Fp) -> Fp:
                 part = np.ascontiguousarray(word[start : start + step])
                 _cast_limbs(part, floats[: len(part)])
                 sums[k, start : start + step] += floats[: len(part)] @ limbs
-    limb_rows = np.moveaxis(sums, -1, 0).reshape(_LIMBS, *batch, t.shape[-2])
-    return fold_rows(limb_rows.astype(np.int64, order="C"), 16, np.empty((2, *limb_rows.shape[1:]), dtype=np.uint64))
+    limb_rows = sums.reshape(-1, _LIMBS).T.astype(np.int64, order="C")
+    return _folded(limb_rows, (*batch, t.shape[-2]), inner)
 
 
 def _toeplitz(v: Fp, words: int) -> F64:
     """W of the module's text for a vector [2, N], cut by the matrix's words: [words, 4 N, 8]."""
     inner = v.shape[1]
-    doubled = np.empty((inner, 2 * _LIMBS))  # 2 v_0 .. 2 v_7, v_0 .. v_7: row i of W is a window that ends 8 - i early
+    doubled = np.empty((inner, 2 * _LIMBS))  # 2 v_0 .. 2 v_7, v_0 .. v_7: what belongs to limb i of t is a window
     np.copyto(doubled[:, _LIMBS:], _interleaved(v).view(np.uint16))
     np.multiply(doubled[:, _LIMBS:], 2.0, out=doubled[:, :_LIMBS])
-    windows = np.lib.stride_tricks.sliding_window_view(doubled, _LIMBS, axis=1)[:, _LIMBS:0:-1]  # [N, limb of t, 8]
-    return np.stack([windows[:, 4 * w : 4 * w + 4].reshape(4 * inner, _LIMBS) for w in range(words)])
+    table = np.empty((words, inner, 4, _LIMBS))
+    for w in range(words):
+        doubled.take(_WINDOWS[w], axis=1, out=table[w], mode="clip")  # other modes copy through a buffer
+    return table.reshape(words, 4 * inner, _LIMBS)
 
 
 def _vec_mat(what: str, v: Fp, t: Fp | I64) -> Fp:
@@ -152,18 +156,34 @@ def _vec_mat(what: str, v: Fp, t: Fp | I64) -> Fp:
         return _mat_vec(what, t.swapaxes(-1, -2), v)  # a transposed view: its memory is the other product's
     batch, matrices, vectors = _batches(what, t, v, -2)
     _, count, inner, columns = matrices.shape
-    limb_rows = np.zeros((_LIMBS, count, columns), dtype=np.int64)
+    limb_rows = np.zeros((count, _LIMBS, columns), dtype=np.int64)
     step = max(1, _CAST_BLOCK // (4 * max(columns, 1)))
     floats = np.empty((min(step, inner), 4 * columns))
     for k in range(count):
         limbs = _interleaved(vectors[:, k if len(vectors[0]) > 1 else 0]).view(np.uint16).astype(np.float64)
         for w, word in enumerate(matrices[:, k]):
+            products = np.zeros((_LIMBS, 4 * columns))  # v's limb, then column and t's limb; below 2^32 M
             for start in range(0, inner, step):
                 part = np.ascontiguousarray(word[start : start + step])
                 _cast_limbs(part, floats[: len(part)])
-                products = limbs[start : start + step].T @ floats[: len(part)]  # [8, 4 N]: v's limb, column, t's limb
-                _add_diagonals(products.astype(np.int64).reshape(_LIMBS, columns, 4), 4 * w, limb_rows[:, k])
-    return fold_rows(limb_rows.reshape(_LIMBS, *batch, columns), 16, np.empty((2, *batch, columns), dtype=np.uint64))
+                products += limbs[start : start + step].T @ floats[: len(part)]
+            _add_diagonals(products.reshape(_LIMBS, columns, 4).astype(np.int64), 4 * w, limb_rows[k])
+    if count == 1:
+        return _folded(limb_rows[0], (*batch, columns), inner)
+    return _folded(np.ascontiguousarray(limb_rows.swapaxes(0, 1)).reshape(_LIMBS, -1), (*batch, columns), inner)
+
+
+def _folded(limb_rows: I64, shape: tuple[int, ...], inner: int) -> Fp:
+    """Σ_d 2^(16 d) limb_rows[d] mod p. limb_rows: [8, elements], below 2^36 inner; destroyed."""
+    out = np.empty((2, limb_rows.shape[1]), dtype=np.uint64)
+    if inner <= _MAX_PAIRED:
+        pairs = limb_rows[1::2]
+        pairs <<= np.int64(16)
+        pairs += limb_rows[::2]
+        fold_rows(pairs, 32, out)
+    else:
+        fold_rows(limb_rows, 16, out)
+    return out.reshape(2, *shape)
 
 
 def _add_diagonals(products: I64, first: int, rows: I64) -> None:

@@ -1,10 +1,15 @@
-"""Matrix products over F_p, and over the integers: 21-bit limbs and float64 GEMM (`limbs`), carried into F_p."""
+"""Matrix products over F_p, and over the integers: 21-bit limbs and float64 GEMM (`limbs`), carried into F_p.
+
+Products of inner dimension 1 are elementwise ones, those with one column are matrix times vector: both cost less.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sordino_common.ring.fp_core import I64, Fp, check_fp, check_int64, fold_rows
+from sordino_common.ring.fp_core import I64, Fp, check_fp, check_int64, fold_rows, from_int64
+from sordino_common.ring.fp_elementwise import mul_exact, mul_int64
+from sordino_common.ring.fp_linear import MAX_INNER, mat_vec, mat_vec_fp
 from sordino_common.ring.limbs import (
     EXACT_BITS,
     F64,
@@ -14,7 +19,7 @@ from sordino_common.ring.limbs import (
     split_exact,
     split_field,
 )
-from sordino_common.ring.matmul import matrix_shape, product_shape
+from sordino_common.ring.matmul import matmul, matrix_shape, product_shape
 
 _INT64_LIMBS = 3
 _FIELD_LIMBS = 6
@@ -24,20 +29,35 @@ def matmul_int64(a: I64, b: Fp, *, workspace: Workspace | None = None) -> Fp:
     """a b mod p. a: int64 [..., M, K] signed, b: [2, ..., K, N]. Returns [2, ..., M, N]."""
     check_int64("matmul_int64", a)
     check_fp("matmul_int64", b)
-    return _from_diagonals(_diagonals(a, b, matrix_shape("fp.matmul_int64", a.shape, b.shape[1:]), workspace))
+    shape = matrix_shape("fp.matmul_int64", a.shape, b.shape[1:])
+    if a.shape[-1] == 1:
+        return mul_int64(_spread(b, shape), np.broadcast_to(a, shape))
+    if b.ndim == 3 and b.shape[2] == 1 and b.shape[1] <= MAX_INNER:
+        return mat_vec(a, b[..., 0])[..., np.newaxis]
+    return _from_diagonals(_diagonals(a, b, shape, workspace))
 
 
 def matmul_fp(a: Fp, b: I64, *, workspace: Workspace | None = None) -> Fp:
     """a b mod p. a: [2, ..., M, K], b: int64 [..., K, N] signed. Returns [2, ..., M, N]."""
     check_fp("matmul_fp", a)
     check_int64("matmul_fp", b)
-    return _from_diagonals(_diagonals(a, b, matrix_shape("fp.matmul_fp", a.shape[1:], b.shape), workspace))
+    shape = matrix_shape("fp.matmul_fp", a.shape[1:], b.shape)
+    if b.shape[-2] == 1:
+        return mul_int64(_spread(a, shape), np.broadcast_to(b, shape))
+    if b.ndim == 2 and b.shape[1] == 1 and len(b) <= MAX_INNER:
+        return mat_vec_fp(a, from_int64(b[:, 0]))[..., np.newaxis]
+    return _from_diagonals(_diagonals(a, b, shape, workspace))
 
 
 def matmul_exact(a: I64, b: I64, *, workspace: Workspace | None = None) -> tuple[I64, Fp]:
     """The integer product of signed matrices twice: mod 2^64 (int64 [..., M, N]) and mod p ([2, ..., M, N]), for little
     more than the price of one. a: int64 [..., M, K], b: int64 [..., K, N]."""
-    rows = _diagonals(a, b, product_shape("fp.matmul_exact", a, b), workspace)
+    shape = product_shape("fp.matmul_exact", a, b)
+    if a.shape[-1] == 1:
+        return np.multiply(a, b), mul_exact(np.broadcast_to(a, shape), np.broadcast_to(b, shape))
+    if b.ndim == 2 and b.shape[1] == 1 and len(b) <= MAX_INNER:
+        return matmul(a, b, workspace=workspace), mat_vec(a, from_int64(b[:, 0]))[..., np.newaxis]
+    rows = _diagonals(a, b, shape, workspace)
     ring = rows[3] << np.int64(EXACT_BITS)  # Horner's rule mod 2^64; row 4 stands at 2^84
     for d in (2, 1, 0):
         ring += rows[d]
@@ -65,6 +85,11 @@ def _diagonals(a: Fp | I64, b: Fp | I64, shape: tuple[int, ...], workspace: Work
         _split(y, tuple(right[..., limbs_b - 1 - j, :, :] for j in range(limbs_b)), space.integers("scratch", y_shape))
         diagonal_product(left, right, count, product, rows, first=start == 0)
     return rows
+
+
+def _spread(x: Fp, shape: tuple[int, ...]) -> Fp:
+    """x seen at logical shape `shape`, by the rules of broadcasting."""
+    return np.broadcast_to(x.reshape(2, *(1,) * (len(shape) - x.ndim + 1), *x.shape[1:]), (2, *shape))
 
 
 def _limb_count(x: Fp | I64) -> int:

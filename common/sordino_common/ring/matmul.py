@@ -2,13 +2,14 @@
 
 Back ends:
 
-`direct`  NumPy's integer loop. No set-up cost, no SIMD across the inner dimension: about 1 ns per product.
+`direct`  NumPy's integer loop: no set-up cost, no SIMD.
+`dots`    inner products of contiguous rows by einsum's loops, which the compiler did vectorize; B is transposed first.
 `outer`   for inner dimension 1: an elementwise product with broadcasting.
 `limbs`   three balanced 22-bit limbs per operand, float64 GEMM, six products in three calls (`limbs`).
 
-Which is faster depends on sizes and on the machine: a float64 GEMM costs what BLAS and SIMD width say, the integer loop
-costs the same everywhere. `Costs` is a model of both; `COSTS` holds measured ones by machine kind, and `measure_costs`
-measures those of this machine for a caller who asks (0.2 s; nothing is measured at import).
+Which is fastest depends on sizes and on the machine: a float64 GEMM costs what BLAS and SIMD width say, integer loops
+cost about the same everywhere. `Costs` is a model of them; `COSTS` holds measured ones by machine kind, and
+`measure_costs` measures those of this machine for a caller who asks (0.2 s; nothing is measured at import).
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ from sordino_common.ring.limbs import (
     split_wrapping,
 )
 
-Backend = Literal["direct", "outer", "limbs"]
+Backend = Literal["direct", "dots", "outer", "limbs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Nanoseconds: `direct` per product, `gemm` per product of limb matrices, `split` per operand element, `join` per
-    result element, `fixed` for the calls that the limbs take beyond the integer loop's."""
+    """Nanoseconds. `direct`: per product. `dots`: per product, `dots_join` per result element, `dots_fixed` per call.
+    `gemm`: per product of limb matrices, `split` per operand element, `join` per result element, `fixed` per call."""
 
     direct: float
+    dots: float
+    dots_join: float
+    dots_fixed: float
     gemm: float
     split: float
     join: float
@@ -50,10 +54,14 @@ class Costs:
 COSTS: Final[Mapping[str, Costs]] = MappingProxyType(
     {
         # AVX-512 (AMD EPYC 9xx4, OpenBLAS 0.3.31)
-        "x86_64": Costs(direct=0.9, gemm=0.03, split=6.0, join=6.0, fixed=30_000.0),
+        "x86_64": Costs(
+            direct=0.65, dots=0.33, dots_join=8.0, dots_fixed=1_500.0, gemm=0.04, split=3.0, join=4.0, fixed=35_000.0
+        ),
         # Not measured yet: a Cortex-A72's NEON does 2 doubles a multiply-add against AVX-512's 16, at about the same
         # cost of an integer product; issue 3's runs on a Pi settle it.
-        "aarch64": Costs(direct=1.5, gemm=0.25, split=15.0, join=15.0, fixed=60_000.0),
+        "aarch64": Costs(
+            direct=2.0, dots=1.2, dots_join=25.0, dots_fixed=5_000.0, gemm=0.3, split=15.0, join=15.0, fixed=120_000.0
+        ),
     }
 )
 
@@ -68,14 +76,14 @@ def choose_backend(rows: int, inner: int, columns: int, *, batch: int = 1, costs
     if inner == 1:
         return "outer"
     model = costs or costs_here()
-    products = batch * rows * inner * columns
-    limbs = (
-        model.fixed
-        + 6 * products * model.gemm
-        + batch * inner * (rows + columns) * model.split
-        + batch * rows * columns * model.join
-    )
-    return "limbs" if limbs < products * model.direct else "direct"
+    results, operands = batch * rows * columns, batch * inner * (rows + columns)
+    products = results * inner
+    estimates: dict[Backend, float] = {
+        "direct": products * model.direct,
+        "dots": model.dots_fixed + results * model.dots_join + products * model.dots,
+        "limbs": model.fixed + 6 * products * model.gemm + operands * model.split + results * model.join,
+    }
+    return min(estimates, key=lambda name: estimates[name])
 
 
 def matmul(
@@ -103,6 +111,8 @@ def matmul(
         _limbs(a, b, out, workspace or Workspace())
     elif chosen == "outer" and inner == 1:
         np.multiply(a, b, out=out)
+    elif chosen == "dots":
+        np.einsum("...mk,...nk->...mn", a, np.ascontiguousarray(b.swapaxes(-1, -2)), out=out)
     else:
         np.matmul(a, b, out=out)
     return out
@@ -172,11 +182,28 @@ def measure_costs(clock: Callable[[], float]) -> Costs:
         out = np.empty((rows, columns), dtype=np.int64)
         return best(lambda: _limbs(a, b, out, workspace), repeats)
 
+    def dots(rows: int, inner: int, repeats: int) -> float:
+        a, out = np.full((rows, inner), -3, dtype=np.int64), np.empty((rows, rows), dtype=np.int64)
+        return best(lambda: matmul(a, a.T, backend="dots", out=out), repeats)
+
     a = np.full((32, 64), -3, dtype=np.int64)
     direct = best(lambda: np.matmul(a, a.T), 50) / (32 * 64 * 32)
+    dots_fixed = dots(1, 1, 100)
+    dots_long, dots_short = (dots(32, inner, 50) - dots_fixed for inner in (256, 16))
+    per_dot = max(0.0, (dots_long - dots_short) / (32 * 32 * 240))
+    dots_join = max(0.0, dots_short / 32**2 - 16 * per_dot)
     fixed = limbs(2, 2, 2, 100)
     gemm_a, gemm_b = np.ones((256, 256)), np.ones((256, 256))
     gemm = best(lambda: np.matmul(gemm_a, gemm_b), 10) / 256**3
     split = max(0.0, limbs(1, 256, 64, 50) - fixed - 6 * 256 * 64 * gemm) / (256 * 65)
     join = max(0.0, limbs(256, 1, 256, 20) - fixed - 6 * 256 * 256 * gemm - 512 * split) / 256**2
-    return Costs(direct=direct, gemm=gemm, split=split, join=join, fixed=fixed)
+    return Costs(
+        direct=direct,
+        dots=per_dot,
+        dots_join=dots_join,
+        dots_fixed=dots_fixed,
+        gemm=gemm,
+        split=split,
+        join=join,
+        fixed=fixed,
+    )
