@@ -6,7 +6,7 @@ Nothing of Plans, rounds or the wire is in here on purpose: this is what the use
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,12 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sordino_common.spdz.spec import Schedule
 from sordino_server.job import Job, JobSpec, SgdSpec
 from sordino_server.model import make_model
+from sordino_server.model_spdz import fits_of, loss_on_shares
 from sordino_server.public_data import Table, load_public, split_rows
 from sordino_server.rounds.effects import Scaling
 from sordino_server.rounds.fedavg import test_metrics
 from sordino_server.rounds.scaling import given_scaling
+from sordino_server.trace.activations import polynomial_activations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,73 @@ def _train(job: Job, pooled: Pooled, *, agents: int, rounds: int | None, stopwat
     return Baseline(metrics=curve[-1], curve=tuple(curve), epochs=rounds * per_round, seconds=seconds + last_s)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owned:
+    """Each owner's train rows, in the order of the schedule, and all held-out rows."""
+
+    train: tuple[tuple[str, Table], ...]
+    test: Table
+
+    @property
+    def pooled(self) -> Table:
+        """All train rows in one table."""
+        tables = [table for _, table in self.train]
+        columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in tables[0].columns}
+        return Table(name=tables[0].name, columns=columns)
+
+
+def run_shares_baseline(
+    job: Job,
+    owned: Owned,
+    *,
+    schedule: Schedule,
+    steps: Sequence[int],
+    stopwatch: Callable[[], float] = time.perf_counter,
+) -> Baseline:
+    """What plain PyTorch reaches where the job runs on secret shares: the same polynomial activations and loss, first
+    parameters, rows and their order (`schedule`); `steps[r]` optimizer steps in round r. Floats in place of fixed
+    point are the only difference. One thread, as `run_baseline`."""
+    spec = job.spec
+    with _one_thread(), polynomial_activations(fits_of(spec)):
+        scaling = pooled_scaling(spec, owned.pooled)
+        rows = {name: _tensors(spec, scaling, table) for name, table in owned.train}
+        test_x, test_y = _tensors(spec, scaling, owned.test)
+        model, formula = make_model(job), loss_on_shares(spec)
+        optimizer = _optimizer(spec, model)
+        curve: list[Mapping[str, float]] = []
+        done, seconds, last_s = 0, 0.0, 0.0
+        for count in steps:
+            batches = [_batch(rows, schedule, number) for number in range(done, done + count)]
+            began_s = stopwatch()
+            model.train()
+            for x, y in batches:
+                optimizer.zero_grad()
+                torch.autograd.backward(formula.rows(formula.agree(model(x), y), y).mean())
+                optimizer.step()
+            done += count
+            seconds += stopwatch() - began_s
+            began_s = stopwatch()
+            curve.append(_evaluate(spec, model, scaling, test_x, test_y))
+            last_s = stopwatch() - began_s
+    epochs = done * schedule.batch_rows / schedule.total
+    return Baseline(metrics=curve[-1], curve=tuple(curve), epochs=epochs, seconds=seconds + last_s)
+
+
+def _batch(
+    rows: Mapping[str, tuple[torch.Tensor, torch.Tensor]], schedule: Schedule, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch of a step, every owner's rows at their places."""
+    x = y = torch.empty(0)
+    for part in schedule.step(number):
+        own_x, own_y = rows[part.owner]
+        if not len(x):
+            x = own_x.new_zeros((schedule.batch_rows, *own_x.shape[1:]))
+            y = own_y.new_zeros((schedule.batch_rows, *own_y.shape[1:]))
+        places, taken = torch.from_numpy(part.positions), torch.from_numpy(part.rows)
+        x[places], y[places] = own_x[taken], own_y[taken]
+    return x, y
+
+
 def pooled_scaling(spec: JobSpec, train: Table) -> Scaling:
     """As the fleet's (`rounds/scaling.py`), computed on the pooled rows."""
     data, stated = spec.data, given_scaling(spec.data)
@@ -155,8 +225,11 @@ def _tensors(spec: JobSpec, scaling: Scaling, table: Table) -> tuple[torch.Tenso
     x = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
     target = table.columns[data.target].astype(np.float64)
     y = (target - scaling.target_offset) / scaling.target_scale
+    inputs = torch.from_numpy(x.reshape(table.rows, *data.x_shape).astype(np.float32))
+    if data.classes is not None:
+        return inputs, torch.nn.functional.one_hot(torch.from_numpy(y.astype(np.int64)), data.classes).float()
     return (
-        torch.from_numpy(x.reshape(table.rows, *data.x_shape).astype(np.float32)),
+        inputs,
         torch.from_numpy(y.astype(np.int64 if spec.loss == "cross_entropy" else np.float32)),
     )
 
@@ -191,6 +264,8 @@ def _evaluate(
         means = {"loss": float(_LOSSES[spec.loss]()(out, y))}
         if spec.loss == "bce_with_logits":
             means["correct"] = float(((out > 0) == (y > 0.5)).double().mean())
+        if spec.data.classes is not None:
+            means["correct"] = float((out.argmax(1) == y.argmax(1)).double().mean())
         elif spec.loss == "cross_entropy":
             means["correct"] = float((out.argmax(1) == y).double().mean())
     return test_metrics(spec, scaling, means)

@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import NAME_PATTERN, Label
+from sordino_server.job_spdz import SpdzSpec, check_spdz
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Positive = Annotated[float, Meta(gt=0.0)]
@@ -30,7 +31,7 @@ Dimension = Annotated[int, Meta(ge=1, le=1 << 20)]
 Seed = Annotated[int, Meta(ge=0, lt=1 << 31)]
 
 # What the design names and later issues build: refused by name, so that nobody trains less privately than they asked.
-_LATER_MODES: Final = ("spdz", "statistics")
+_LATER_MODES: Final = ("statistics",)
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +51,8 @@ class DataSpec(_Strict, frozen=True, kw_only=True):
 
     `fleet`: mean and standard deviation over the train rows of the whole fleet, from sums that the agents send.
     `shape`: that of one row's x; by default [number of features]. Another shape needs a single tensor-valued column.
-    With such a column `offset` and `scale` have one entry, for all its elements."""
+    With such a column `offset` and `scale` have one entry, for all its elements. `classes`: how many, if class numbers
+    become one-hot floats (mode spdz, task multiclass); made on the device."""
 
     dataset: Name
     features: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=4095)]
@@ -63,10 +65,15 @@ class DataSpec(_Strict, frozen=True, kw_only=True):
     target_standardize: Literal["fleet", "none", "given"] = "none"
     target_offset: float = 0.0
     target_scale: Positive = 1.0
+    classes: Annotated[int, Meta(ge=2, le=1000)] | None = None
 
     @property
     def x_shape(self) -> tuple[int, ...]:
         return self.shape or (len(self.features),)
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return () if self.classes is None else (self.classes,)
 
 
 class SgdSpec(_Strict, frozen=True, kw_only=True, tag_field="name", tag="sgd"):
@@ -162,9 +169,19 @@ class JobSpec(_Strict, frozen=True, kw_only=True):
     evaluate: EvaluateSpec = EvaluateSpec()
     limits: LimitsSpec = LimitsSpec()
     simulation: SimulationSpec = SimulationSpec()
+    spdz: SpdzSpec | UnsetType = UNSET
     # Named in the design, built by later issues. Given, they are refused: see _check_mode.
     secure_aggregation: Any | UnsetType = UNSET
     privacy: Any | UnsetType = UNSET
+
+    @property
+    def shares(self) -> SpdzSpec:
+        """The block `spdz`, or its defaults."""
+        return SpdzSpec() if isinstance(self.spdz, UnsetType) else self.spdz
+
+    @property
+    def on_shares(self) -> bool:
+        return self.mode == "spdz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,13 +247,18 @@ def quorum_of(spec: TrainSpec, asked: int) -> int:
 def _check_mode(job: Job) -> None:
     spec = job.spec
     if spec.mode in _LATER_MODES:
-        raise job.error("mode", f"mode {spec.mode} is not built yet; today: federated")
-    if spec.mode != "federated":
-        raise job.error("mode", f"there is no mode {spec.mode!r}; today: federated")
+        raise job.error("mode", f"mode {spec.mode} is not built yet; today: federated, spdz")
+    if spec.mode not in ("federated", "spdz"):
+        raise job.error("mode", f"there is no mode {spec.mode!r}; today: federated, spdz")
     for key in ("secure_aggregation", "privacy"):
         value = getattr(spec, key)
         if value is not UNSET and value is not None and value is not False:
-            raise job.error(key, f"{key} is not built yet: without it the server sees each device's update")
+            raise job.error(key, f"{key} is not built yet: {_WITHOUT[spec.mode]}")
+    if spec.on_shares:
+        check_spdz(spec, job.error)
+        return
+    if spec.spdz is not UNSET:
+        raise job.error("spdz", "is only used with mode: spdz")
     if spec.security not in (None, "plain"):
         raise job.error(
             "security",
@@ -245,11 +267,29 @@ def _check_mode(job: Job) -> None:
         )
 
 
+_WITHOUT: Final = {
+    "federated": "without it the server sees each device's update",
+    "spdz": "on secret shares nobody sees updates, and the result is opened without noise",
+}
+# What each task's loss is; on shares, classes are learned from one-hot floats.
+_LOSSES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "federated": {"regression": ("mse",), "binary": ("bce_with_logits",), "multiclass": ("cross_entropy",)},
+    "spdz": {"regression": ("mse",), "binary": ("bce_with_logits",), "multiclass": ("mse", "bce_with_logits")},
+}
+
+
 def _check_data(job: Job) -> None:
     data, loss = job.spec.data, job.spec.loss
-    fits = {"regression": "mse", "binary": "bce_with_logits", "multiclass": "cross_entropy"}
-    if fits[data.task] != loss:
-        raise job.error("loss", f"{loss} does not fit task {data.task}, which takes {fits[data.task]}")
+    fits = _LOSSES[job.spec.mode][data.task]
+    if loss not in fits:
+        raise job.error(
+            "loss", f"{loss} does not fit task {data.task} in mode {job.spec.mode}, which takes {' or '.join(fits)}"
+        )
+    one_hot = job.spec.on_shares and data.task == "multiclass"
+    if one_hot and data.classes is None:
+        raise job.error("data", "on secret shares task multiclass needs data.classes, the number of classes")
+    if data.classes is not None and not one_hot:
+        raise job.error("data.classes", "is only used with mode: spdz and task: multiclass")
     if len(set(data.features)) != len(data.features):
         raise job.error("data.features", "a column is named twice")
     if data.target in data.features:

@@ -65,7 +65,7 @@ def test_overrides_change_values(tmp_path: Path) -> None:
 
 EDITS = {
     "unknown key": (("loss: mse", "loss: mse\nlearning_rate: 1"), r":11:1: learning_rate: .*unknown field"),
-    "spdz": (("mode: federated", "mode: spdz"), r":2:1: mode: mode spdz is not built yet; today: federated"),
+    "spdz": (("mode: federated", "mode: federated\nspdz: {}"), r":3:1: spdz: is only used with mode: spdz"),
     "statistics": (("mode: federated", "mode: statistics"), r":2:1: mode: mode statistics is not built yet"),
     "no such mode": (("mode: federated", "mode: fed"), r":2:1: mode: there is no mode 'fed'"),
     "secure aggregation": (
@@ -121,8 +121,8 @@ def test_errors_name_line_and_column(what: str, tmp_path: Path) -> None:
 
 
 def test_an_override_is_to_blame_for_its_own_value(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--set mode: mode spdz is not built yet"):
-        load_job(written(tmp_path), overrides=["mode=spdz"])
+    with pytest.raises(ConfigError, match=r"^--set mode: mode statistics is not built yet"):
+        load_job(written(tmp_path), overrides=["mode=statistics"])
     with pytest.raises(ConfigError, match=r"^--set train.rounds: "):
         load_job(written(tmp_path), overrides=["train.rounds=0"])
 

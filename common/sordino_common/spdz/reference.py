@@ -51,15 +51,20 @@ def product(kind: Product, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDAr
     return np.asarray(made * kind.coefficient)
 
 
-def evaluate(circuit: Circuit, inputs: Mapping[tuple[str, str], Ints]) -> dict[tuple[str, str], Ints]:
-    """{(name, role): integers} -> {(name, role): integers}: every gate rounds down.
+def evaluate(
+    circuit: Circuit, inputs: Mapping[tuple[str, str], Ints], rounding: np.random.Generator | None = None
+) -> dict[tuple[str, str], Ints]:
+    """{(name, role): integers} -> {(name, role): integers}. Gates round down; with `rounding`, up with a chance of the
+    part that is cut off, as the protocol does.
 
     Raises `LocalError` if |z| of a gate leaves its bound, which the stated ranges exclude."""
-    values = trace(circuit, inputs)
+    values = trace(circuit, inputs, rounding)
     return {(output.name, output.role): values[output.wire] for output in circuit.outputs}
 
 
-def trace(circuit: Circuit, inputs: Mapping[tuple[str, str], Ints]) -> dict[int, Ints]:
+def trace(
+    circuit: Circuit, inputs: Mapping[tuple[str, str], Ints], rounding: np.random.Generator | None = None
+) -> dict[int, Ints]:
     """As `evaluate`, all wires."""
     values: dict[int, Ints] = {}
     for number, entry in enumerate(circuit.inputs):
@@ -71,12 +76,14 @@ def trace(circuit: Circuit, inputs: Mapping[tuple[str, str], Ints]) -> dict[int,
         values[number] = given
     for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
         values[number] = (
-            _gate(node, number, values) if isinstance(node, Gate) else local(circuit, node, values, constants=True)
+            _gate(node, number, values, rounding)
+            if isinstance(node, Gate)
+            else local(circuit, node, values, constants=True)
         )
     return values
 
 
-def _gate(gate: Gate, number: int, values: Mapping[int, Ints]) -> Ints:
+def _gate(gate: Gate, number: int, values: Mapping[int, Ints], rounding: np.random.Generator | None) -> Ints:
     z = np.full(gate.wire.shape, gate.addend, np.int64)
     for item in gate.products:
         z = z + product(item, values[item.a], values[item.b])
@@ -85,4 +92,6 @@ def _gate(gate: Gate, number: int, values: Mapping[int, Ints]) -> Ints:
     if z.size and int(np.abs(z).max()) >= 1 << gate.bound_bits:
         raise LocalError(f"gate {number} (node {gate.node}): a value of {int(np.abs(z).max()).bit_length()} bits, the "
                          f"bound is {gate.bound_bits}: something has left its stated range")  # fmt: skip
+    if rounding is not None:
+        z = z + rounding.integers(0, 1 << gate.shift, z.shape, np.int64)
     return z >> gate.shift

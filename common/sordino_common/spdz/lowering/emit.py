@@ -34,7 +34,7 @@ from sordino_common.spdz.circuit import (
 )
 from sordino_common.spdz.lowering.magnitudes import ceil_log2, inner
 from sordino_common.spdz.lowering.scales import SLACK, Part, choose
-from sordino_common.spdz.lowering.settings import GateNote, LoweringError, Settings
+from sordino_common.spdz.lowering.settings import CoefficientRefused, GateNote, LoweringError, Settings
 from sordino_common.spdz.lowering.sketch import (
     Combined,
     Given,
@@ -410,14 +410,14 @@ class Emitter:
             kinds["term"] = len(node.terms)
         return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
 
-    def _refusal(self, parts: Sequence[Part], cap: float, bits: int, plan_node: int) -> LoweringError:
+    def _refusal(self, parts: Sequence[Part], cap: float, bits: int, plan_node: int) -> CoefficientRefused:
         op = self.plan.nodes[plan_node].op if plan_node >= 0 else "output"
         where = f"node {plan_node} ({op})"
         smallest = min((abs(part.coefficient) for part in parts), default=1.0)
         reach = max(cap * SLACK, 2.0**-bits)
         needed = max((part.scale + 6 - ceil_log2(abs(part.coefficient)) for part in parts), default=bits + 1)
         bound = max(needed, bits + 1) + ceil_log2(reach)
-        return LoweringError(
+        return CoefficientRefused(
             f"{where}: a value of up to {cap:.4g} with a coefficient of {smallest:.3g} takes a bound of about {bound} "
             f"bits, at most {BOUND_BITS_MAX} are allowed; state smaller ranges (spdz.ranges: params, updates, values), "
             f"or use a smaller batch, a larger learning rate or fewer fraction bits",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from sordino_common.errors import LocalError
 from sordino_common.plan.interpreter import UNBOUNDED
 from sordino_common.plan.validation import validate_plan
 from sordino_common.plan.values import Plan
 from sordino_common.spdz.lowering.codec import circuit_digest
 from sordino_common.spdz.lowering.emit import Emitter
 from sordino_common.spdz.lowering.magnitudes import check_interval, magnitudes, needed
-from sordino_common.spdz.lowering.scales import fraction_bits
-from sordino_common.spdz.lowering.settings import Lowered, LoweringError, Settings
-from sordino_common.spdz.lowering.walk import draw
+from sordino_common.spdz.lowering.scales import LEEWAYS, fraction_bits
+from sordino_common.spdz.lowering.settings import CoefficientRefused, Lowered, LoweringError, Settings
+from sordino_common.spdz.lowering.walk import Drawn, draw
 
 _TRIES: Final = 4
 
@@ -27,7 +28,26 @@ def lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> Lowered:
     order = needed(drawn.sketch, drawn.outputs)
     found = magnitudes(plan, drawn.sketch, order, settings)
     check_interval(drawn.sketch, found, drawn.powers, settings, [node.op for node in plan.nodes])
-    bits = fraction_bits(drawn.sketch, order, drawn.outputs, found, settings.fraction_bits)
+    for leeway in LEEWAYS:
+        bits = fraction_bits(drawn.sketch, order, drawn.outputs, found, settings.fraction_bits, leeway)
+        try:
+            return _emitted(plan, plan_id, settings, drawn, order, found, bits)
+        except CoefficientRefused:
+            if leeway == LEEWAYS[-1]:
+                raise
+    raise LocalError("no leeway was tried")
+
+
+def _emitted(
+    plan: Plan,
+    plan_id: bytes,
+    settings: Settings,
+    drawn: Drawn,
+    order: list[int],
+    found: dict[int, float],
+    bits: dict[int, int],
+) -> Lowered:
+    """The circuit, once the growth of the carried wires' room is known: it is what the outputs' room shows."""
     growth: dict[tuple[str, str], int] = {}
     fresh: frozenset[tuple[str, str]] = frozenset()
     for attempt in range(_TRIES):

@@ -26,6 +26,9 @@ _ROOMY_SHIFT: Final = 20  # masks of truncated wires then stay below 2^43: room 
 _QUIET_BITS: Final = 38  # a bound that is worth no smaller masks
 _FEWEST: Final = 4
 _WISH_BITS: Final = 9
+_USUAL: Final = 1 / 4  # of its stated bound, the size that a value usually has
+_MANY: Final = 64
+LEEWAYS: Final = (0, 2, 4, 6)  # bits of rounding error that are borne before a coefficient is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +98,10 @@ def _at(parts: Sequence[Part], constant: float, cap: float, scale: int) -> Choic
 
 
 def fraction_bits(
-    sketch: Sketch, order: Sequence[int], outputs: Sequence[int], found: dict[int, float], full: int
+    sketch: Sketch, order: Sequence[int], outputs: Sequence[int], found: dict[int, float], full: int, leeway: int
 ) -> dict[int, int]:
-    """Gate -> fraction bits of its result: `full`, or fewer where the gates that use it want fewer and can bear it."""
+    """Gate -> fraction bits of its result: `full`, or fewer where the gates that use it want fewer and can bear it:
+    where its rounding makes no more of their results than `leeway` bits beyond these results' own rounding."""
     want: dict[int, int] = {}
     limit: dict[int, int] = {}
     chosen: dict[int, int] = {}
@@ -121,10 +125,10 @@ def fraction_bits(
         for factor in node.products:
             excess = _excess(factor.coefficient, 2 * full, top)
             for own, other in ((factor.a, factor.b), (factor.b, factor.a))[: 1 if factor.a == factor.b else 2]:
-                gain = abs(factor.coefficient) * found[other] * math.sqrt(inner(sketch, factor))
-                excess -= _lend(sketch, own, gain, excess, bits, full, want, limit)
+                gain = abs(factor.coefficient) * found[other] * _USUAL * math.sqrt(inner(sketch, factor))
+                excess -= _lend(sketch, own, gain, excess, full - bits + leeway, want, limit)
         for c, operand in node.terms:
-            _lend(sketch, operand, abs(c), _excess(c, full, top), bits, full, want, limit)
+            _lend(sketch, operand, abs(c), _excess(c, full, top), full - bits + leeway, want, limit)
     return chosen
 
 
@@ -143,17 +147,17 @@ def _lend(
     operand: int,
     gain: float,
     excess: int,
-    bits: int,
-    full: int,
+    spare: int,
     want: dict[int, int],
     limit: dict[int, int],
 ) -> int:
-    """Ask the gate behind `operand` for `excess` fewer bits, and tell it how many fewer this use can bear."""
+    """Ask the gate behind `operand` for `excess` fewer bits, and tell it how many fewer this use can bear, given how
+    much an error of the operand is multiplied by (`gain`) and how many bits the result can spare."""
     root, spread = _gate_behind(sketch, operand)
     if root is None:
         return 0
-    bearable = full if gain == 0.0 else max(0, full - bits - ceil_log2(gain * spread))
-    limit[root] = min(limit.get(root, full), bearable)
+    bearable = _MANY if gain == 0.0 else max(0, spare - ceil_log2(gain * spread))
+    limit[root] = min(limit.get(root, _MANY), bearable)
     granted = min(excess, bearable)
     want[root] = max(want.get(root, 0), granted)
     return granted

@@ -23,6 +23,10 @@ class LoweringError(PlanError):
         self.node = node
 
 
+class CoefficientRefused(LoweringError):
+    """No scale within the bound gives a gate's coefficients well enough."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
     """Bounds on sizes of real values, stated by the job: they hold, or the run aborts.
