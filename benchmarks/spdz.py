@@ -174,8 +174,8 @@ def train(circuit: Circuit, *, turns: int, slice_steps: int) -> None:
     variants = [
         ("passive, 2 members", 2, "passive", 8),
         ("active, 2 members, check every step", 2, "active", 1),
-        ("active, 2 members, check every 8 steps", 2, "active", 8),
-        ("active, 3 members, check every 8 steps", 3, "active", 8),
+        ("active, 2 members, check every 32 steps", 2, "active", 32),
+        ("active, 3 members, check every 32 steps", 3, "active", 32),
     ]
     steps = turns * slice_steps + slice_steps
     sessions = {name: session(circuit, n=n, security=s, steps=steps, check_every=k) for name, n, s, k in variants}
@@ -283,7 +283,7 @@ def main() -> None:
         return
     circuit = boston_step()
     counts(circuit)
-    train(circuit, turns=given.turns, slice_steps=24)
+    train(circuit, turns=given.turns, slice_steps=32)
 
 
 if __name__ == "__main__":
