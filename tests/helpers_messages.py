@@ -116,7 +116,7 @@ EXAMPLES: dict[str, m.Message] = {
         data=DATA,
         state_from=None,
         resume=m.SpdzPoint(session=SESSION, step=20),
-        checkpoint_every=20,
+        checkpoints=(20, 40),
         ahead=16,
         report_every=4,
         silence_s=60.0,

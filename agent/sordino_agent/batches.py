@@ -74,6 +74,8 @@ def target_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
     """y [R, *spec.shape[1:]] of the split, scaled as (y - target_offset) / target_scale, in the Plan's dtype."""
     rows = table.rows(data.split)
     raw = table.column(data.target)[rows]
+    if raw.ndim == 1 and len(spec.shape) == 2 and spec.shape[1] > 1:
+        return _one_hot(raw, spec, f"dataset {table.name!r}: target {data.target}")
     scaled = data.target_offset != 0.0 or data.target_scale != 1.0
     return _fit(
         raw.reshape(len(rows), int(np.prod(raw.shape[1:], dtype=np.int64))),
@@ -82,6 +84,15 @@ def target_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
         spec,
         f"dataset {table.name!r}: target {data.target}",
     )
+
+
+def _one_hot(raw: NDArray[Any], spec: TensorSpec, what: str) -> NDArray[Any]:
+    """Class numbers [R] as [R, C] of zeros and ones, where the Plan takes C numbers a row."""
+    classes = spec.shape[1]
+    numbers = raw.astype(np.int64)
+    if not np.array_equal(numbers, raw) or (len(raw) and not 0 <= numbers.min() <= numbers.max() < classes):
+        raise BadCommand(f"{what}: expected class numbers from 0 to {classes - 1}")
+    return np.ascontiguousarray(numbers[:, None] == np.arange(classes), dtype=spec.dtype)
 
 
 def _spread(values: tuple[float, ...], columns: list[Any], width: int) -> tuple[float, ...]:

@@ -312,6 +312,8 @@ class AgentCore:
                 self._evaluate(message, asker)
             case m.Cancel():
                 self._desk.cancel(message.run, message.round)
+                if message.round is None:
+                    self.room.cancel(message.run)
             case m.TensorPut():
                 self._policy.require_job("tensors")
                 now_s = self._loop.now_s()

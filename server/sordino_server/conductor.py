@@ -8,6 +8,8 @@ back under a new boot has forgotten the question and counts as missing at once.
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -21,18 +23,25 @@ from sordino_server.rounds.effects import (
     Checkpoint,
     Effect,
     Gather,
+    Gone,
+    Hear,
+    Heard,
+    Listen,
     Look,
     Meter,
     Metered,
     Present,
     Report,
     Result,
+    Said,
     Save,
+    Tell,
 )
 from sordino_server.rounds.events import Answered, Note, Observer, Outcome, Waiting, silent
 
 _REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
 _REFUSED_EVERY_S: Final = 60.0  # this time
+_KEPT_MOST: Final = 4096  # messages that nobody asked for, until they are heard
 
 
 class Incoming(Protocol):
@@ -91,13 +100,22 @@ class _Gathering:
     started_s: float
 
 
+@dataclass(slots=True, kw_only=True)
+class _Hearing:
+    """A `Hear` under way."""
+
+    hear: Hear
+    started_s: float
+
+
 Traffic = Callable[[], tuple[int, int]]
 
 
 class Conductor:
     """An `EndpointHandler`. `attach` it to its endpoint, `start` a generator, run the loop until `done`.
 
-    `members`: names of the data agents in the current roster. `traffic`: payload bytes (received, sent) so far."""
+    `members`: names of the data agents in the current roster; `others`: of compute agents and dealers that are none.
+    `traffic`: payload bytes (received, sent) so far."""
 
     def __init__(self, *, loop: Loop, observer: Observer = silent, gone_s: float = 5.0, remind_s: float = 5.0) -> None:
         self.observer = observer
@@ -106,13 +124,17 @@ class Conductor:
         self._remind_s = remind_s
         self._endpoint: Sender | None = None
         self._members: Callable[[], Sequence[str]] = tuple
+        self._others: Callable[[], Sequence[str]] = tuple
         self._traffic: Traffic = lambda: (0, 0)
         self._boots: dict[str, int] = {}
         self._connected = True
         self._generator: Generator[Effect, Result, Any] | None = None
         self._save: Callable[[Checkpoint], None] = _no_store
         self._run: str | None = None
-        self._pending: _Question | _Gathering | None = None
+        self._pending: _Question | _Gathering | _Hearing | None = None
+        self._listening: dict[str, int] = {}  # name -> boot
+        self._kept: deque[Said | Gone] = deque()
+        self._away: dict[str, float] = {}  # of those who are listened to: offline since
         self._timer: Timer | None = None
         self._reminded_s = 0.0
         self._refused = 0
@@ -122,14 +144,24 @@ class Conductor:
         self._result: Any = None
         self._error: BaseException | None = None
 
-    def attach(self, endpoint: Sender, *, members: Callable[[], Sequence[str]], traffic: Traffic) -> None:
-        self._endpoint, self._members, self._traffic = endpoint, members, traffic
+    def attach(
+        self,
+        endpoint: Sender,
+        *,
+        members: Callable[[], Sequence[str]],
+        traffic: Traffic,
+        others: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._endpoint, self._members, self._traffic, self._others = endpoint, members, traffic, others
 
     @property
     def online(self) -> Mapping[str, int]:
         """Members that are online, with their boot numbers."""
-        members = set(self._members())
-        return {name: boot for name, boot in sorted(self._boots.items()) if name in members}
+        return self._online_of(self._members())
+
+    def _online_of(self, names: Sequence[str]) -> dict[str, int]:
+        wanted = set(names)
+        return {name: boot for name, boot in sorted(self._boots.items()) if name in wanted}
 
     def start(
         self,
@@ -145,6 +177,8 @@ class Conductor:
             raise LocalError("Conductor.start while another generator runs")
         self._generator, self._run, self._save = generator, run, save or _no_store
         self._pending, self.done, self._result, self._error = None, False, None, None
+        self._listening, self._away = {}, {}
+        self._kept.clear()
         self._base = self._traffic()
         self._loop.call_at(self._loop.now_s(), lambda: self._advance(None))
 
@@ -161,7 +195,7 @@ class Conductor:
         if self.done or self._generator is None:
             return
         if self._run is not None:
-            self._cancel(tuple(self.online), Cancel(run=self._run, round=None))
+            self._cancel(tuple(self._online_of((*self._members(), *self._others()))), Cancel(run=self._run, round=None))
         self._stop_timer()
         self._pending = None
         self._generator.close()
@@ -172,11 +206,12 @@ class Conductor:
 
     def on_message(self, incoming: Incoming) -> None:
         question = self._pending
-        if not isinstance(question, _Question):
-            return  # late: its question is over
         name, message = incoming.sender, incoming.message
-        if name not in question.waiting or question.waiting[name] != incoming.correlation:
-            return
+        asked = isinstance(question, _Question) and question.waiting.get(name) == incoming.correlation
+        if not asked or not isinstance(question, _Question):
+            if name in self._listening and len(self._kept) < _KEPT_MOST:
+                self._keep(Said(name=name, message=message))
+            return  # else it is late: its question is over
         del question.waiting[name]
         question.gone_since.pop(name, None)
         refusal = self._refusal(question.ask, name, message)
@@ -196,6 +231,13 @@ class Conductor:
             del self._boots[name]
         if name in self._members() and (before is not None) != (name in self._boots):
             self._tell(Note(text=f"{name} is {'online' if online else 'offline'}"))
+        if name in self._listening:
+            if not online:
+                self._away.setdefault(name, self._loop.now_s())
+            elif boot == self._listening[name]:
+                self._away.pop(name, None)
+            else:
+                self._lose(name, "restarted")
         question = self._pending
         if isinstance(question, _Question) and name in question.waiting:
             if not online:
@@ -215,6 +257,8 @@ class Conductor:
         if connected and isinstance(question, _Question):
             # While the server itself was cut off it could not see who came back: give everybody their time again.
             question.gone_since = dict.fromkeys(question.gone_since, self._loop.now_s())
+        if connected:
+            self._away = dict.fromkeys(self._away, self._loop.now_s())
         self._review()
 
     def on_roster(self, roster: object) -> None:
@@ -253,6 +297,15 @@ class Conductor:
                         self._reminded_s = self._loop.now_s()
                         self._review()
                         return
+                    case Hear():
+                        self._pending = _Hearing(hear=effect, started_s=self._loop.now_s())
+                        self._reminded_s = self._loop.now_s()
+                        self._review()
+                        return
+                    case Listen(names=names):
+                        self._listen(names)
+                    case Tell():
+                        self._say(effect)
                     case Look():
                         value = self._present()
                     case Meter():
@@ -270,7 +323,7 @@ class Conductor:
         now_s = self._loop.now_s()
         question = _Question(ask=ask, started_s=now_s)
         self._pending, self._reminded_s = question, now_s
-        online = self.online
+        online = self._online_of((*self._members(), *self._others()))
         for name in sorted(ask.messages):
             if name in online:
                 question.boots[name] = online[name]
@@ -326,6 +379,8 @@ class Conductor:
                 due_s = self._review_question(question)
             case _Gathering() as gathering:
                 due_s = self._review_gathering(gathering)
+            case _Hearing() as hearing:
+                due_s = self._review_hearing(hearing)
             case None:
                 return
         if due_s is not None:
@@ -367,13 +422,68 @@ class Conductor:
         present = self._present()
         wanted = present.members - gather.without
         have = len(wanted & present.boots.keys())
-        enough = have >= gather.quorum
+        others = len(gather.others & present.everybody.keys())
+        enough = have >= gather.quorum and others >= gather.quorum_others
         join_s, deadline_s = gathering.started_s + gather.join_s, gathering.started_s + gather.deadline_s
-        if have == len(wanted) or now_s >= deadline_s or (enough and now_s >= join_s):
+        if (
+            (have == len(wanted) and others == len(gather.others))
+            or now_s >= deadline_s
+            or (enough and now_s >= join_s)
+        ):
             self._pending = None
             self._loop.call_at(now_s, lambda: self._advance(self._present()))
             return None
         return join_s if enough else deadline_s
+
+    # --- listening -------------------------------------------------------------------------------------------------
+
+    def _listen(self, names: frozenset[str]) -> None:
+        online = self._online_of(tuple(names))
+        self._kept = deque(item for item in self._kept if item.name in names and item.name in self._listening)
+        self._listening = {name: online.get(name, self._listening.get(name, -1)) for name in sorted(names)}
+        self._away = {name: self._away.get(name, self._loop.now_s()) for name in sorted(names) if name not in online}
+
+    def _say(self, effect: Tell) -> None:
+        assert self._endpoint is not None
+
+        def outcome(delivered: bool, reason: str) -> None:
+            if not delivered and not self.done:
+                self._lose(effect.to, reason or "a message could not be delivered")
+                self._review()
+
+        try:
+            self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
+        except LimitExceeded as error:
+            self._lose(effect.to, str(error))
+
+    def _lose(self, name: str, why: str) -> None:
+        self._away.pop(name, None)
+        if name in self._listening:
+            self._keep(Gone(name=name, why=_printable(why)))
+
+    def _keep(self, item: Said | Gone) -> None:
+        self._kept.append(item)
+        if isinstance(self._pending, _Hearing):
+            self._review()
+
+    def _review_hearing(self, hearing: _Hearing) -> float | None:
+        now_s = self._loop.now_s()
+        if self._connected:
+            for name in [name for name, since in self._away.items() if now_s >= since + self._gone_s]:
+                self._away.pop(name)
+                self._kept.append(Gone(name=name, why="went offline"))
+        until_s = hearing.started_s + hearing.hear.wait_s
+        if self._kept or now_s >= until_s:
+            self._pending = None
+            self._loop.call_at(now_s, self._resume_hearing)
+            return None
+        away = (since + self._gone_s for since in self._away.values()) if self._connected else ()
+        return min(until_s, min(away, default=math.inf))
+
+    def _resume_hearing(self) -> None:
+        items = tuple(self._kept)
+        self._kept.clear()
+        self._advance(Heard(items=items))
 
     def _close(self, question: _Question, at_deadline: bool) -> None:
         self._pending = None
@@ -406,7 +516,7 @@ class Conductor:
                     self._endpoint.send(name, message, expires_s=30.0)
 
     def _present(self) -> Present:
-        return Present(boots=self.online, members=frozenset(self._members()))
+        return Present(boots=self.online, members=frozenset(self._members()), others=self._online_of(self._others()))
 
     def _bytes(self) -> dict[str, int]:
         up, down = self._traffic()
@@ -448,6 +558,17 @@ class Conductor:
                         quorum=gathering.gather.quorum,
                         waited_s=now_s - gathering.started_s,
                         left_s=gathering.started_s + gathering.gather.deadline_s - now_s,
+                    )
+                )
+            case _Hearing() as hearing:
+                self._tell(
+                    Waiting(
+                        purpose=hearing.hear.purpose,
+                        names=hearing.hear.missing,
+                        have=0,
+                        quorum=len(hearing.hear.missing),
+                        waited_s=now_s - hearing.started_s,
+                        left_s=hearing.started_s + hearing.hear.wait_s - now_s,
                     )
                 )
             case None:

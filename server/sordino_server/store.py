@@ -18,13 +18,13 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
-from sordino_server.rounds.effects import Checkpoint, Scaling
+from sordino_server.rounds.effects import Checkpoint, Scaling, SharedState
 from sordino_server.rounds.events import RoundRecord, Share
 
 _SCHEMA_VERSION: Final = 1
@@ -126,7 +126,10 @@ class RunStore:
         file = f"round-{record.round:06d}.safetensors"
         # safetensors writes the memory as it lies, whatever the strides say.
         ordered = (np.asarray(param, order="C") for param in checkpoint.params)
-        tensors = dict(zip(names, ordered, strict=True))
+        # A state on shares has no parameters here, until they open.
+        tensors = dict(zip(names, ordered, strict=True)) if checkpoint.params or checkpoint.shared is None else {}
+        if checkpoint.shared is not None:
+            write_atomically(home / _masks_file(file), _save_masks(checkpoint.shared), mode=0o600)
         write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
         with self._transaction():
             self._db.execute(
@@ -148,6 +151,7 @@ class RunStore:
         for old in sorted(home.glob("round-*.safetensors"))[:-_KEEP_FILES]:
             if old.name < file:
                 old.unlink(missing_ok=True)
+                (home / _masks_file(old.name)).unlink(missing_ok=True)
 
     def finish(
         self, run: str, status: str, *, summary: Mapping[str, object] | None = None, error: str | None = None
@@ -241,18 +245,27 @@ class RunStore:
         steps, scaling, file = row
         fields = json.loads(scaling)
         fields |= {"offset": tuple(fields["offset"]), "scale": tuple(fields["scale"])}
-        tensors = _read(self.folder / "runs" / run / file)
+        home = self.folder / "runs" / run
+        tensors = _read(home / file)
+        masks = home / _masks_file(file)
+        shared = _read_masks(masks) if masks.exists() else None
+        # Masks are written before the row: what is newer is durable with the parties, too.
+        steps = steps if shared is None else shared.steps
         try:
-            params = tuple(tensors[name] for name in self.row(run).names)
+            params = tuple(tensors[name] for name in self.row(run).names) if tensors or shared is None else ()
         except KeyError as error:
             raise ConfigError(f"{file} of run {run} lacks the parameter {error}") from None
-        return Checkpoint(params=params, scaling=Scaling(**fields), steps=steps, record=self.records(run)[-1])
+        return Checkpoint(
+            params=params, scaling=Scaling(**fields), steps=steps, record=self.records(run)[-1], shared=shared
+        )
 
     def tensors(self, run: str) -> Tensors:
         """The last checkpoint's parameters by their names in the state dict."""
         checkpoint = self.checkpoint(run)
         if checkpoint is None:
             raise ConfigError(f"run {run} has no finished round yet: there is nothing to export")
+        if checkpoint.shared is not None and not checkpoint.params:
+            raise ConfigError(f"the parameters of run {run} have not opened to the server: there is nothing to export")
         return dict(zip(self.row(run).names, checkpoint.params, strict=True))
 
     @contextmanager
@@ -295,6 +308,39 @@ def export(tensors: Tensors, path: Path, *, run: str) -> None:
         write_atomically(path, save_tensors(dict(tensors), {"format": "pt", "run": run}))
     except OSError as error:
         raise ConfigError(f"{path}: can't be written: {error.strerror}") from None
+
+
+def _masks_file(file: str) -> str:
+    return file.replace("round-", "masks-")
+
+
+def _save_masks(shared: SharedState) -> bytes:
+    """The server's half of a state on shares: a secret, as the other half is with the parties."""
+    about = {
+        "session": shared.session.hex(),
+        "steps": str(shared.steps),
+        "parties": json.dumps(shared.parties),
+        "rows": json.dumps(shared.rows),
+        "counters": json.dumps(dict(shared.counters)),
+    }
+    return save_tensors({name: np.asarray(value, order="C") for name, value in shared.masks.items()}, about)
+
+
+def _read_masks(path: Path) -> SharedState:
+    masks = _read(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+        return SharedState(
+            session=bytes.fromhex(about["session"]),
+            steps=int(about["steps"]),
+            masks={name: np.asarray(value, dtype=np.int64) for name, value in masks.items()},
+            parties=tuple(json.loads(about["parties"])),
+            rows=tuple((name, count) for name, count in json.loads(about["rows"])),
+            counters=json.loads(about["counters"]),
+        )
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from None
 
 
 def _read(path: Path) -> Tensors:

@@ -187,8 +187,9 @@ def _require_outputs(command: SpdzOpen, spec: SessionSpec) -> None:
             raise BadCommand(f"the Plan has no output {output.name!r} to open; it has {known}")
         if output.every % command.check_every:
             raise BadCommand(f"output {output.name!r} every {output.every} steps, checks every {command.check_every}")
-    if command.checkpoint_every % command.check_every:
-        raise BadCommand(f"checkpoints every {command.checkpoint_every} steps, checks every {command.check_every}")
+    for done in command.checkpoints:
+        if done > command.steps or (done % command.check_every and done != command.steps):
+            raise BadCommand(f"a checkpoint after {done} steps, but the check comes every {command.check_every}")
 
 
 def _flops(circuit: Circuit) -> int:

@@ -20,16 +20,15 @@ from sordino_common.messages.base import from_plain, to_plain
 KEEP_RUNS: Final = 16  # runs whose checkpoints are kept
 MOST_SESSIONS: Final = 1_000_000  # burnt ids are never forgotten; a server that opens more has no good reason
 _VERSION: Final = 1
-_SCHEMA: Final = (
-    (
-        "CREATE TABLE sessions (session BLOB PRIMARY KEY, run TEXT NOT NULL, burnt_s REAL NOT NULL,"
-        " step INTEGER NOT NULL, attempt INTEGER NOT NULL) STRICT, WITHOUT ROWID"
-    ),
-    (
-        "CREATE TABLE checkpoints (run TEXT NOT NULL, session BLOB NOT NULL, step INTEGER NOT NULL, kept_s REAL NOT NULL,"
-        " state BLOB NOT NULL, PRIMARY KEY (run, session, step)) STRICT, WITHOUT ROWID"
-    ),
-)
+_SCHEMA: Final = """
+CREATE TABLE sessions (
+    session BLOB PRIMARY KEY, run TEXT NOT NULL, burnt_s REAL NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE checkpoints (
+    run TEXT NOT NULL, session BLOB NOT NULL, step INTEGER NOT NULL, kept_s REAL NOT NULL, state BLOB NOT NULL,
+    PRIMARY KEY (run, session, step)
+) STRICT, WITHOUT ROWID;
+"""
 
 
 class BurnJournal:
@@ -45,7 +44,7 @@ class BurnJournal:
             self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                for statement in _SCHEMA:
+                for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={_VERSION}")
             elif version != _VERSION:

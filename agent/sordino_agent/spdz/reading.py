@@ -16,39 +16,45 @@ I64 = npt.NDArray[np.int64]
 Named = Mapping[str, I64]
 
 
+_Key = tuple[int, tuple[str, ...]]  # step, names
+
+
 class Reader:
     """Outputs that open to this agent, step by step. `most` steps may be incomplete at a time."""
 
     def __init__(self, parties: tuple[str, ...], *, most: int) -> None:
         self._parties = parties
         self._most = most
-        self._copies: dict[int, dict[str, Named]] = {}
-        self._masks: dict[int, Named] = {}
-        self._read: set[int] = set()
+        self._copies: dict[_Key, dict[str, Named]] = {}
+        self._masks: dict[_Key, Named] = {}
+        self._read: set[_Key] = set()
 
     def on_copy(self, party: str, step: int, masked: Named) -> Named | None:
         """A party's m of `step`. The values, once everything is there."""
-        if step in self._read:
+        key = (step, tuple(masked))
+        if key in self._read:
             return None
-        copies = self._copies.setdefault(step, {})
+        copies = self._copies.setdefault(key, {})
         if party in copies and not _equal(copies[party], masked):
             raise ProtocolError(f"{party} sent two different outputs of step {step}")
         copies[party] = masked
-        return self._try(step)
+        return self._try(key)
 
     def on_masks(self, step: int, masks: Named) -> Named | None:
         """The dealer's masks of `step`. The values, once everything is there."""
-        if step in self._read:
+        key = (step, tuple(masks))
+        if key in self._read:
             return None
-        if step in self._masks and not _equal(self._masks[step], masks):
+        if key in self._masks and not _equal(self._masks[key], masks):
             raise ProtocolError(f"the dealer sent two different masks of the outputs of step {step}")
-        self._masks[step] = masks
-        return self._try(step)
+        self._masks[key] = masks
+        return self._try(key)
 
-    def _try(self, step: int) -> Named | None:
+    def _try(self, key: _Key) -> Named | None:
+        step, _ = key
         if len(self._copies) > self._most or len(self._masks) > self._most:
             raise ProtocolError(f"outputs of more than {self._most} steps wait for their other halves")
-        copies, masks = self._copies.get(step, {}), self._masks.get(step)
+        copies, masks = self._copies.get(key, {}), self._masks.get(key)
         if masks is None or len(copies) < len(self._parties):
             return None
         first = copies[self._parties[0]]
@@ -57,8 +63,8 @@ class Reader:
                 raise EquivocationError(f"{party} and {self._parties[0]} tell different outputs of step {step}")
         if {name: value.shape for name, value in first.items()} != {name: v.shape for name, v in masks.items()}:
             raise ProtocolError(f"the masks of step {step} are not those of the outputs that the parties sent")
-        del self._copies[step], self._masks[step]
-        self._read.add(step)
+        del self._copies[key], self._masks[key]
+        self._read.add(key)
         return {name: np.subtract(value, masks[name]) for name, value in first.items()}
 
 

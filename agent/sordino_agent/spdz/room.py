@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sordino_agent.desk import Asker
-from sordino_agent.errors import Busy, CircuitDiffers, Draining, UnknownSession
+from sordino_agent.errors import Busy, Cancelled, CircuitDiffers, Draining, UnknownSession
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.spdz.journal import BurnJournal
@@ -104,6 +104,11 @@ class Room:
         self._draining = True
         for session in list(self._sessions.values()):
             session.fail(Draining("this agent is about to stop"))
+
+    def cancel(self, run: str) -> None:
+        """The server gives the run up."""
+        for session in [one for one in self._sessions.values() if one.command.run == run]:
+            session.fail(Cancelled("the run was cancelled"), tell=False)
 
     # --- what comes ------------------------------------------------------------------------------------------------
 

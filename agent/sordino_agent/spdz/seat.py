@@ -64,10 +64,11 @@ class Seat:
         self._owner: InputOwner | None = None
         self._at = command.first_step  # the party is at this step, or at the one after it
         self._attempt = 0
+        self._checkpoints = frozenset(command.checkpoints)
         self._early: list[SpdzEvent] = []  # inputs of steps that are too far ahead for the party
         self._reader = Reader(command.parties, most=4 * command.ahead + 4)
         self._sums: dict[str, float] = {}
-        self._summed = 0
+        self._summed: dict[str, int] = {}
 
     @property
     def waiting_for(self) -> str:
@@ -125,8 +126,10 @@ class Seat:
         match event.what:
             case "state":
                 return self._perform(party.on_state(_named(event)))
-            case "resume":
-                return self._perform(party.resume(event.step, _named(event)))
+            case "resume":  # of a session that carried more, perhaps: an optimizer's state
+                state, wanted = _named(event), {entry.name for entry in self.spec.state_inputs}
+                held = {name: value for name, value in state.items() if name in wanted}
+                return self._perform(party.resume(self._command.first_step, held))
             case "input":
                 return self._input(party, event)
             case "correction":
@@ -220,8 +223,7 @@ class Seat:
                 if output.name not in values:
                     raise ProtocolError(f"the Plan has no output {output.name!r}")
                 yield from self._output(output.name, output.receiver, step, values[output.name])
-        every = self._command.checkpoint_every
-        if every and (done % every == 0 or done == self.spec.steps):
+        if done in self._checkpoints:
             names, arrays = tuple(checked.state), tuple(from_numpy(value) for value in checked.state.values())
             yield SpdzEffect(what="checkpoint", step=done, names=names, values=arrays)
 
@@ -263,14 +265,29 @@ class Seat:
         (mine,) = [part for part in self.spec.schedule.step(step) if part.owner == self._agent]
         real = mine.rows != PADDING
         wires = {entry.name: self.spec.circuit.wire(entry.wire) for entry in self.spec.circuit.outputs}
-        for name, value in values.items():
+        for output, value in values.items():
             if value.shape[:1] != real.shape:
-                raise BadCommand(f"output {name!r} has no entry per row")
-            total = float(value[real].astype(np.float64).sum()) / 2.0 ** wires[name].fraction_bits
-            self._sums[name] = self._sums.get(name, 0.0) + total
-        self._summed += int(real.sum())
-        if self._summed == dict(self.spec.schedule.rows)[self._agent]:
-            yield SpdzEffect(what="sums", names=tuple(self._sums), sums=tuple(self._sums.values()), round=self._summed)
+                raise BadCommand(f"output {output!r} has no entry per row")
+            if output == "prediction":
+                name, entries = "correct", self._correct(value[real], mine.rows[real])
+            else:
+                name, entries = output, value[real].astype(np.float64) / 2.0 ** wires[output].fraction_bits
+            self._sums[name] = self._sums.get(name, 0.0) + float(entries.sum())
+            self._summed[name] = self._summed.get(name, 0) + int(real.sum())
+        wanted = sum(output.receiver == OWNERS for output in self._command.outputs)
+        own = dict(self.spec.schedule.rows)[self._agent]
+        if len(self._summed) == wanted and all(count == own for count in self._summed.values()):
+            yield SpdzEffect(what="sums", names=tuple(self._sums), sums=tuple(self._sums.values()), round=own)
+
+    def _correct(self, predictions: I64, rows: I64) -> npt.NDArray[np.float64]:
+        """1 for every row whose predicted class is its own: the largest of several, or the sign of a logit."""
+        if self._rows is None or "y" not in self._rows:
+            raise BadCommand("a prediction without a target can't be counted")
+        y = self._rows["y"][rows]
+        if predictions.ndim == 2 and predictions.shape[1] > 1:
+            return np.asarray(predictions.argmax(axis=1) == y.argmax(axis=1), dtype=np.float64)
+        half = y.max(initial=0) // 2
+        return np.asarray((predictions.reshape(len(y)) > 0) == (y.reshape(len(y)) > half), dtype=np.float64)
 
 
 def _named(event: SpdzEvent) -> dict[str, Any]:

@@ -115,8 +115,8 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     `circuit`, `digest`: SHA-256 of the lowered circuit and of the whole public specification; every agent lowers the
     Plan itself and compares. `data`: which columns an owner inputs. `dealer`: who deals. `state_from`: who provides
     the first state, null if `resume` says where it is. `ahead`: corrections and inputs come at most so many steps
-    ahead of what is confirmed; `report_every`: steps between two `SpdzChecked`. `checkpoint_every`: after so many
-    steps parties keep their masked state (0: never). `silence_s`: an agent that hears nothing for so long gives up."""
+    ahead of what is confirmed; `report_every`: steps between two `SpdzChecked`. `checkpoints`: after these numbers
+    of steps, ascending, parties keep their masked state. `silence_s`: an agent that hears nothing for so long gives up."""
 
     run: RunId
     session: SessionId
@@ -139,7 +139,7 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     data: DataRef | None
     state_from: Name | None
     resume: SpdzPoint | None
-    checkpoint_every: Step
+    checkpoints: Annotated[tuple[Step, ...], msgspec.Meta(max_length=1 << 16)]
     ahead: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     report_every: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     silence_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]

@@ -6,6 +6,9 @@ A generator yields an effect and is sent the answer:
     Gather  -> Present    wait for agents to be online
     Look    -> Present    who is online now
     Meter   -> Metered    bytes and time so far
+    Listen  -> None       from now on, keep what these parties say unasked, for Hear
+    Tell    -> None       a message that is not answered
+    Hear    -> Heard      what was said since, or a while of silence
     Save    -> None       a durable checkpoint: when the generator goes on, it is on disk
     Report  -> None       tell the observers
 
@@ -15,7 +18,7 @@ The helper functions of the same names in lower case do it with types: `answers 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +69,8 @@ class Gather:
     quorum: int
     join_s: float
     deadline_s: float
+    others: frozenset[str] = frozenset()  # compute agents that hold no data: `quorum_others` of them, too
+    quorum_others: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +80,16 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Present:
-    """`boots`: the members online, each with its boot number. `members`: all data agents of the roster."""
+    """`boots`: the members online, each with its boot number. `members`: all data agents of the roster. `others`: as
+    `boots`, of parties of the roster that are no data agents."""
 
     boots: Mapping[str, int]
     members: frozenset[str]
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def everybody(self) -> Mapping[str, int]:
+        return {**self.boots, **self.others}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +105,55 @@ class Metered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Keep, in order, what `names` say that answers no question, and when one of them is gone; forget what was kept
+    of others. No names: keep nothing."""
+
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """Send `message`; it needs no answer. If it can't be delivered within `expires_s`, and its receiver is listened
+    to, that is told as `Gone`."""
+
+    to: str
+    message: Message
+    expires_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hear:
+    """Wait until somebody who is listened to says something, or is gone; at most `wait_s`. With `wait_s` 0 everybody
+    else gets a turn of the loop, and whatever is there comes back. `purpose`, `missing`: for reports while waiting."""
+
+    purpose: str
+    wait_s: float
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    name: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """`name` went offline for good, came back under a new boot, or does not take what it is told."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Everything since the last `Hear`, in order; empty if nothing came."""
+
+    items: tuple[Said | Gone, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
     """x = (x - offset) / scale, y = (y - target_offset) / target_scale; empty vectors: x as it is."""
 
@@ -104,6 +164,22 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedState:
+    """The server's half of a state on shares: masks λ (int64) by name. The other half, m, is with `parties`, who stored
+    it as the state after `steps` steps of `session`. `rows`: owners and their row counts, which fix the schedule."""
+
+    session: bytes
+    steps: int
+    masks: Mapping[str, NDArray[np.int64]]
+    parties: tuple[str, ...]
+    rows: tuple[tuple[str, int], ...]
+    counters: Mapping[str, float] = field(default_factory=dict)  # of the sessions so far, for the summary
+
+    def __repr__(self) -> str:
+        return f"SharedState(after {self.steps} steps, hidden)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """All that the rounds after `record.round` depend on, apart from the job. Seeds derive from job and round."""
 
@@ -111,6 +187,7 @@ class Checkpoint:
     scaling: Scaling
     steps: int
     record: RoundRecord
+    shared: SharedState | None = None  # of a run on shares; `params` is then empty unless they opened to the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +200,8 @@ class Report:
     event: Event
 
 
-Effect = Ask | Gather | Look | Meter | Save | Report
-Result = Answers | Present | Metered | None
+Effect = Ask | Gather | Look | Meter | Save | Report | Listen | Tell | Hear
+Result = Answers | Present | Metered | Heard | None
 
 
 def ask(effect: Ask) -> Generator[Effect, Result, Answers]:
@@ -161,3 +238,18 @@ def report(event: Event) -> Generator[Effect, Result, None]:
 
 def save(checkpoint: Checkpoint) -> Generator[Effect, Result, None]:
     yield Save(checkpoint=checkpoint)
+
+
+def listen(names: frozenset[str]) -> Generator[Effect, Result, None]:
+    yield Listen(names=names)
+
+
+def tell(to: str, message: Message) -> Generator[Effect, Result, None]:
+    yield Tell(to=to, message=message)
+
+
+def hear(effect: Hear) -> Generator[Effect, Result, tuple[Said | Gone, ...]]:
+    result = yield effect
+    if not isinstance(result, Heard):
+        raise LocalError(f"a Hear was answered by {type(result).__name__}")
+    return result.items

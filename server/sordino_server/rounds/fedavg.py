@@ -76,6 +76,14 @@ def federated_averaging(
     return state
 
 
+def held_out_metrics(
+    spec: JobSpec, *, run: str, programs: Programs, roll: Roll, state: Checkpoint
+) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
+    """The job's metrics of the last parameters over the agents' held-out rows, and how many rows those are."""
+    number = spec.train.rounds
+    return _Round(spec=spec, run=run, programs=programs, roll=roll, number=number).metrics(state)
+
+
 def _enough(spec: JobSpec, state: Checkpoint) -> bool:
     return spec.train.max_steps is not None and state.steps >= spec.train.max_steps
 
@@ -107,7 +115,7 @@ class _Round:
             )
         steps = sum(reply.steps for reply in replies.values())
         after = replace(state, params=params, steps=state.steps + steps)
-        metrics, test_rows = yield from self._metrics(after)
+        metrics, test_rows = yield from self.metrics(after)
         end = yield from meter()
         rows = sum(reply.rows for reply in replies.values())
         loss = math.fsum(replies[name].loss_sum / replies[name].steps * replies[name].rows for name in sorted(replies))
@@ -205,7 +213,7 @@ class _Round:
 
         return check
 
-    def _metrics(self, state: Checkpoint) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
+    def metrics(self, state: Checkpoint) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
         """The job's metrics over the held-out rows of whoever is ready, and how many rows those are; ({}, 0) if it is
         not this round's turn."""
         train, every = self.spec.train, self.spec.train.evaluate_every

@@ -1,0 +1,145 @@
+"""One session's dealing, without I/O: secrets to their owners, corrections ahead of the steps, masks of what opens.
+
+The desk knows every mask and sees no masked value. It deals at most `ahead` steps beyond what is confirmed, one step
+at a time, so that whoever drives it can turn to other things in between. Secrets leave it as messages for one receiver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common import messages as m
+from sordino_common.errors import LocalError
+from sordino_common.messages.spdz import CORRECTION_PART_BYTES
+from sordino_common.plan.arrays import from_numpy
+from sordino_common.ring.matmul import matmul
+from sordino_common.ring.prg import SEED_BYTES, Seed
+from sordino_common.spdz.dealing import Dealer
+from sordino_common.spdz.owner import mask_state
+from sordino_common.spdz.spec import SessionSpec
+
+I64 = npt.NDArray[np.int64]
+State = Mapping[str, I64]
+_MAC_KEY_BYTES: Final = 16
+
+
+class DealerDesk:
+    """`random`: the cryptographic generator, for the session's root. `masks`: λ of the state to go on from, None if the
+    session begins with a first state. `stopwatch`: real time, for `seconds`."""
+
+    def __init__(
+        self,
+        command: m.SpdzOpen,
+        spec: SessionSpec,
+        *,
+        random: Callable[[int], bytes],
+        masks: State | None,
+        stopwatch: Callable[[], float],
+        ring_matmul: Callable[[I64, I64], I64] = matmul,
+    ) -> None:
+        if (masks is None) != (command.resume is None):
+            raise LocalError("DealerDesk: masks of the state are given if, and only if, the session resumes")
+        self.seconds = 0.0
+        self.nbytes = 0
+        self.confirmed = command.first_step
+        self._command = command
+        self._spec = spec
+        self._stopwatch = stopwatch
+        self._dealer = Dealer(
+            spec, Seed(random(SEED_BYTES)), state=masks, first_step=command.first_step, ring_matmul=ring_matmul
+        )
+
+    # --- the beginning ---------------------------------------------------------------------------------------------
+
+    def setups(self) -> dict[str, m.SpdzSetup]:
+        """Every member's secrets: for that member alone."""
+        command = self._command
+        owners = {entry.owner for entry in command.rows}
+        members = dict.fromkeys((*command.parties, *sorted(owners)))
+        if command.state_from is not None:
+            members[command.state_from] = None
+        setups = {}
+        for name in members:
+            party_seed = mac_key = None
+            if name in command.parties:
+                setup = self._dealer.setup(command.parties.index(name))
+                party_seed = setup.seed.expose()
+                mac_key = None if setup.mac_key is None else setup.mac_key.to_bytes(_MAC_KEY_BYTES, "little")
+            setups[name] = m.SpdzSetup(
+                session=command.session,
+                party_seed=party_seed,
+                mac_key=mac_key,
+                owner_seed=self._dealer.owner_seed(name).expose() if name in owners else None,
+                state_seed=self._dealer.state_seed().expose() if name == command.state_from else None,
+            )
+        return setups
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    @property
+    def may_deal(self) -> bool:
+        """Whether another step may be dealt: it is within the window, and there is one."""
+        step = self._dealer.next_step
+        return step < self._command.steps and step < self.confirmed + self._command.ahead
+
+    def deal(self) -> tuple[str, list[m.SpdzCorrection]]:
+        """The next step's correction: who gets it, and its parts."""
+        if not self.may_deal:
+            raise LocalError("DealerDesk: nothing may be dealt now")
+        began_s = self._stopwatch()
+        dealt = self._dealer.deal(self._dealer.next_step, self._dealer.next_attempt)
+        self.seconds += self._stopwatch() - began_s
+        self.nbytes += len(dealt.correction)
+        parts = max(1, -(-len(dealt.correction) // CORRECTION_PART_BYTES))
+        messages = [
+            m.SpdzCorrection(
+                session=self._command.session,
+                step=dealt.step,
+                attempt=dealt.attempt,
+                part=part,
+                parts=parts,
+                data=dealt.correction[part * CORRECTION_PART_BYTES : (part + 1) * CORRECTION_PART_BYTES],
+            )
+            for part in range(parts)
+        ]
+        return self._command.parties[dealt.corrected], messages
+
+    def rewind(self, step: int, attempt: int) -> None:
+        """From `step` on, everything is dealt anew under `attempt`."""
+        self._dealer.rewind(step, attempt)
+
+    # --- what opens ------------------------------------------------------------------------------------------------
+
+    def output_masks(self, step: int) -> dict[str, I64]:
+        """λ of the outputs of `step`, once all parties have checked it and before it is confirmed."""
+        return self._dealer.output_masks(step)
+
+    def state(self, done: int) -> dict[str, I64]:
+        """λ of the state after `done` steps, before they are confirmed."""
+        return self._dealer.state(done - 1)
+
+    def masks_for(self, step: int, values: State) -> m.SpdzMasks:
+        """As they travel to an agent that may read them."""
+        arrays = tuple(from_numpy(np.ascontiguousarray(value)) for value in values.values())
+        return m.SpdzMasks(
+            session=self._command.session,
+            outputs=(m.SpdzValues(step=step, names=tuple(values), values=arrays),),
+        )
+
+    def confirm(self, done: int) -> None:
+        """All parties have checked `done` steps, and what had to be durable is."""
+        if done > self.confirmed:
+            self.confirmed = done
+            self._dealer.confirm(done - 1)
+
+
+def first_state(command: m.SpdzOpen, spec: SessionSpec, seed: bytes, values: State) -> m.SpdzState:
+    """The first parameters, fixed point, masked by whoever provides them: for every party."""
+    masked = mask_state(spec, Seed(seed), values)
+    return m.SpdzState(
+        session=command.session, names=tuple(masked), values=tuple(from_numpy(value) for value in masked.values())
+    )

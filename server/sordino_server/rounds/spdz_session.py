@@ -1,0 +1,377 @@
+"""One session on shares as the server conducts it: open, deal ahead, hear what is checked, confirm, close.
+
+    ask    spdz-open to every member, all must be ready     refused by name: `SessionRefused`
+    tell   set-ups, corrections (ahead of the steps), first state, confirmations
+    hear   spdz-checked, spdz-retry, spdz-abort; who is gone
+
+The server sees masks and, of masked values, only those of outputs that open to it. A member that goes away, or a worker
+that dies, loses the session and not the run: `SessionLost`, after which a new session goes on from the last
+checkpoint. Whatever smells of cheating ends the run under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common import messages as m
+from sordino_common.errors import FleetUnavailable, LocalError, RemoteError
+from sordino_common.plan.arrays import to_numpy
+from sordino_common.spdz import errors as spdz_errors
+from sordino_common.spdz.errors import EquivocationError, ProtocolError, RetriesExhausted
+from sordino_common.spdz.spec import SessionSpec
+from sordino_server.dealer.desk import DealerDesk, first_state
+from sordino_server.rounds.effects import (
+    Ask,
+    Effect,
+    Gone,
+    Hear,
+    Result,
+    Said,
+    ask,
+    hear,
+    listen,
+    report,
+    tell,
+)
+from sordino_server.rounds.events import Note
+
+I64 = npt.NDArray[np.int64]
+OWNERS: Final = "*owners"
+MODEL: Final = "model"
+_BY_CODE: Final = {
+    cls.code: cls
+    for cls in vars(spdz_errors).values()
+    if isinstance(cls, type) and issubclass(cls, RemoteError) and cls is not RemoteError
+}
+# What a member may say when it merely can't go on: the session is lost, the run is not.
+_PASSING: Final = frozenset(
+    {"silence", "worker", "unknown-session", "draining", "busy", "cancelled", "journal", "session-dead"}
+)
+_REFUSED_FOR_GOOD: Final = frozenset({"policy", "roster", "session-reused", "circuit", "command", "unknown-data"})
+
+
+class SessionLost(FleetUnavailable):
+    """A member is gone, or can't go on. The run goes on from its last checkpoint in another session."""
+
+    code = "session-lost"
+
+
+class SessionRefused(RemoteError):
+    """An agent's own policy, roster or journal does not allow this session. The text says which and why."""
+
+    code = "session-refused"
+
+
+class SessionAborted(RemoteError):
+    """A member has ended the session for a reason of its own."""
+
+    code = "session-aborted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """x of what opened to the server: outputs by step, and the parameters after some steps."""
+
+    outputs: Mapping[int, Mapping[str, I64]]
+    model: Mapping[int, Mapping[str, I64]]
+    states: Mapping[int, Mapping[str, I64]]  # masks λ of checkpoints
+
+
+@dataclass(slots=True)
+class _Member:
+    checked: int
+    checkpoint: int = 0
+    outputs: dict[tuple[int, tuple[str, ...]], Mapping[str, I64]] = field(default_factory=dict)
+    retry: tuple[int, int] | None = None
+
+
+class Session:
+    """`server`: our name, under which outputs open to us. `data`: which columns the owners input."""
+
+    def __init__(
+        self,
+        command: m.SpdzOpen,
+        spec: SessionSpec,
+        desk: DealerDesk,
+        *,
+        server: str,
+        data: m.DataRef,
+        deadline_s: float,
+    ) -> None:
+        self.command: Final = command
+        self.spec: Final = spec
+        self.desk: Final = desk
+        self.confirmed = command.first_step
+        self.retries = 0
+        self._server = server
+        self._data = data
+        self._deadline_s = deadline_s
+        self._owners = tuple(entry.owner for entry in command.rows)
+        self._members = tuple(dict.fromkeys((*command.parties, *self._owners)))
+        self._parties = {name: _Member(checked=command.first_step) for name in command.parties}
+        self._tries = 0
+        self._tried_step = -1
+        self._attempt = 0
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self._members
+
+    # --- the beginning ---------------------------------------------------------------------------------------------
+
+    def open(self, values: Mapping[str, I64] | None) -> Generator[Effect, Result, None]:
+        """Have everybody ready, then give them their secrets. `values`: the first state, fixed point, if it is ours."""
+        command = self.command
+        try:
+            yield from self._ask_to_open()
+        except Exception as error:
+            yield from self.abort(error)
+            raise
+        yield from listen(frozenset(self._members))
+        setups = self.desk.setups()
+        seed = setups[command.state_from].state_seed if command.state_from is not None else None
+        for name in self._members:
+            yield from tell(name, setups[name])
+        if seed is not None:
+            if values is None or command.state_from != self._server:
+                raise LocalError("Session: the first state is the server's to give")
+            state = first_state(command, self.spec, seed, values)
+            for name in command.parties:
+                yield from tell(name, state)
+        yield from self._confirm()
+
+    def _ask_to_open(self) -> Generator[Effect, Result, None]:
+        command, owners = self.command, set(self._owners)
+        own = msgspec.structs.replace(command, data=self._data)
+        answers = yield from ask(
+            Ask(
+                purpose="members of the session to be ready",
+                messages={name: own if name in owners else command for name in self._members},
+                expects=m.SpdzReady,
+                quorum=len(self._members),
+                deadline_s=self._deadline_s,
+                straggler_s=self._deadline_s,
+                check=self._check_ready,
+            )
+        )
+        for name, why in answers.refusals.items():
+            code = why.partition(":")[0]
+            if code in _REFUSED_FOR_GOOD:
+                raise SessionRefused(f"{name} refuses the session: {why}")
+            raise SessionLost(f"{name} can't take part in the session: {why}")
+        if answers.missing:
+            missing = ", ".join(f"{name} ({why})" for name, why in answers.missing.items())
+            raise SessionLost(f"the session can't open; missing: {missing}")
+
+    def _check_ready(self, name: str, message: m.Message) -> None:
+        assert isinstance(message, m.SpdzReady)
+        if message.session != self.command.session or message.digest != self.spec.digest:
+            raise RemoteError("is ready for another session than the one it was asked to")
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def advance(self, until: int) -> Generator[Effect, Result, Opened]:
+        """Go on until every party has checked `until` steps; what has opened since. The parties are told by `settle`,
+        once what must be durable is. Raises `SessionLost`, and errors of exit code 4 by name."""
+        try:
+            return (yield from self._advance(until))
+        except Exception as error:
+            yield from self.abort(error)
+            raise
+
+    def settle(self, done: int) -> Generator[Effect, Result, None]:
+        """What belongs to the first `done` steps is durable: masks may be forgotten, owners may run ahead."""
+        self.confirmed = max(self.confirmed, done)
+        self.desk.confirm(done)
+        yield from self._confirm()
+
+    def _advance(self, until: int) -> Generator[Effect, Result, Opened]:
+        outputs: dict[int, Mapping[str, I64]] = {}
+        model: dict[int, Mapping[str, I64]] = {}
+        states: dict[int, Mapping[str, I64]] = {}
+        while True:
+            done = min(until, *(member.checked for member in self._parties.values()))
+            if done > self.confirmed:
+                yield from self._open_outputs(done, outputs, model)
+                for step in range(self.confirmed + 1, done + 1):
+                    if step in self.command.checkpoints:
+                        states[step] = self.desk.state(step)
+                if done == until:
+                    return Opened(outputs=outputs, model=model, states=states)
+                yield from self.settle(done)
+            if self.desk.may_deal:
+                name, corrections = self.desk.deal()
+                for correction in corrections:
+                    yield from tell(name, correction)
+            items = yield from hear(
+                Hear(
+                    purpose=f"step {self.confirmed} of {self.command.steps}",
+                    wait_s=0.0 if self.desk.may_deal else self.command.silence_s,
+                    missing=self._slowest(),
+                )
+            )
+            if not items and not self.desk.may_deal:
+                raise SessionLost(
+                    f"step {self.confirmed}: nothing heard for {self.command.silence_s:g} s from "
+                    f"{', '.join(self._slowest())}"
+                )
+            for item in items:
+                self._take(item)
+            yield from self._retry()
+
+    def _take(self, item: Said | Gone) -> None:
+        match item:
+            case Gone(name=name, why=why):
+                raise SessionLost(f"{name} is lost in the session: {why}")
+            case Said(name=name, message=m.SpdzAbort() as message) if message.session == self.command.session:
+                raise _error_of(name, message)
+            case Said(name=name, message=m.SpdzChecked() as message) if message.session == self.command.session:
+                self._take_checked(name, message)
+            case Said(name=name, message=m.SpdzRetry() as message) if message.session == self.command.session:
+                if name in self._parties:
+                    self._parties[name].retry = (message.step, message.attempt)
+            case _:
+                pass  # of an earlier session, or a late answer
+
+    def _take_checked(self, name: str, message: m.SpdzChecked) -> None:
+        member = self._parties.get(name)
+        if member is None or not member.checked <= message.step <= self.command.steps:
+            raise ProtocolError(f"{name} tells of {message.step} steps checked, which can't be")
+        member.checked = message.step
+        member.checkpoint = max(member.checkpoint, message.checkpoint)
+        for value in message.outputs:
+            key = (value.step, value.names)
+            if len(member.outputs) > 4 * self.command.ahead + 4 or key in member.outputs:
+                raise ProtocolError(f"{name} tells the outputs of step {value.step} twice, or of too many steps")
+            member.outputs[key] = {k: to_numpy(v) for k, v in zip(value.names, value.values, strict=True)}
+
+    def _slowest(self) -> tuple[str, ...]:
+        least = min(member.checked for member in self._parties.values())
+        return tuple(name for name, member in self._parties.items() if member.checked == least)
+
+    # --- retries ---------------------------------------------------------------------------------------------------
+
+    def _retry(self) -> Generator[Effect, Result, None]:
+        """Everybody has met the edge of the ring at the same place: once more from there, with fresh masks."""
+        asked = {member.retry for member in self._parties.values()}
+        if None in asked:
+            return
+        if len(asked) != 1:
+            raise EquivocationError("the parties met the edge of the ring at different places")
+        (place,) = asked
+        assert place is not None
+        step, attempt = place
+        if attempt != self._attempt:
+            raise ProtocolError(f"step {step} is to be run again after attempt {attempt}, which is not the last")
+        self._tries = self._tries + 1 if step == self._tried_step else 1
+        self._tried_step = step
+        if self._tries > self.command.retries:
+            raise RetriesExhausted(
+                f"step {step} met the edge of the ring {self._tries} times, at most {self.command.retries} are expected"
+            )
+        self._attempt = attempt + 1
+        self.retries += 1
+        for member in self._parties.values():
+            member.retry = None
+        self.desk.rewind(step, self._attempt)
+        restart = m.SpdzRestart(session=self.command.session, step=step, attempt=self._attempt)
+        for name in self._members:
+            yield from tell(name, restart)
+
+    # --- outputs ---------------------------------------------------------------------------------------------------
+
+    def _open_outputs(
+        self, done: int, outputs: dict[int, Mapping[str, I64]], model: dict[int, Mapping[str, I64]]
+    ) -> Generator[Effect, Result, None]:
+        """Everything that opens with the steps up to `done`, now that all parties have checked them."""
+        params = tuple(entry.name for entry in self.spec.state_inputs if entry.role == "param")
+        for output in self.command.outputs:
+            if output.name == MODEL:
+                for step in range(self.confirmed + 1, done + 1):
+                    if step == self.command.steps or (output.every and step % output.every == 0):
+                        masks = {name: self.desk.state(step)[name] for name in params}
+                        if output.receiver == self._server:
+                            model[step] = self._agreed(step, params, masks)
+                        else:
+                            yield from tell(output.receiver, self.desk.masks_for(step, masks))
+                continue
+            for step in range(self.confirmed, done):
+                masks = {output.name: self.desk.output_masks(step)[output.name]}
+                if output.receiver == self._server:
+                    outputs[step] = {**outputs.get(step, {}), **self._agreed(step, (output.name,), masks)}
+                elif output.receiver != OWNERS:
+                    yield from tell(output.receiver, self.desk.masks_for(step, masks))
+                else:
+                    yield from self._tell_owners(step, masks)
+
+    def _tell_owners(self, step: int, masks: Mapping[str, I64]) -> Generator[Effect, Result, None]:
+        assert self.spec.schedule is not None
+        for part in self.spec.schedule.step(step):
+            own = {name: value[part.positions] for name, value in masks.items()}
+            yield from tell(part.owner, self.desk.masks_for(step, own))
+
+    def _agreed(self, step: int, names: tuple[str, ...], masks: Mapping[str, I64]) -> dict[str, I64]:
+        """x = m - λ, if every party tells the same m."""
+        copies = {}
+        for party, member in self._parties.items():
+            if (step, names) not in member.outputs:
+                raise ProtocolError(f"{party} has checked step {step} but does not tell its output {', '.join(names)}")
+            copies[party] = member.outputs.pop((step, names))
+        first_party, first = next(iter(copies.items()))
+        for party, copy in copies.items():
+            for name in names:
+                if copy[name].shape != masks[name].shape:
+                    raise ProtocolError(f"{party} tells an output {name} of shape {list(copy[name].shape)}")
+                if not np.array_equal(copy[name], first[name]):
+                    raise EquivocationError(f"{party} and {first_party} tell different outputs {name} of step {step}")
+        return {name: np.subtract(first[name], masks[name]) for name in names}
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> Generator[Effect, Result, dict[str, m.SpdzClosed]]:
+        """All steps are settled: everybody forgets. Their counters, and what owners may sum."""
+        answers = yield from ask(
+            Ask(
+                purpose="members of the session to close it",
+                messages=dict.fromkeys(self._members, m.SpdzClose(session=self.command.session)),
+                expects=m.SpdzClosed,
+                quorum=len(self._members),
+                deadline_s=self._deadline_s,
+                straggler_s=self._deadline_s,
+            )
+        )
+        yield from listen(frozenset())
+        found = {}
+        for name, reply in answers.replies.items():
+            assert isinstance(reply, m.SpdzClosed)
+            found[name] = reply
+        for name, why in {**answers.missing, **answers.refusals}.items():
+            yield from report(Note(text=f"{name} did not close the session: {why}", level="warning"))
+        return found
+
+    def abort(self, error: Exception) -> Generator[Effect, Result, None]:
+        """Tell everybody that it is over, and why."""
+        code = error.code if isinstance(error, RemoteError | FleetUnavailable) else "cancelled"
+        message = m.SpdzAbort(session=self.command.session, code=code, reason=str(error)[:1000])
+        yield from listen(frozenset())
+        for name in self._members:
+            yield from tell(name, message)
+
+    def _confirm(self) -> Generator[Effect, Result, None]:
+        message = m.SpdzConfirm(session=self.command.session, step=self.confirmed)
+        for name in self._members:
+            yield from tell(name, message)
+
+
+def _error_of(name: str, message: m.SpdzAbort) -> Exception:
+    text = f"{name}: {message.reason} [{message.code}]"
+    if message.code in _PASSING:
+        return SessionLost(text)
+    cls = _BY_CODE.get(message.code)
+    return SessionAborted(text) if cls is None else cls(text)
