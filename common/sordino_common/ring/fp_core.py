@@ -57,12 +57,15 @@ def check_scalar(what: str, alpha: int) -> None:
         raise LocalError(f"fp.{what}: the scalar is not in 0..p-1")
 
 
-def take_out(what: str, shape: tuple[int, ...], out: Fp | None) -> Fp:
-    """`out` if it can take elements of logical shape `shape`, or a new array. An `out` is C-contiguous."""
+def take_out(what: str, shape: tuple[int, ...], out: Fp | None, *operands: npt.NDArray[np.generic]) -> Fp:
+    """`out` if it can take elements of logical shape `shape`, or a new array. An `out` is C-contiguous, and shares no
+    memory with `operands`."""
     if out is None:
         return np.empty((2, *shape), dtype=np.uint64)
     if out.dtype != np.uint64 or out.shape != (2, *shape) or not out.flags.c_contiguous:
         raise LocalError(f"fp.{what}: `out` must be C-contiguous uint64{[2, *shape]}, got {out.dtype}{list(out.shape)}")
+    if any(np.may_share_memory(out, operand) for operand in operands):
+        raise LocalError(f"fp.{what}: `out` must not share memory with an operand")
     return out
 
 

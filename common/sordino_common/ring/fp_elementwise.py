@@ -94,7 +94,7 @@ def scale(alpha: int, v: I64, out: Fp | None = None) -> Fp:
     check_scalar("scale", alpha)
     check_int64("scale", v)
     return _multiply(
-        (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), v, True, v.shape, take_out("scale", v.shape, out)
+        (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), v, True, v.shape, take_out("scale", v.shape, out, v)
     )
 
 
@@ -103,7 +103,7 @@ def mul_int64(a: Fp, v: I64, out: Fp | None = None) -> Fp:
     check_fp("mul_int64", a)
     check_int64("mul_int64", v)
     check_same("mul_int64", a.shape[1:], v.shape)
-    return _multiply((a[0], a[1]), v, True, v.shape, take_out("mul_int64", v.shape, out))
+    return _multiply((a[0], a[1]), v, True, v.shape, take_out("mul_int64", v.shape, out, a, v))
 
 
 def mul_uint64(a: Fp, u: U64, out: Fp | None = None) -> Fp:
@@ -111,14 +111,14 @@ def mul_uint64(a: Fp, u: U64, out: Fp | None = None) -> Fp:
     check_fp("mul_uint64", a)
     _check_uint64("mul_uint64", u)
     check_same("mul_uint64", a.shape[1:], u.shape)
-    return _multiply((a[0], a[1]), u, False, u.shape, take_out("mul_uint64", u.shape, out))
+    return _multiply((a[0], a[1]), u, False, u.shape, take_out("mul_uint64", u.shape, out, a, u))
 
 
 def mul(a: Fp, b: Fp, out: Fp | None = None) -> Fp:
     """a b mod p elementwise, shapes equal: a b_lo + 2^64 (a b_hi). `out` is neither."""
     check_fp("mul", a, b)
     check_same("mul", a.shape[1:], b.shape[1:])
-    result = _multiply((a[0], a[1]), b[0], False, a.shape[1:], take_out("mul", a.shape[1:], out))
+    result = _multiply((a[0], a[1]), b[0], False, a.shape[1:], take_out("mul", a.shape[1:], out, a, b))
     return add(result, _rotate_word(_multiply((a[0], a[1]), b[1], False, a.shape[1:], np.empty_like(result))), result)
 
 
@@ -127,7 +127,7 @@ def scale_fp(alpha: int, a: Fp, out: Fp | None = None) -> Fp:
     check_scalar("scale_fp", alpha)
     check_fp("scale_fp", a)
     factor, shape = (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), a.shape[1:]
-    result = _multiply(factor, a[0], False, shape, take_out("scale_fp", shape, out))
+    result = _multiply(factor, a[0], False, shape, take_out("scale_fp", shape, out, a))
     return add(result, _rotate_word(_multiply(factor, a[1], False, shape, np.empty_like(result))), result)
 
 
@@ -136,14 +136,14 @@ def weighted(rho: U64, v: I64, out: Fp | None = None) -> Fp:
     _check_uint64("weighted", rho)
     check_int64("weighted", v)
     check_same("weighted", rho.shape, v.shape)
-    return _narrow(rho, v, False, take_out("weighted", v.shape, out))
+    return _narrow(rho, v, False, take_out("weighted", v.shape, out, rho, v))
 
 
 def mul_exact(a: I64, b: I64, out: Fp | None = None) -> Fp:
     """a b mod p elementwise, shapes equal: the integer product of two signed arrays, not wrapped at 2^64."""
     check_int64("mul_exact", a, b)
     check_same("mul_exact", a.shape, b.shape)
-    return _narrow(a, b, True, take_out("mul_exact", a.shape, out))
+    return _narrow(a, b, True, take_out("mul_exact", a.shape, out, a, b))
 
 
 def _check_uint64(what: str, u: U64) -> None:
@@ -163,21 +163,29 @@ def _flat(x: npt.NDArray[np.uint64] | npt.NDArray[np.int64]) -> U64:
     return np.ascontiguousarray(x).reshape(-1).view(np.uint64)
 
 
+def _flat_factor(x: Factor) -> Factor:
+    return _flat(x) if isinstance(x, np.ndarray) else x
+
+
+def _part(x: Factor, at: slice) -> Factor:
+    return x[at] if isinstance(x, np.ndarray) else x
+
+
 def _multiply(
     a: tuple[Factor, Factor], v: npt.NDArray[np.uint64] | I64, signed: bool, shape: tuple[int, ...], out: Fp
 ) -> Fp:
     """(a[0] + 2^64 a[1]) v mod p into `out`, block by block. a: words of canonical elements, arrays or scalars."""
     factor = _flat(v)
     low, high = out.reshape(2, -1) if out.size else out.reshape(2, 0)
-    scalar = isinstance(a[0], np.uint64)
-    words = a if scalar else (_flat(np.asarray(a[0])), _flat(np.asarray(a[1])))
+    words = (_flat_factor(a[0]), _flat_factor(a[1]))
     size = min(BLOCK, factor.size)
     scratch, flags = np.empty((_ROWS, size), dtype=np.uint64), np.empty(size, dtype=np.bool_)
     for start in range(0, factor.size, BLOCK):
         at = slice(start, min(start + BLOCK, factor.size))
-        part = words if scalar else (np.asarray(words[0])[at], np.asarray(words[1])[at])
         n = at.stop - start
-        _multiply_block(part, factor[at], signed, low[at], high[at], scratch[:, :n], flags[:n])
+        _multiply_block(
+            (_part(words[0], at), _part(words[1], at)), factor[at], signed, low[at], high[at], scratch[:, :n], flags[:n]
+        )
     return out
 
 
@@ -244,9 +252,9 @@ def _shift(x: U64, out: U64, signed: bool) -> None:
 
 
 def _halves(word: Factor, low: U64, high: U64) -> tuple[Factor, Factor]:
-    if isinstance(word, np.uint64):
-        return word & HALF_MASK, word >> HALF
-    return np.bitwise_and(word, HALF_MASK, out=low), np.right_shift(word, HALF, out=high)
+    if isinstance(word, np.ndarray):
+        return np.bitwise_and(word, HALF_MASK, out=low), np.right_shift(word, HALF, out=high)
+    return word & HALF_MASK, word >> HALF
 
 
 def _narrow(x: U64 | I64, v: I64, x_signed: bool, out: Fp) -> Fp:
