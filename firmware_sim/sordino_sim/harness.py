@@ -9,6 +9,7 @@ and cuts its connection, `come_back` builds a new one with a greater boot number
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -17,6 +18,10 @@ from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.data.table import Table
 from sordino_agent.executor import InlineExecutor
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.spdz.bench import Bench, Lower
+from sordino_agent.spdz.journal import BurnJournal
+from sordino_agent.spdz.policy import OWNERS, SpdzPolicy
+from sordino_agent.spdz.seat import MakeParty
 from sordino_agent.status import resident_bytes
 from sordino_agent.store import TensorStore
 from sordino_agent.tasks import TaskCost
@@ -24,9 +29,17 @@ from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
 from sordino_common.errors import ConfigError, LocalError
+from sordino_common.messages import SpdzNumber
+from sordino_common.plan.values import Plan
+from sordino_common.spdz.circuit import Circuit
+from sordino_common.spdz.lowering import Settings, lower
+from sordino_common.spdz.opening import numbers_of
+from sordino_common.spdz.party import Party
 from sordino_common.transport.endpoint import Endpoint
 from sordino_common.transport.settings import LinkSettings
 from sordino_server.conductor import Conductor
+from sordino_server.fleet import others_of
+from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
 from sordino_sim.keys import simulation_device_key, simulation_operator_key, simulation_random
 from sordino_sim.mortal import MortalLoop
@@ -43,7 +56,15 @@ _DRAIN_S: Final = 5.0  # as long as the real agent takes to say goodbye, at most
 
 # The simulated owners allow everything that a job can ask for: policies are tested on the agent itself, and a fleet of
 # a thousand may have one row each.
-_POLICY: Final = Policy(plans="any", min_rows=1)
+_POLICY: Final = Policy(
+    jobs=("describe", "moments", "train", "evaluate", "spdz-compute", "spdz-data"),
+    plans="any",
+    min_rows=1,
+    spdz=SpdzPolicy(
+        outputs=dict.fromkeys(("model", "loss", "prediction"), (SERVER, OWNERS)),
+        security="passive",  # the least that is accepted
+    ),
+)
 
 log = logging.getLogger("sordino.sim")
 
@@ -63,10 +84,26 @@ class _SharedRosterBook(RosterBook):
         return roster
 
 
+def shared_lower() -> Lower:
+    """Lowers each Plan once for all agents of this process; they compare digests all the same."""
+    known: dict[tuple[bytes, tuple[SpdzNumber, ...]], tuple[Circuit, bytes]] = {}
+
+    def lower_once(plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, bytes]:
+        key = (plan_id, numbers_of(settings))
+        if key not in known:
+            lowered = lower(plan, plan_id=plan_id, settings=settings)
+            known[key] = (lowered.circuit, lowered.digest)
+        return known[key]
+
+    return lower_once
+
+
 class SimulatedAgent:
     """One device: what survives its restarts (key, rows, boot counter), and the boot that is running, if any."""
 
-    __slots__ = ("board", "boot", "core", "endpoint", "identity", "loop", "name", "slowdown", "table")
+    __slots__ = (
+        *("board", "boot", "core", "endpoint", "identity", "journal", "loop", "models", "name", "slowdown", "table"),
+    )
 
     def __init__(self, *, name: str, identity: DeviceKey, board: DeviceProfile, table: Table) -> None:
         self.name = name
@@ -74,6 +111,8 @@ class SimulatedAgent:
         self.board = board
         self.table = table
         self.boot = 0
+        self.journal = BurnJournal(None)  # on the device's disk: it survives restarts
+        self.models: dict[str, bytes] = {}
         self.slowdown = 1.0
         self.loop: MortalLoop | None = None
         self.core: AgentCore | None = None
@@ -102,6 +141,9 @@ class SimulatedFleet:
     ) -> None:
         """`network`: what `wire` asks for delays, if it is simulated; here to be cut by faults."""
         seed = scenario.seed
+        self._scenario = scenario
+        self._lower = shared_lower()
+        self.make_party: Callable[[str], MakeParty] = lambda name: Party
         self._seed = seed
         self._loop = loop
         self._wire = wire
@@ -122,6 +164,7 @@ class SimulatedFleet:
         }
         self._away: list[str] = []  # who died or left, in this order
         self._signed = self._sign_roster()
+        self._server_book = self._book()
         self.conductor: Conductor | None = None
         self.server_endpoint: Endpoint | None = None
 
@@ -155,11 +198,22 @@ class SimulatedFleet:
             endpoint,
             members=lambda: self.members,
             traffic=lambda: (counters.packet_bytes_received, counters.packet_bytes_sent),
+            others=lambda: others_of(book.require()),
         )
+        self._server_book = book
         self.conductor, self.server_endpoint = conductor, endpoint
         endpoint.open()
         endpoint.publish_roster(self._signed)
         return conductor
+
+    def world(self) -> World:
+        """What a run on shares needs of it. Reproducible, hence not secret."""
+        return World(
+            server=SERVER,
+            roster=self._server_book.require,
+            random=simulation_random(self._seed, "dealer", self._server_boot),
+            stopwatch=time.perf_counter,
+        )
 
     def kill_server(self) -> None:
         """The server's process is gone, between two instructions."""
@@ -244,9 +298,15 @@ class SimulatedFleet:
         agent.boot += 1
         loop = agent.loop = MortalLoop(self._loop)
         limits = Limits(memory_bytes=agent.board.memory_bytes // 2)
-        workshop = Workshop(
-            catalogue=MemoryCatalogue([agent.table]), programs=self._programs, memory_bytes=limits.memory_bytes
+        catalogue = MemoryCatalogue([agent.table])
+        bench = Bench(
+            catalogue=catalogue,
+            plan_of=lambda data: self._programs.load(data).plan,
+            lower=self._lower,
+            random=simulation_random(self._seed, f"{agent.name}-shares", agent.boot),
+            make_party=self.make_party(agent.name),
         )
+        workshop = Workshop(catalogue=catalogue, programs=self._programs, memory_bytes=limits.memory_bytes, bench=bench)
         executor = InlineExecutor(loop, workshop=workshop, seconds_of=agent.seconds_of, limit_s=limits.plan_seconds)
         core = agent.core = AgentCore(
             name=agent.name,
@@ -257,9 +317,12 @@ class SimulatedFleet:
             store=TensorStore(budget_bytes=limits.store_bytes),
             loop=loop,
             version=VERSION,
+            journal=agent.journal,
+            keep_model=agent.models.__setitem__,
         )
         book = self._book()
         book.accept(self._signed)
+        core.on_roster(book.require())
         endpoint = agent.endpoint = self._endpoint(agent.name, agent.identity, book, agent.boot, loop, core)
         core.attach(endpoint)
         core.start()
@@ -296,8 +359,8 @@ class SimulatedFleet:
 
     def _sign_roster(self) -> bytes:
         issued_s = int(self._loop.wall_s())
-        parties = [(SERVER, self._server_identity, ("server",))]
-        parties += [(agent.name, agent.identity, ("data",)) for agent in self.agents.values()]
+        parties: list[tuple[str, DeviceKey, tuple[str, ...]]] = [(SERVER, self._server_identity, ("server",))]
+        parties += [(agent.name, agent.identity, ("data", "compute")) for agent in self.agents.values()]
         roster = Roster(
             fleet=FLEET,
             epoch=1,
@@ -309,6 +372,7 @@ class SimulatedFleet:
                     sign_key=identity.public.sign_key,
                     box_key=identity.public.box_key,
                     roles=roles,
+                    zone=self._scenario.zones.get(name, "default"),
                 )
                 for name, identity, roles in parties
             ),

@@ -16,6 +16,7 @@ from typing import Final, Self
 from sordino_common.errors import ConfigError, LocalError
 from sordino_server import fleet as server_fleet
 from sordino_server.conductor import Conductor
+from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
 from sordino_sim.broker import LocalBroker
 from sordino_sim.fleet_dir import FleetFolder
@@ -129,6 +130,11 @@ class ProcessFleet:
         self._open.callback(self._agents.stop_all)
         self._server = self._open.enter_context(server_fleet.open_fleet(self._folder.home(), version=VERSION))
         return self._server.conductor
+
+    def world(self) -> World:
+        if self._server is None:
+            raise LocalError("ProcessFleet.world before start_server")
+        return self._server.world()
 
     def kill_server(self) -> None:
         raise ConfigError(

@@ -20,6 +20,7 @@ from sordino_server.baseline import public_pool
 from sordino_server.conductor import Conductor
 from sordino_server.job import Job
 from sordino_server.rounds.events import Event, Note, Observer, RoundDone, RunStarted, silent
+from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop, RunResult, new_run_id, run_job
 from sordino_server.store import RunStore, Tensors
 from sordino_sim.broker import LocalBroker
@@ -58,6 +59,10 @@ class Company(Stage, Protocol):
     def members(self) -> tuple[str, ...]: ...
 
     def start_server(self) -> Conductor: ...
+
+    def world(self) -> World:
+        """The server's, for a job on shares; there once the server is."""
+        ...
 
     def kill_server(self) -> None: ...
 
@@ -158,6 +163,8 @@ def _drive(
                     observer=watch,
                     resume=resume,
                     pooled=public_pool(job) if with_baseline else None,
+                    world=company.world(),
+                    owned=scenario.owned if with_baseline else lambda rows: None,
                 )
                 break
             except ServerKilled:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sordino_agent.data.table import Table, table_of
+from sordino_agent.data.table import Split, Table, table_of
 from sordino_common.errors import ConfigError
+from sordino_server.baseline import Owned
 from sordino_server.job import Job
+from sordino_server.public_data import Table as PublicTable
 from sordino_server.public_data import load_public, split_rows
 from sordino_sim.network import LinkSpec, SimulatedNetwork
 from sordino_sim.partition import Rows, partition_dirichlet, partition_iid
@@ -28,6 +30,12 @@ class Scenario:
     job: Job
     seed: int
     boards: Mapping[str, DeviceProfile]
+
+    @property
+    def zones(self) -> Mapping[str, str]:
+        """Every device stands in one of as many zones as the job asks its committee to span, by turns."""
+        count = self.job.spec.shares.zones if self.job.spec.on_shares else 1
+        return {name: f"zone-{index % count}" for index, name in enumerate(self.boards)} if count > 1 else {}
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -73,6 +81,20 @@ class Scenario:
                 data.dataset, columns=mine.columns, tags=(simulation.data,), test_columns=held_out.columns
             )
         return tables
+
+    def owned(self, rows: Sequence[tuple[str, int]]) -> Owned:
+        """Every owner's train rows and all test rows, for the baseline of a job on shares."""
+        tables = self.tables()
+
+        def part(name: str, split: Split) -> PublicTable:
+            table = tables[name]
+            return PublicTable(name=name, columns={k: v[table.rows(split)] for k, v in table.columns.items()})
+
+        tests = [part(name, "test") for name in tables]
+        test = {k: np.concatenate([table.columns[k] for table in tests]) for k in tests[0].columns}
+        return Owned(
+            train=tuple((name, part(name, "train")) for name, _ in rows), test=PublicTable(name="test", columns=test)
+        )
 
     def describe(self) -> dict[str, object]:
         """For the summary: what was simulated, as plain values."""

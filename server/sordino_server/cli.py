@@ -253,6 +253,7 @@ def train(
     from sordino_server.fleet import interruptible, open_fleet
     from sordino_server.report import write_report
     from sordino_server.run import json_text, new_run_id, resumed_job, run_job
+    from sordino_server.run_shares import owned_in_order
 
     with RunStore(home.folder, wall_s=time.time) as store:
         if name is not None and any(row.run == name for row in store.runs()):
@@ -285,6 +286,8 @@ def train(
                 observer=progress,
                 resume=resume is not None,
                 pooled=pooled,
+                world=connection.world(),
+                owned=lambda rows: None if pooled is None else owned_in_order(pooled, rows),
             )
         if report is not None:
             write_report(result, report)

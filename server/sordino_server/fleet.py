@@ -23,6 +23,7 @@ from sordino_common.transport.settings import LinkSettings
 from sordino_server.conductor import Conductor
 from sordino_server.home import Home
 from sordino_server.rounds.effects import Ask, Effect, Gather, Result, ask, gather, look
+from sordino_server.rounds.spdz import World
 
 _DRAIN_S: Final = 5.0
 T = TypeVar("T")
@@ -38,6 +39,15 @@ class Fleet:
     endpoint: Endpoint
     conductor: Conductor
 
+    def world(self) -> World:
+        """What a run on shares needs of it."""
+        return World(
+            server=self.home.spec.server,
+            roster=lambda: self.roster,
+            random=os.urandom,
+            stopwatch=time.perf_counter,
+        )
+
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the data agents in the roster."""
@@ -46,6 +56,14 @@ class Fleet:
 
 def members_of(roster: Roster) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in roster.entries if "data" in entry.roles))
+
+
+def others_of(roster: Roster) -> tuple[str, ...]:
+    """Parties that own no data but may compute, or deal."""
+    return tuple(
+        sorted(e.name for e in roster.entries if {"compute", "dealer"} & set(e.roles) and "data" not in e.roles
+               and "server" not in e.roles)
+    )  # fmt: skip
 
 
 class _Handler:
@@ -112,6 +130,7 @@ def open_fleet(home: Home, *, version: str, link: LinkSettings | None = None) ->
             endpoint,
             members=lambda: members_of(book.current or roster),
             traffic=lambda: (counters.packet_bytes_received, counters.packet_bytes_sent),
+            others=lambda: others_of(book.current or roster),
         )
         endpoint.open()
         stack.callback(_close, endpoint, reactor)

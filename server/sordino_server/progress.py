@@ -50,7 +50,7 @@ def line_of(event: Event, *, rounds: int) -> str | None:
     match event:
         case RunStarted():
             start = f", going on at round {event.first_round}" if event.first_round > 1 else ""
-            sees = "the server sees each agent's update" if event.security == "plain" else event.security
+            sees = "the server sees each agent's update" if event.security == "plain" else _loud(event.security)
             return f"run {event.run}: {event.mode} ({sees}), {event.rounds} rounds{start}, {len(event.members)} agents"
         case Waiting():
             return (
@@ -79,9 +79,14 @@ def figures(record: RoundRecord) -> list[str]:
     return parts
 
 
+def _loud(security: str) -> str:
+    """`passive` is never said quietly: one cheating member could have falsified the result."""
+    return security.replace("passive", "PASSIVE")
+
+
 def result_line(summary: Mapping[str, object]) -> str:
     """The run's metrics beside plain PyTorch's."""
-    parts = []
+    parts = ["security PASSIVE (cheating would not be seen)"] if summary.get("security") == "passive" else []
     metrics, baseline = summary.get("metrics"), summary.get("baseline")
     if isinstance(metrics, Mapping):
         for name, value in metrics.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +17,16 @@ from typing import Any, Protocol
 import msgspec
 
 from sordino_common.clock import Loop
-from sordino_common.errors import ConfigError, SordinoError
-from sordino_server.baseline import Baseline, Pooled, run_baseline
+from sordino_common.errors import ConfigError, LocalError, SordinoError
+from sordino_server.baseline import Baseline, Owned, Pooled, run_baseline
 from sordino_server.conductor import Conductor, Interrupted
 from sordino_server.job import Job, job_from_json, job_to_json
 from sordino_server.model import make_model, model_digest, trace_job
-from sordino_server.rounds.effects import Checkpoint
+from sordino_server.rounds.effects import Checkpoint, Effect, Result
 from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, silent
 from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.rounds.spdz import World
+from sordino_server.run_shares import SharedRun, owned_by, shared_run
 from sordino_server.store import RunStore, Tensors
 
 
@@ -78,15 +80,37 @@ def run_job(
     resume: bool = False,
     pooled: Pooled | None = None,
     stopwatch: Callable[[], float] = time.perf_counter,
+    world: World | None = None,
+    owned: Callable[[Sequence[tuple[str, int]]], Owned | None] = lambda rows: None,
 ) -> RunResult:
     """Train the job to its end (from the last checkpoint of `run`, if `resume`) and compare with plain PyTorch.
 
     `members`: the data agents of the roster, for the record. `pooled`: the rows for the baseline; without them there is
-    none. `stopwatch`: real time, whatever the loop's. Raises the named errors; the run's record says how it ended."""
+    none. `world`, `owned`: for jobs on shares, whose baseline needs each owner's rows. `stopwatch`: real time, whatever
+    the loop's. Raises the named errors; the run's record says how it ended."""
     if re.match(r"^[a-z0-9][a-z0-9-]{0,79}\Z", run) is None:
         raise ConfigError(f"run id {run!r}: expected lower-case letters, digits and hyphens, at most 80")
     model = make_model(job)
-    traced = trace_job(job, model)
+    shares: SharedRun | None = None
+    rounds: Callable[[Checkpoint | None], Generator[Effect, Result, Checkpoint]]
+    if job.spec.on_shares:
+        if world is None:
+            raise LocalError("run_job: a job on shares needs a world")
+        shares = shared = shared_run(job, model, world)
+        names, security = shared.names, f"secret shares, {job.spec.shares.security} security"
+
+        def rounds(resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
+            return shared.rounds(run, resumed)
+
+    else:
+        traced = trace_job(job, model)
+        names, security = traced.names, "plain"
+
+        def rounds(resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
+            return federated_averaging(
+                job.spec, run=run, programs=traced.programs, params=traced.params, resumed=resumed
+            )
+
     checkpoint: Checkpoint | None = None
     if not resume:
         store.create(
@@ -96,7 +120,7 @@ def run_job(
             job_path=str(job.path.resolve()),
             job_json=job_to_json(job),
             model_sha256=model_digest(job),
-            names=traced.names,
+            names=names,
         )
     with store.hold(run):
         if resume:
@@ -109,15 +133,18 @@ def run_job(
                 run=run,
                 job=job.spec.job,
                 mode=job.spec.mode,
-                security="plain",
+                security=security,
                 rounds=job.spec.train.rounds,
                 first_round=1 if checkpoint is None else checkpoint.record.round + 1,
                 members=tuple(sorted(members)),
             )
         )
+        warning = shares.loud() if shares is not None else None
+        if warning is not None:
+            observer(warning)
         conductor.observer = observer
         conductor.start(
-            federated_averaging(job.spec, run=run, programs=traced.programs, params=traced.params, resumed=checkpoint),
+            rounds(checkpoint),
             run=run,
             save=lambda state: store.save(run, state, elapsed_s=before_s + stopwatch() - began_s),
         )
@@ -131,14 +158,22 @@ def run_job(
         seconds = before_s + stopwatch() - began_s
         records = store.records(run)
         baseline = None
-        if pooled is not None:
+        if shares is not None and final.shared is not None:
+            theirs = owned(final.shared.rows)
+            if theirs is not None and owned_by(theirs, final.shared.rows):
+                observer(Note(text="the same training by plain PyTorch, for comparison"))
+                baseline = shares.baseline(theirs, final.shared, stopwatch)
+        elif pooled is not None:
             observer(Note(text="the same training by plain PyTorch, for comparison"))
             agents = len({name for record in records for name in record.shares})
             baseline = run_baseline(job, pooled, agents=agents, rounds=final.record.round, stopwatch=stopwatch)
         summary = summarise(job, run, records, final, seconds=seconds, baseline=baseline)
+        if shares is not None:
+            summary |= shares.summary(final, baseline)
         store.finish(run, "done", summary=summary)
     observer(RunDone(summary=summary))
-    return RunResult(run=run, job=job, summary=summary, records=records, baseline=baseline, tensors=store.tensors(run))
+    tensors = store.tensors(run) if final.params else {}
+    return RunResult(run=run, job=job, summary=summary, records=records, baseline=baseline, tensors=tensors)
 
 
 def summarise(

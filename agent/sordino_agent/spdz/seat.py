@@ -239,7 +239,7 @@ class Seat:
         if to == self._agent:
             yield from self._read(step, self._reader.on_copy(self._agent, step, dict(values)))
             return
-        arrays = tuple(from_numpy(np.ascontiguousarray(value)) for value in values.values())
+        arrays = tuple(from_numpy(np.asarray(value, order="C")) for value in values.values())
         yield SpdzEffect(what="output", to=to, step=step, names=tuple(values), values=arrays)
 
     # --- reading ---------------------------------------------------------------------------------------------------

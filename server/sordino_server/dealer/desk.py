@@ -124,7 +124,7 @@ class DealerDesk:
 
     def masks_for(self, step: int, values: State) -> m.SpdzMasks:
         """As they travel to an agent that may read them."""
-        arrays = tuple(from_numpy(np.ascontiguousarray(value)) for value in values.values())
+        arrays = tuple(from_numpy(np.asarray(value, order="C")) for value in values.values())
         return m.SpdzMasks(
             session=self._command.session,
             outputs=(m.SpdzValues(step=step, names=tuple(values), values=arrays),),

@@ -12,10 +12,10 @@ allows. A round is what the job calls so: `local_epochs` passes over all owners'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from sordino_common.spdz.lowering.settings import Settings
 from sordino_common.spdz.opening import numbers_of, spec_of
 from sordino_server.dealer.desk import DealerDesk
 from sordino_server.job import JobSpec
-from sordino_server.job_spdz import NOBODY, SERVER
+from sordino_server.job_spdz import NOBODY, SERVER, SpdzSpec
 from sordino_server.rounds.committee import candidates, choose
 from sordino_server.rounds.effects import (
     Ask,
@@ -63,7 +63,7 @@ _POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedProgram:
+class Circuitry:
     """A Plan and the circuit that it lowers to."""
 
     program: Program
@@ -97,6 +97,19 @@ class Tally:
     dealer_s: float = 0.0
     online_s: float = 0.0
 
+    def count(self, session: Session) -> None:
+        self.retries += session.retries
+        self.preprocessing_bytes += session.desk.nbytes
+        self.dealer_s += session.desk.seconds
+
+    def count_online(self, counters: Sequence[m.SpdzCounters]) -> None:
+        """Of the parties of one session: what the slowest took."""
+        if counters:
+            self.checks += max(one.checks for one in counters)
+            self.rounds += max(one.rounds for one in counters)
+            self.opened_bytes += max(one.opened_bytes for one in counters)
+            self.online_s += max(one.online_s for one in counters)
+
     def as_numbers(self) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in self.__slots__}
 
@@ -109,41 +122,38 @@ class Tally:
         return tally
 
 
-def training_on_shares(
-    spec: JobSpec,
-    *,
-    run: str,
-    program: SharedProgram,
-    values: Mapping[str, I64],
-    lengths: Callable[[int], tuple[int, ...]],
-    world: World,
-    resumed: Checkpoint | None = None,
-) -> Generator[Effect, Result, Checkpoint]:
-    """Train to the last step; the last checkpoint, with the parameters if they open to the server. `values`: the first
-    state, fixed point. `lengths`: steps of each round, given the fleet's rows. Raises `FleetUnavailable`, and errors of
-    exit code 4 by name."""
-    return _Run(spec=spec, run=run, program=program, values=values, world=world, lengths=lengths).play(resumed)
+class TrainingOnShares:
+    """`circuitry`: the training step lowered for so many steps. `values`: the first state, fixed point. `lengths`: steps
+    of each round, given the fleet's rows. `programs`: all Plans that data agents are to know, the training step first."""
 
-
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    spec: JobSpec
-    run: str
-    program: SharedProgram
-    values: Mapping[str, I64]
-    world: World
-    lengths: Callable[[int], tuple[int, ...]]
-    ends: tuple[int, ...] = ()  # after how many steps each round ends, where a check comes
-    roll: Roll = field(init=False)
-    tally: Tally = field(default_factory=Tally)
-    counted: Metered = field(init=False)
-    began_s: float = 0.0
-    _last: Checkpoint = field(init=False)
+    def __init__(
+        self,
+        spec: JobSpec,
+        *,
+        run: str,
+        circuitry: Callable[[int], Circuitry],
+        values: Mapping[str, I64],
+        lengths: Callable[[int], tuple[int, ...]],
+        world: World,
+        programs: Sequence[Program],
+    ) -> None:
+        self.spec: Final = spec
+        self.run: Final = run
+        self.world: Final = world
+        self.roll: Final = Roll(data=spec.data, train=spec.train, programs=tuple(programs))
+        self.tally = Tally()
+        self.ends: tuple[int, ...] = ()  # after how many steps each round ends, where a check comes
+        self._lower = circuitry
+        self._lengths = lengths
+        self._values = values
+        self._counted = Metered(bytes_up=0, bytes_down=0, now_s=0.0)
+        self._began_s = 0.0
 
     def play(self, resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
+        """Train to the last step; the last checkpoint, with the parameters if they open to the server. Raises
+        `FleetUnavailable`, and errors of exit code 4 by name."""
         spec = self.spec
-        self.counted = yield from meter()
-        self.roll = Roll(data=spec.data, train=spec.train, programs=(self.program.program,))
+        self._counted = yield from meter()
         candidates(spec.shares, self.world.roster())  # before anybody is waited for
         if resumed is None:
             state = yield from self._begin()
@@ -204,8 +214,9 @@ class _Run:
     def _count_rounds(self, rows: int) -> None:
         """A round ends where a check comes: the first one at or after its last step."""
         every = self.spec.shares.check_every
-        ends = list(accumulate(self.lengths(rows)))
+        ends = list(accumulate(self._lengths(rows)))
         total = ends[-1]
+        self.program = self._lower(total)
         self.ends = tuple(dict.fromkeys(min(total, -(-end // every) * every) for end in ends))
 
     def _round_of(self, steps: int) -> int:
@@ -216,46 +227,48 @@ class _Run:
 
     def _session(self, state: Checkpoint) -> Generator[Effect, Result, Checkpoint]:
         self._last = state
-        assert state.shared is not None
-        parties = yield from self._assemble(state)
+        parties = yield from self.assemble(state, self.program)
         command = self._command(state, parties)
-        circuit = self.program.circuit
-        session_spec = spec_of(command, circuit, self.program.digest)
-        desk = DealerDesk(
-            command,
-            session_spec,
-            random=self.world.random,
-            masks=state.shared.masks if state.steps else None,
-            stopwatch=self.world.stopwatch,
-            **self.world.dealing,
-        )
-        session = Session(
-            command,
-            session_spec,
-            desk,
-            server=self.world.server,
-            data=data_ref(self.spec, state.scaling, "train"),
-            deadline_s=self.spec.train.round_deadline_s,
-        )
-        self.tally.sessions += 1
-        self.began_s = (yield from meter()).now_s
+        session = self.new_session(command, self.program, state, split="train")
+        self._began_s = (yield from meter()).now_s
         yield from report(RoundStarted(round=self._round_of(state.steps + 1), attempt=0, asked=session.members))
-        yield from session.open(None if state.steps else self.values)
         try:
+            yield from session.open(None if state.steps else self._values)
             for until in command.checkpoints:
                 opened = yield from session.advance(until)
                 state = yield from self._settle(state, until, opened, session)
                 self._last = state
         finally:
-            self._count(session, desk)
+            self.tally.count(session)
         closed = yield from session.close()
-        self._count_online(closed, session)
-        state = self._with_tally(state)
-        yield from save(state)
-        yield from report(RoundDone(record=state.record))
+        self.tally.count_online([closed[name].counters for name in parties if name in closed])
         return state
 
-    def _assemble(self, state: Checkpoint) -> Generator[Effect, Result, tuple[str, ...]]:
+    def new_session(
+        self, command: m.SpdzOpen, program: Circuitry, state: Checkpoint, *, split: Literal["train", "test"]
+    ) -> Session:
+        """With a dealer of its own, who goes on from the masks of `state` if the session does."""
+        assert state.shared is not None
+        spec = spec_of(command, program.circuit, program.digest)
+        desk = DealerDesk(
+            command,
+            spec,
+            random=self.world.random,
+            masks=None if command.resume is None else state.shared.masks,
+            stopwatch=self.world.stopwatch,
+            **self.world.dealing,
+        )
+        self.tally.sessions += 1
+        return Session(
+            command,
+            spec,
+            desk,
+            server=self.world.server,
+            data=data_ref(self.spec, state.scaling, split),
+            deadline_s=self.spec.train.round_deadline_s,
+        )
+
+    def assemble(self, state: Checkpoint, program: Circuitry) -> Generator[Effect, Result, tuple[str, ...]]:
         """The committee; returns when it and all owners are there, with the Plan. Raises `FleetUnavailable`, naming
         who is missing."""
         assert state.shared is not None
@@ -270,7 +283,8 @@ class _Run:
             parties = choose(shares, self.world.roster(), present.everybody.keys(), keep=state.shared.parties)
             missing = sorted(owners - ready)
             if not missing and parties:
-                yield from self._give_plan(tuple(name for name in parties if name not in ready))
+                known = ready if program.program in self.roll.programs else set()
+                yield from self._give_plan(program, sorted({*parties, *owners} - known))
                 return parties
             if not parties:
                 wanted = state.shared.parties or candidates(shares, self.world.roster())
@@ -283,14 +297,14 @@ class _Run:
                 )
             yield from hear(Hear(purpose="members of the session", wait_s=_POLL_S, missing=tuple(missing)))
 
-    def _give_plan(self, names: tuple[str, ...]) -> Generator[Effect, Result, None]:
-        """To compute agents that own no rows in this run."""
+    def _give_plan(self, program: Circuitry, names: Sequence[str]) -> Generator[Effect, Result, None]:
+        """To members that the roll has not given it: compute agents without rows."""
         if not names:
             return
         answers = yield from ask(
             Ask(
-                purpose="compute agents to take the Plan",
-                messages=dict.fromkeys(names, m.PlanPut(plan=self.program.program.plan)),
+                purpose="members of the session to take the Plan",
+                messages=dict.fromkeys(names, m.PlanPut(plan=program.program.plan)),
                 expects=m.PlanReady,
                 quorum=len(names),
                 deadline_s=self.spec.train.round_deadline_s,
@@ -300,17 +314,15 @@ class _Run:
         without = {**answers.refusals, **answers.missing}
         if without:
             raise FleetUnavailable(
-                "compute agents don't take the Plan: " + ", ".join(f"{name} ({why})" for name, why in without.items())
+                "members of the session don't take the Plan: "
+                + ", ".join(f"{name} ({why})" for name, why in without.items())
             )
 
     def _command(self, state: Checkpoint, parties: tuple[str, ...]) -> m.SpdzOpen:
         spec, shares, shared = self.spec, self.spec.shares, state.shared
         assert shared is not None
         total = self.ends[-1]
-        active = shares.security == "active"
-        step_bytes = self.program.circuit.preprocessing_bytes(active=active)
-        # Enough for two checks, whatever the budget says: with less nothing would move.
-        ahead = min(AHEAD_MOST, max(shares.ahead_bytes // max(1, step_bytes), 2 * shares.check_every + 2))
+        ahead = steps_ahead(shares, self.program, check_every=shares.check_every)
         outputs = [m.SpdzOutput(name="loss", receiver=self.world.server)] if shares.outputs.loss == SERVER else []
         if shares.outputs.model != NOBODY:
             receiver = self.world.server if shares.outputs.model == SERVER else shares.outputs.model
@@ -320,7 +332,7 @@ class _Run:
             session=self.world.random(16),
             plan_id=self.program.program.plan_id,
             circuit=self.program.digest,
-            digest=bytes(32),  # see _sealed
+            digest=bytes(32),
             settings=numbers_of(self.program.settings),
             parties=parties,
             dealer=shares.dealer or self.world.server,
@@ -342,7 +354,7 @@ class _Run:
             report_every=max(1, ahead // REPORTS_AHEAD),
             silence_s=shares.silence_s,
         )
-        return _sealed(command, self.program)
+        return with_digest(command, self.program)
 
     def _checkpoints(self, first: int) -> tuple[int, ...]:
         """After which steps the state is kept: at the end of every round, and every so often in a long one; where the
@@ -368,11 +380,11 @@ class _Run:
             parties=session.command.parties,
         )
         params = self._params(opened.model[until]) if until in opened.model else ()
-        state = self._with_tally(replace(state, params=params, steps=until, record=record, shared=shared))
+        state = self.with_tally(replace(state, params=params, steps=until, record=record, shared=shared))
         yield from save(state)
         yield from session.settle(until)
-        self.began_s = end.now_s
-        if until in self.ends and until != self.ends[-1]:
+        self._began_s = end.now_s
+        if until in self.ends and until != self.ends[-1]:  # the last one is evaluated first
             yield from report(RoundDone(record=record))
         return state
 
@@ -398,11 +410,11 @@ class _Run:
             },
             steps=total_steps,
             attempts=1,
-            bytes_up=end.bytes_up - self.counted.bytes_up + (before.bytes_up if before else 0),
-            bytes_down=end.bytes_down - self.counted.bytes_down + (before.bytes_down if before else 0),
-            seconds=end.now_s - self.began_s + (before.seconds if before else 0.0),
+            bytes_up=end.bytes_up - self._counted.bytes_up + (before.bytes_up if before else 0),
+            bytes_down=end.bytes_down - self._counted.bytes_down + (before.bytes_down if before else 0),
+            seconds=end.now_s - self._began_s + (before.seconds if before else 0.0),
         )
-        self.counted = end
+        self._counted = end
         return record
 
     def _loss(self, value: I64) -> float:
@@ -417,28 +429,18 @@ class _Run:
             if entry.role == "param"
         )
 
-    # --- counters --------------------------------------------------------------------------------------------------
-
-    def _with_tally(self, state: Checkpoint) -> Checkpoint:
+    def with_tally(self, state: Checkpoint) -> Checkpoint:
         assert state.shared is not None
         return replace(state, shared=replace(state.shared, counters=self.tally.as_numbers()))
 
-    def _count(self, session: Session, desk: DealerDesk) -> None:
-        self.tally.retries += session.retries
-        self.tally.preprocessing_bytes += desk.nbytes
-        self.tally.dealer_s += desk.seconds
 
-    def _count_online(self, closed: Mapping[str, m.SpdzClosed], session: Session) -> None:
-        counters = [closed[name].counters for name in session.command.parties if name in closed]
-        if not counters:
-            return
-        self.tally.checks += max(one.checks for one in counters)
-        self.tally.rounds += max(one.rounds for one in counters)
-        self.tally.opened_bytes += max(one.opened_bytes for one in counters)
-        self.tally.online_s += max(one.online_s for one in counters)
+def steps_ahead(shares: SpdzSpec, program: Circuitry, *, check_every: int) -> int:
+    """How many steps may be dealt ahead within the job's budget; enough for two checks, or nothing would move."""
+    step_bytes = program.circuit.preprocessing_bytes(active=shares.security == "active")
+    return min(AHEAD_MOST, max(shares.ahead_bytes // max(1, step_bytes), 2 * check_every + 2))
 
 
-def _sealed(command: m.SpdzOpen, program: SharedProgram) -> m.SpdzOpen:
-    """With its own digest in it."""
+def with_digest(command: m.SpdzOpen, program: Circuitry) -> m.SpdzOpen:
+    """The command with the digest of its own session in it."""
     digest = spec_of(command, program.circuit, program.digest).digest
     return msgspec.structs.replace(command, digest=digest)
