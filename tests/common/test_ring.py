@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sordino_common.errors import LocalError
 from sordino_common.ring.fixed import decode_fixed, encode_fixed
-from sordino_common.ring.limbs import split_wrapping
-from sordino_common.ring.matmul import matmul
+from sordino_common.ring.limbs import Workspace, split_wrapping
+from sordino_common.ring.matmul import COSTS, Costs, choose_backend, costs_here, matmul, measure_costs
 from sordino_common.ring.prg import Seed, expand_ring, label
 from sordino_common.ring.sharing import correction, reconstruct
 
@@ -23,7 +23,7 @@ def oracle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return ((exact + (1 << 63)) % (1 << 64) - (1 << 63)).astype(np.int64)
 
 
-@pytest.mark.parametrize("backend", ["direct", "limbs"])
+@pytest.mark.parametrize("backend", ["direct", "dots", "outer", "limbs", None])
 @pytest.mark.parametrize("inner", [0, 1, 2, 511, 512, 513, 1025])
 @pytest.mark.parametrize("values", ["edges", "uniform", "lowest", "ones"])
 def test_matmul_is_exact(backend: str, inner: int, values: str) -> None:
@@ -67,6 +67,47 @@ def test_batched_products_and_refusals() -> None:
         matmul(np.zeros((2, 3), dtype=np.int64), np.zeros((2, 3), dtype=np.int64))
     with pytest.raises(LocalError, match="expected int64 operands, got float64"):
         matmul(np.zeros((2, 2)), np.zeros((2, 2)))  # type: ignore[arg-type]
+
+
+def test_results_go_where_they_are_wanted() -> None:
+    rng = np.random.default_rng(2)
+    workspace = Workspace()
+    for rows, inner, columns in ((3, 700, 4), (1, 1, 1), (0, 5, 2), (3, 0, 4), (3, 700, 4)):
+        a = rng.integers(-(1 << 63), 1 << 62, (rows, inner))
+        b = rng.integers(-(1 << 63), 1 << 62, (columns, inner)).T  # a view
+        for backend in ("direct", "dots", "limbs"):
+            out = np.full((rows, columns), 7)
+            assert matmul(a, b, backend=backend, out=out, workspace=workspace) is out  # type: ignore[arg-type]
+            assert np.array_equal(out, oracle(a, b))
+    held = workspace.held_bytes
+    matmul(a, b, backend="limbs", workspace=workspace)
+    assert workspace.held_bytes == held > 0
+    with pytest.raises(LocalError, match=r"`out` must be C-contiguous int64\[3, 4\], got int64\[4, 3\]"):
+        matmul(a, b, out=np.zeros((4, 3), dtype=np.int64))
+    with pytest.raises(LocalError, match=r"batch dimensions of \(2, 1, 1\) and \(3, 1, 1\) do not fit"):
+        matmul(np.zeros((2, 1, 1), dtype=np.int64), np.zeros((3, 1, 1), dtype=np.int64))
+
+
+def test_the_choice_follows_the_costs() -> None:
+    assert costs_here() in COSTS.values()
+    x86 = COSTS["x86_64"]
+    assert choose_backend(32, 1, 64, costs=x86) == "outer"
+    assert choose_backend(32, 4, 2, costs=x86) == "direct"
+    assert choose_backend(16, 784, 16, costs=x86) == "dots"
+    assert choose_backend(128, 784, 128, costs=x86) == "limbs"
+    assert choose_backend(2, 3, 2, costs=x86) == "direct"
+    assert choose_backend(2, 64, 2, batch=64, costs=x86) == "dots"  # a batch is one product as far as calls go
+    no_gemm = Costs(direct=1.0, dots=0.5, dots_join=1.0, dots_fixed=10.0, gemm=9.0, split=1.0, join=1.0, fixed=1.0)
+    assert choose_backend(512, 512, 512, costs=no_gemm) == "dots"
+
+
+def test_costs_are_measured_with_a_clock_that_is_given() -> None:
+    ticks = iter(range(1_000_000))
+    costs = measure_costs(lambda: next(ticks) * 1e-6)  # every run takes 1,000 ns by this clock
+    assert costs.fixed == pytest.approx(1000.0)
+    assert costs.direct == pytest.approx(1000.0 / (32 * 64 * 32))
+    assert costs.split == costs.join == 0.0
+    assert costs.dots == pytest.approx(0.0, abs=1e-9)
 
 
 def test_expansion_is_deterministic_and_bound_to_its_info() -> None:

@@ -122,7 +122,7 @@ def _mat_vec(what: str, t: Fp | I64, v: Fp) -> Fp:
     """t: [W, ..., M, N] with W = 1 (int64) or 2 words; v: [2, ..., N]."""
     batch, matrices, vectors = _batches(what, t, v, -1)
     if len(vectors[0]) == 1 and matrices.shape[1] != 1:  # one vector for all: one tall matrix
-        matrices = matrices.reshape(len(t), 1, -1, t.shape[-1])
+        matrices = matrices.reshape(len(t), 1, matrices.shape[1] * t.shape[-2], t.shape[-1])
     _, count, rows, inner = matrices.shape
     sums = np.zeros((count, rows, _LIMBS))
     step = max(1, _CAST_BLOCK // (4 * max(inner, 1)))
