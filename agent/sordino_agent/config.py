@@ -22,6 +22,8 @@ KEY_FILE: Final = "agent.key"
 BOOT_FILE: Final = "boot"
 ROSTER_FILE: Final = "roster.cbor"
 STATUS_FILE: Final = "status.json"
+JOURNAL_FILE: Final = "journal.sqlite"
+MODELS_FOLDER: Final = "models"
 
 _KEY_HEX: Final = 64
 

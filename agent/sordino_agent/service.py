@@ -15,7 +15,9 @@ from typing import Final
 from sordino_agent import __version__
 from sordino_agent.config import (
     BOOT_FILE,
+    JOURNAL_FILE,
     KEY_FILE,
+    MODELS_FOLDER,
     ROSTER_FILE,
     STATUS_FILE,
     LoadedConfig,
@@ -25,13 +27,15 @@ from sordino_agent.core import AgentCore
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
+from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.status import DatasetStatus, Status, resident_bytes, write_status
 from sordino_agent.store import TensorStore
 from sordino_common.channel.boot import next_boot
+from sordino_common.channel.files import write_atomically
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import RosterBook
 from sordino_common.clock import Timer
-from sordino_common.errors import ConfigError, RosterError, SordinoError
+from sordino_common.errors import ConfigError, LocalError, RosterError, SordinoError
 from sordino_common.transport.base import Transport
 from sordino_common.transport.endpoint import Endpoint
 from sordino_common.transport.mqtt import MqttTransport
@@ -65,6 +69,7 @@ class Service:
             threads=config.limits.threads,
             idle_s=config.limits.idle_s,
         )
+        self._journal = BurnJournal(loaded.state_file(JOURNAL_FILE))
         self.core: Final = AgentCore(
             name=config.agent.name,
             server=config.agent.server,
@@ -74,6 +79,8 @@ class Service:
             store=TensorStore(budget_bytes=config.limits.store_bytes),
             loop=reactor,
             version=__version__,
+            journal=self._journal,
+            keep_model=self._keep_model,
             executor_name=config.executor,
             resident_bytes=resident_bytes,
         )
@@ -138,9 +145,20 @@ class Service:
     def finish(self) -> None:
         """After `closed`: end the worker, and say in the status file that nobody is there any more."""
         self._executor.close()
+        self._journal.close()
         self._state = "stopped"
         self._write_status(last=True)
         log.info("event=stopped")
+
+    def _keep_model(self, run: str, file: bytes) -> None:
+        """A model that opened to this agent: `models/<run>.npz` in the state directory, a parameter per entry."""
+        folder = self._loaded.state_file(MODELS_FOLDER)
+        try:
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"{run}.npz", file, mode=0o600)
+        except OSError as error:
+            raise LocalError(f"{folder}: the model can't be written: {error.strerror}") from None
+        log.info("event=model-received run=%s file=%s", run, folder / f"{run}.npz")
 
     def reload(self) -> None:
         """Policy and datasets from the file again. An error is logged, and everything stays as it was."""

@@ -22,6 +22,7 @@ import yaml
 from sordino_agent.config import load_agent_config
 from sordino_agent.data.table import Split, Table
 from sordino_agent.enrol import enrol
+from sordino_agent.spdz.policy import OWNERS
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
 from sordino_server.home import Home, create_home, read_request
@@ -63,7 +64,7 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
             operator_key=home.operator_public().hex(),
             broker=f"{_HOST}:{port}",
         )
-        home.add(read_request(made.request), roles=("data",), zone=None)
+        home.add(read_request(made.request), roles=("data", "compute"), zone=scenario.zones.get(name))
         _write_rows(paths[name] / "data", table)
         _write_config(made.config, name=name, home=home, port=port, table=table)
     home.sign(now_s=time.time())
@@ -98,7 +99,15 @@ def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table)
                 "tags": list(table.tags),
             }
         ],
-        "policy": {"jobs": ["describe", "moments", "train", "evaluate"], "plans": "any", "min_rows": 1},
+        "policy": {
+            "jobs": ["describe", "moments", "train", "evaluate", "spdz-compute", "spdz-data"],
+            "plans": "any",
+            "min_rows": 1,
+            "spdz": {
+                "outputs": {what: [home.spec.server, OWNERS] for what in ("model", "loss", "prediction")},
+                "security": "passive",
+            },
+        },
     }
     head = "# Made by `sordino-sim fleet`: a test fleet on one machine. The policy is wide open.\n"
     write_atomically(path, (head + yaml.safe_dump(config, sort_keys=False)).encode(), mode=0o600)
