@@ -325,7 +325,7 @@ class Emitter:
         # The real bound of the pre-pass is no worse than what integers say: polynomials are bounded as such there.
         cap = self.found[wire]
         bits = self.bits[wire]
-        chosen = choose(parts, node.constant, cap, bits)
+        chosen = choose(parts, node.constant, cap, bits, math.prod(shape))
         if chosen is None:
             raise self._refusal(parts, cap, bits, plan_node)
         count = len(node.products)

@@ -100,8 +100,9 @@ def magnitudes(plan: Plan, sketch: Sketch, order: Sequence[int], settings: Setti
 def check_interval(
     sketch: Sketch, found: dict[int, float], powers: dict[int, int], settings: Settings, ops: Sequence[str]
 ) -> None:
-    """Refuse what may leave the interval on which the polynomial activations were fitted."""
-    if settings.interval is None:
+    """Refuse what may leave the interval on which the polynomial activations were fitted, unless it was stated what
+    their inputs never pass: then whoever stated it has weighed it."""
+    if settings.interval is None or settings.ranges.preactivations is not None:
         return
     for wire, node in sorted(powers.items(), key=lambda item: item[1]):
         if wire in found and found[wire] > settings.interval * (1 + 1e-9):

@@ -23,6 +23,7 @@ BAD: Final = 2.0**-6  # one less exact than this is refused
 SLACK: Final = 1.02  # stated bounds hold of real values; fixed point may pass them by this factor
 _EXACT_ENOUGH: Final = 2.0**-13
 _ROOMY_SHIFT: Final = 20  # masks of truncated wires then stay below 2^43: room for sums of a million
+_SELDOM: Final = 9  # bits: a gate with a bound beyond the target meets the edge in one step of 2^9
 _QUIET_BITS: Final = 38  # a bound that is worth no smaller masks
 _FEWEST: Final = 4
 _WISH_BITS: Final = 9
@@ -55,24 +56,29 @@ class Choice:
         return self.size.bit_length()
 
 
-def choose(parts: Sequence[Part], constant: float, cap: float, fraction_bits: int) -> Choice | None:
-    """The scale and integers of a gate; None if none keeps all coefficients within `BAD` and z below 2^44."""
+def choose(parts: Sequence[Part], constant: float, cap: float, fraction_bits: int, elements: int) -> Choice | None:
+    """The scale and integers of a gate of so many elements; None if none keeps all coefficients within `BAD` and z
+    below 2^44. Beyond 2^40 goes what would be less exact than `GOOD`, as far as that is seldom a retry; what would be
+    worse than `BAD` goes as far as it must."""
     options = [
         option
         for scale in range(fraction_bits + 1, RING_BITS - 2)
         if (option := _at(parts, constant, cap, scale)).bits <= BOUND_BITS_MAX
     ]
-    usual = [option for option in options if option.bits <= BOUND_BITS_TARGET]
-    best = min((option.error for option in usual), default=math.inf)
-    if best > GOOD:
-        usual = options
+    seldom = RING_BITS - 1 - _SELDOM - ceil_log2(float(max(elements, 1)))
+    limits = (BOUND_BITS_TARGET, min(max(seldom, BOUND_BITS_TARGET), BOUND_BITS_MAX), BOUND_BITS_MAX)
+    for most, wanted in zip(limits, (GOOD, BAD, BAD), strict=True):
+        usual = [option for option in options if option.bits <= most]
         best = min((option.error for option in usual), default=math.inf)
-        enough = max(best, GOOD / 2)  # no larger a bound than it takes
-    else:
-        enough = max(best, _EXACT_ENOUGH)
-    if best > BAD:
-        return None
-    fitting = [option for option in usual if option.error <= enough]
+        if best <= wanted:
+            return _quietest(usual, fraction_bits, best, most)
+    return None
+
+
+def _quietest(options: Sequence[Choice], fraction_bits: int, best: float, most: int) -> Choice:
+    """Among scales that are exact enough, one with small masks and a small bound."""
+    enough = max(best, _EXACT_ENOUGH if most == BOUND_BITS_TARGET else GOOD / 2)
+    fitting = [option for option in options if option.error <= enough]
     quiet = [option for option in fitting if option.bits <= _QUIET_BITS]
     roomy = [option for option in quiet if option.scale - fraction_bits >= _ROOMY_SHIFT]
     return roomy[0] if roomy else quiet[-1] if quiet else fitting[0]

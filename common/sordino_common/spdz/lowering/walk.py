@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,8 +22,10 @@ _NEED_WIRES: Final = frozenset({
     "mul", "div", "pow", "mm", "bmm", "addmm", "convolution", "convolution_backward", "expand", "slice", "select",
     "flip", "repeat", "pad", "gather", "index", "embedding", "cat", "slice_scatter", "select_scatter",
 })  # fmt: skip
-# Ops whose results the stated range of values speaks of; products of elements are bounded by their own operands.
-_CAPPED: Final = frozenset({"mm", "bmm", "addmm", "convolution", "convolution_backward", "add", "sub", "sum", "mean"})
+# Ops whose results the stated range of values speaks of; products of elements and their sums (a loss) are bounded by
+# their operands.
+_CAPPED: Final = frozenset({"mm", "bmm", "addmm", "convolution", "convolution_backward", "add", "sub"})
+_LAYERS: Final = frozenset({"mm", "bmm", "addmm", "convolution"})
 # Ops whose result is a wire for free once their operand is one.
 _PASS_ON: Final = frozenset({"view", "permute", "neg", "clone", "to"})
 
@@ -80,7 +83,7 @@ def draw(plan: Plan, settings: Settings) -> Drawn:
             own, change = settings.of_input(output.role, output.name), settings.of_update(output.role, output.name)
             outputs.append(to_output(sketch, lazy, carried=True, cap=own, change=change))
         else:
-            outputs.append(to_output(sketch, lazy, carried=False, cap=settings.ranges.values))
+            outputs.append(to_output(sketch, lazy, carried=False, cap=_stated(plan, output.value, settings)))
     return Drawn(sketch, tuple(outputs), walk.powers)
 
 
@@ -94,6 +97,15 @@ def _cap(sketch: Sketch, value: Lazy, limit: float) -> None:
         c, wire = value.terms[0]
         if isinstance(wire, int):
             sketch.cap(wire, limit / abs(c))
+
+
+def _stated(plan: Plan, value: int, settings: Settings) -> float:
+    """What is stated not to be passed by an output that is the result of a layer."""
+    node = plan.nodes[_maker(plan, value)] if value >= plan.first_node_value() else None
+    while node is not None and node.op in _PASS_ON and isinstance(node.args[0], Ref):
+        inner = node.args[0].value
+        node = plan.nodes[_maker(plan, inner)] if inner >= plan.first_node_value() else None
+    return settings.ranges.values if node is not None and node.op in _LAYERS else math.inf
 
 
 def _maker(plan: Plan, value: int) -> int:
