@@ -1,0 +1,536 @@
+"""Sessions on shares at the agent: what is refused by name and by text, what is burnt, who may say what."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from helpers_agent import SERVER, data_ref
+from helpers_channel import entry, roster
+from helpers_shares import NAMES, OPEN, SHARES_POLICY, Committee, Conduct, Packet, committee, fleet_roster, open_command
+from sordino_agent.policy import Limits, Policy
+from sordino_agent.spdz.policy import SpdzPolicy
+from sordino_common import messages as m
+from sordino_common.plan.arrays import from_numpy, to_numpy
+
+SESSION = open_command().session
+
+
+def with_policy(**changes: object) -> Policy:
+    return msgspec.structs.replace(SHARES_POLICY, **changes)
+
+
+def with_shares(**changes: object) -> Policy:
+    return with_policy(spdz=msgspec.structs.replace(OPEN, **changes))
+
+
+# --- the way it should be ------------------------------------------------------------------------------------------
+
+
+def test_a_session_runs_to_its_end_and_every_party_reports() -> None:
+    made = committee()
+    made.open(open_command())
+    assert made.ready() == set(NAMES)
+    conduct = Conduct(made, open_command())
+    assert conduct.run()
+    for name in NAMES:
+        made.tell(name, m.SpdzClose(session=SESSION))
+    made.settle()
+    closed = made.said(m.SpdzClosed)
+    assert len(closed) == 3
+    assert all(isinstance(one, m.SpdzClosed) and one.counters.checks == 3 for one in closed)
+    assert all(core.running == () for core in made.wire.cores.values())
+
+
+def test_what_opens_is_what_the_clear_computation_gives() -> None:
+    made = committee()
+    made.open(open_command())
+    conduct = Conduct(made, open_command())
+    assert conduct.run()
+    models = [
+        value
+        for message in made.said(m.SpdzChecked)
+        for value in message.outputs
+        if value.names == ("w", "b")  # type: ignore[attr-defined]
+    ]
+    assert len(models) == 3
+    assert models[0] == models[1] == models[2]  # every copy agrees
+    opened = (to_numpy(models[0].values[0]) - conduct.masks[6]["w"]) / 2.0**14
+    assert np.all(np.abs(opened) < 4.0)
+    assert opened.ravel()[2] > opened.ravel()[0] > 0.0  # towards [1, 2, 3]
+
+
+def test_shares_and_rows_travel_between_agents_only_in_the_sessions_context() -> None:
+    made = committee()
+    made.open(open_command())
+    assert Conduct(made, open_command()).run()
+    for packet in made.wire.sent:
+        secret = isinstance(packet.message, m.SpdzShares | m.SpdzInput)
+        assert secret == (packet.context == SESSION) or isinstance(packet.message, m.SpdzAbort)
+        if secret:
+            assert SERVER not in (packet.sender, packet.to)
+
+
+def test_one_message_per_party_and_round() -> None:
+    made = committee()
+    made.open(open_command())
+    conduct = Conduct(made, open_command())
+    assert conduct.run()
+    rounds = len(conduct.spec.circuit.rounds)
+    shares = [p for p in made.wire.sent if isinstance(p.message, m.SpdzShares) and p.sender == "agent-00"]
+    to_one = [p for p in shares if p.to == "agent-01"]
+    assert len(to_one) <= 6 * rounds + 3 * 4  # steps x rounds, and four messages per check
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+REFUSALS = {
+    "a Plan that is not allowed": (
+        with_policy(plans=("00" * 32,)),
+        {},
+        "policy",
+        "is not among the 1 Plans that may run here; the device's owner can add it to policy.plans",
+    ),
+    "no computing": (
+        with_policy(jobs=("spdz-data",)),
+        {},
+        "policy",
+        "jobs of kind `spdz-compute` are not served here (served: spdz-data)",
+    ),
+    "no rows": (with_policy(jobs=("spdz-compute",)), {}, "policy", "jobs of kind `spdz-data` are not served here"),
+    "a dataset that is closed": (
+        with_policy(datasets={"toy": ("train",)}),
+        {},
+        "policy",
+        "dataset 'toy' may not be used for `spdz-data` here; its owner can allow it in policy.datasets",
+    ),
+    "an output that is not allowed": (
+        with_shares(outputs={"loss": (SERVER,)}),
+        {},
+        "policy",
+        "output 'model' may not open to server here; the device's owner can allow it in policy.spdz.outputs",
+    ),
+    "an output to somebody else": (
+        SHARES_POLICY,
+        {"outputs": (m.SpdzOutput(name="loss", receiver="agent-02"),)},
+        "policy",
+        "output 'loss' may not open to agent-02 here",
+    ),
+    "a committee too small": (
+        with_shares(min_committee=4),
+        {},
+        "policy",
+        "a committee of 3 is too small: this device demands 4 compute agents (policy.spdz.min_committee)",
+    ),
+    "passive": (
+        SHARES_POLICY,
+        {"security": "passive"},
+        "policy",
+        (
+            "the session has security passive: a single cheating member could falsify results or learn rows; this device "
+            "demands active (policy.spdz.security)"
+        ),
+    ),
+    "another dealer": (
+        with_shares(dealers=("hub",)),
+        {},
+        "policy",
+        "server may not deal for this device (policy.spdz.dealers)",
+    ),
+    "a dealer that computes": (
+        SHARES_POLICY,
+        {"dealer": "agent-01"},
+        "policy",
+        "agent-01 is the dealer and would be a party: whoever deals the masks must not hold masked values",
+    ),
+    "a stranger": (
+        SHARES_POLICY,
+        {"parties": ("agent-00", "agent-01", "agent-99")},
+        "roster",
+        "agent-99 has no key in the roster of epoch 1: nothing is shared with a stranger",
+    ),
+    "a session without us": (
+        SHARES_POLICY,
+        {"parties": ("agent-01", "agent-02"), "rows": (m.SpdzRows(owner="agent-01", rows=14),)},
+        "policy",
+        "agent-00 is neither a party nor an owner of rows in this session",
+    ),
+    "another circuit": (
+        SHARES_POLICY,
+        {"circuit": bytes(32)},
+        "circuit",
+        "another version of the software, or a lie",
+    ),
+    "another digest": (
+        SHARES_POLICY,
+        {"digest": bytes(32)},
+        "circuit",
+        "the session's digest is not that of its own numbers",
+    ),
+    "other row counts": (
+        SHARES_POLICY,
+        {"rows": tuple(m.SpdzRows(owner=name, rows=7) for name in NAMES)},
+        "command",
+        "dataset 'toy' has 20 train rows, the session counts on 7",
+    ),
+    "too few rows": (
+        with_policy(min_rows=21),
+        {},
+        "policy",
+        "dataset 'toy': a session on shares over 20 rows; policy.min_rows on the device is 21",
+    ),
+    "no columns": (SHARES_POLICY, {"data": None}, "policy", "does not say which columns"),
+    "unknown columns": (SHARES_POLICY, {"data": data_ref(dataset="other")}, "unknown-data", "other"),
+    "no such output": (
+        with_shares(outputs={"secret": (SERVER,)}),
+        {"outputs": (m.SpdzOutput(name="secret", receiver=SERVER),)},
+        "command",
+        "the Plan has no output 'secret' to open; it has loss",
+    ),
+    "a checkpoint between checks": (
+        SHARES_POLICY,
+        {"checkpoints": (3,)},
+        "command",
+        "a checkpoint after 3 steps, but the check comes every 2",
+    ),
+    "a state that is not here": (
+        SHARES_POLICY,
+        {"state_from": None, "resume": m.SpdzPoint(session=b"another-session-", step=4), "first_step": 4},
+        "unknown-checkpoint",
+        "this device has no checkpoint of run toy-1 after 4 steps of session 616e6f746865722d73657373696f6e2d",
+    ),
+    "an unknown setting": (
+        SHARES_POLICY,
+        {"settings": (m.SpdzNumber(name="backdoor", value=1.0),)},
+        "protocol",
+        "lowering setting 'backdoor' = 1 is not known to this version",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_refused_by_name(what: str) -> None:
+    policy, changes, code, text = REFUSALS[what]
+    made = committee(policy=policy)
+    made.open(open_command(**changes), names=["agent-00"])  # type: ignore[arg-type]
+    refused = made.refusal("agent-00")
+    assert refused.command == "spdz-open"
+    assert refused.code == code
+    assert text in refused.reason
+    assert made.wire.cores["agent-00"].running == ()
+
+
+@pytest.mark.parametrize(
+    ("known", "policy", "text"),
+    [
+        (
+            fleet_roster(zones=("a",)),
+            with_shares(zones=2),
+            "the committee stands in 1 zone (a): this device demands 2 (policy.spdz.zones)",
+        ),
+        (
+            fleet_roster(agent_01=("data",)),
+            SHARES_POLICY,
+            "agent-01 has the roles data in the roster, not compute",
+        ),
+        (
+            fleet_roster(agent_01=("compute", "dealer", "data")),
+            SHARES_POLICY,
+            "agent-01 has the role dealer and would be a party: whoever deals the masks must not hold masked values",
+        ),
+        (
+            roster(
+                entries=[
+                    entry(SERVER, roles=("server", "data", "compute")),
+                    *(entry(name, roles=("data", "compute")) for name in NAMES),
+                ]
+            ),
+            SHARES_POLICY,
+            "server is the dealer and would be a party: whoever deals the masks must not hold masked values",
+        ),
+    ],
+)
+def test_refused_for_who_is_who(known: object, policy: Policy, text: str) -> None:
+    made = committee(policy=policy, known=known)  # type: ignore[arg-type]
+    parties = (*NAMES[:2], SERVER) if text.startswith("server") else NAMES
+    made.open(open_command(parties=parties), names=["agent-00"])
+    refused = made.refusal("agent-00")
+    assert refused.code == "policy"
+    assert text in refused.reason
+
+
+def test_the_default_policy_allows_no_session() -> None:
+    made = committee(policy=Policy())
+    made.open(open_command(), names=["agent-00"])
+    assert made.refusal("agent-00").code == "policy"
+    assert SpdzPolicy().security == "active"
+    assert SpdzPolicy().outputs == {}
+
+
+def test_preprocessing_that_does_not_fit_is_refused() -> None:
+    made = committee(limits=Limits(memory_bytes=64 << 20, spdz_bytes=1 << 12))
+    made.open(open_command(), names=["agent-00"])
+    refused = made.refusal("agent-00")
+    assert refused.code == "limit"
+    assert "limits.spdz_bytes on the device is 4096" in refused.reason
+
+
+def test_a_session_from_another_than_the_server_is_refused() -> None:
+    made = committee()
+    made.tell("agent-00", open_command(), sender="agent-01")
+    made.settle()
+    assert made.wire.cores["agent-00"].running == ()
+    assert made.ready() == set()
+
+
+# --- burning -------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_burnt_before_anything_of_it_leaves() -> None:
+    made = committee()
+    made.open(open_command(), names=["agent-00"])
+    assert made.journals["agent-00"].is_burnt(SESSION)
+    made.open(open_command(), names=["agent-00"])
+    refused = made.refusal("agent-00")
+    assert refused.code == "session-reused"
+    assert (
+        f"session {SESSION.hex()} was used on this device before; a session runs once, open a new one" in refused.reason
+    )
+
+
+def test_after_a_restart_a_burnt_session_is_refused() -> None:
+    made = committee()
+    made.open(open_command())
+    conduct = Conduct(made, open_command())
+    conduct.begin()
+    conduct.deal()
+    made.settle()
+    again = committee(journals=made.journals)  # the same disks
+    again.open(open_command())
+    assert again.ready() == set()
+    assert {again.refusal(name).code for name in NAMES} == {"session-reused"}
+
+
+def test_steps_are_burnt_before_the_first_share_leaves() -> None:
+    made = committee()
+    burnt: list[tuple[int, int, tuple[int, int]]] = []
+
+    def watch(packet: Packet) -> tuple[Packet, ...]:
+        if isinstance(packet.message, m.SpdzShares):
+            journal = made.journals[packet.sender]
+            burnt.extend((s.step, s.attempt, journal.burnt_steps(SESSION)) for s in packet.message.shares)
+        return (packet,)
+
+    made.wire.bend = watch
+    made.open(open_command())
+    assert Conduct(made, open_command()).run()
+    assert burnt
+    assert all(step < upto and attempt <= last for step, attempt, (upto, last) in burnt)
+
+
+def test_a_run_goes_on_from_its_checkpoint_in_a_new_session() -> None:
+    made = committee()
+    made.open(open_command())
+    conduct = Conduct(made, open_command(steps=6))
+    assert conduct.run()
+    point = m.SpdzPoint(session=SESSION, step=4)
+    second = open_command(session=b"session-00000002", first_step=4, state_from=None, resume=point)
+    made.wire.to_server.clear()
+    assert conduct.masks.keys() >= {4}
+    made.open(second)
+    # Confirmed beyond 4, the checkpoint after 6 steps is what is kept.
+    assert made.refusal("agent-00").code == "unknown-checkpoint"
+    made.wire.to_server.clear()
+    third = open_command(
+        session=b"session-00000003", first_step=6, steps=10, state_from=None, checkpoints=(10,),
+        resume=m.SpdzPoint(session=SESSION, step=6),
+    )  # fmt: skip
+    made.open(third)
+    assert made.ready() == set(NAMES)
+    assert Conduct(made, third, masks=dict(conduct.masks[6])).run()
+
+
+# --- who may say what ----------------------------------------------------------------------------------------------
+
+
+def running() -> tuple[Committee, Conduct]:
+    made = committee()
+    made.open(open_command())
+    conduct = Conduct(made, open_command())
+    conduct.begin()
+    made.settle()
+    return made, conduct
+
+
+SHARE = m.SpdzShares(shares=(m.SpdzShare(kind="open", step=0, attempt=0, round=0, payload=bytes(8)),))
+INPUT = m.SpdzInput(
+    attempt=0, batches=(m.SpdzValues(step=0, names=("x",), values=(from_numpy(np.zeros((1, 3), np.int64)),)),)
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "sender", "context"),
+    [
+        (SHARE, SERVER, SESSION),  # never from the server
+        (INPUT, SERVER, SESSION),
+        (SHARE, SERVER, b""),
+        (SHARE, "agent-01", b""),  # only in the session's own context
+        (INPUT, "agent-01", b""),
+        (SHARE, "agent-01", b"another-session-"),
+        (SHARE, "hub", SESSION),  # only from its parties
+        (INPUT, "hub", SESSION),
+        (m.SpdzOutputs(outputs=()), "hub", SESSION),
+        (m.SpdzConfirm(session=SESSION, step=3), "agent-01", b""),  # the server's words
+        (m.SpdzRestart(session=SESSION, step=0, attempt=1), "agent-01", b""),
+        (m.SpdzClose(session=SESSION), "agent-01", b""),
+        (m.SpdzCorrection(session=SESSION, step=0, attempt=0, part=0, parts=1, data=b""), "agent-01", b""),
+        (m.SpdzMasks(session=SESSION, outputs=()), "agent-01", b""),
+        (m.SpdzState(session=SESSION, names=(), values=()), "agent-01", b""),
+        (
+            m.SpdzSetup(session=SESSION, party_seed=bytes(32), mac_key=bytes(16), owner_seed=None, state_seed=None),
+            "agent-01",
+            b"",
+        ),
+        (m.SpdzAbort(session=SESSION, code="mac-check", reason="made up"), "hub", b""),
+    ],
+)
+def test_what_is_not_from_who_may_say_it_changes_nothing(message: m.Message, sender: str, context: bytes) -> None:
+    made, conduct = running()
+    core = made.wire.cores["agent-00"]
+    before = core.refusals
+    made.tell("agent-00", message, sender=sender, context=context)
+    made.settle()
+    assert core.refusals == before + 1
+    assert made.said(m.SpdzAbort) == []
+    conduct.heard = len(made.wire.to_server)
+    conduct.deal()
+    assert core.running  # it goes on
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "text"),
+    [
+        (
+            m.SpdzShares(shares=(m.SpdzShare(kind="open", step=0, attempt=0, round=99, payload=bytes(8)),)),
+            "protocol",
+            "agent-01",
+        ),
+        (
+            m.SpdzShares(shares=(m.SpdzShare(kind="open", step=0, attempt=0, round=0, payload=bytes(9)),)),
+            "protocol",
+            "agent-01",
+        ),
+        (
+            m.SpdzInput(
+                attempt=0,
+                batches=(m.SpdzValues(step=0, names=("z",), values=(from_numpy(np.zeros((1, 3), np.int64)),)),),
+            ),
+            "protocol",
+            "agent-01",
+        ),
+    ],
+)
+def test_a_member_that_breaks_the_protocol_ends_the_session_and_is_named(
+    message: m.Message, code: str, text: str
+) -> None:
+    made, conduct = running()
+    made.tell("agent-00", message, sender="agent-01", context=SESSION)
+    made.tell("agent-00", _from(message), sender="agent-02", context=SESSION)
+    conduct.deal()
+    made.settle()
+    abort = made.abort("agent-00")
+    assert abort.code == code
+    assert text in abort.reason
+    assert all(core.running == () for core in made.wire.cores.values())  # everybody was told
+
+
+def _from(message: m.Message) -> m.Message:
+    """A second sender, so that a round is complete."""
+    return message if isinstance(message, m.SpdzShares) else SHARE
+
+
+def test_a_party_that_is_silent_is_named() -> None:
+    made = committee()
+    made.wire.bend = lambda packet: () if packet.sender == "agent-02" and packet.context else (packet,)
+    made.open(open_command())
+    conduct = Conduct(made, open_command())
+    assert not conduct.run(until_s=60.0)
+    abort = made.abort("agent-00")
+    assert abort.code == "silence"
+    assert "nothing came for 30 s; waiting for step 0: the rows of agent-02" in abort.reason
+
+
+def test_shares_of_round_after_round_are_bounded() -> None:
+    made, _ = running()
+    for number in range(80):
+        share = m.SpdzShare(kind="open", step=0, attempt=0, round=number, payload=bytes(8))
+        made.tell("agent-00", m.SpdzShares(shares=(share,)), sender="agent-01", context=SESSION)
+    made.settle()
+    abort = made.abort("agent-00")
+    assert abort.code == "protocol"
+    assert "agent-01 sends shares of round after round that others have not reached" in abort.reason
+
+
+def test_corrections_beyond_the_window_are_refused() -> None:
+    made, _ = running()
+    far = m.SpdzCorrection(session=SESSION, step=8, attempt=0, part=0, parts=1, data=b"")
+    made.tell("agent-00", far)
+    made.settle()
+    abort = made.abort("agent-00")
+    assert abort.code == "correction"
+    assert "a correction of step 8, with 0 steps confirmed and 4 agreed to be dealt ahead" in abort.reason
+
+
+def test_who_speaks_in_a_session_that_is_over_is_told() -> None:
+    made, _ = running()
+    made.wire.cores["agent-00"].room.drain()
+    made.settle()
+    made.wire.sent.clear()
+    made.tell("agent-00", SHARE, sender="agent-01", context=SESSION)
+    made.settle()
+    (answer,) = [p.message for p in made.wire.sent if p.sender == "agent-00" and p.to == "agent-01"]
+    assert isinstance(answer, m.SpdzAbort)
+    assert answer.code == "unknown-session"
+
+
+def test_channels_of_a_session_are_given_back() -> None:
+    made, _ = running()
+    made.wire.cores["agent-00"].room.drain()
+    made.loop.advance(20.0)
+    assert ("agent-00", "agent-01", SESSION) in made.wire.ended
+
+
+def test_a_server_that_restarts_ends_its_sessions() -> None:
+    made, _ = running()
+    core = made.wire.cores["agent-00"]
+    core.on_presence(SERVER, True, 1)
+    assert core.running
+    core.on_presence(SERVER, True, 2)
+    assert core.running == ()
+
+
+def test_a_cancelled_run_ends_its_session() -> None:
+    made, _ = running()
+    made.tell("agent-00", m.Cancel(run="toy-1", round=None))
+    made.settle()
+    assert made.wire.cores["agent-00"].running == ()
+
+
+def test_a_model_that_opens_to_an_agent_is_stored_there_and_nowhere_else() -> None:
+    made = committee()
+    command = open_command(outputs=(m.SpdzOutput(name="model", receiver="agent-00"),))
+    made.open(command)
+    conduct = Conduct(made, command)
+    assert conduct.run()
+    made.tell("agent-00", conduct.desk.masks_for(6, conduct.masks[6]))
+    made.settle()
+    assert list(made.models["agent-00"]) == ["toy-1"]
+    assert made.models["agent-01"] == {}
+    assert made.models["agent-00"]["toy-1"].startswith(b"PK")
+
+
+def test_nothing_secret_is_shown() -> None:
+    setup = m.SpdzSetup(session=SESSION, party_seed=b"s" * 32, mac_key=b"k" * 16, owner_seed=None, state_seed=None)
+    assert "ssss" not in repr(setup)
+    assert "kkkk" not in repr(setup)
