@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 roster_app = typer.Typer(help="Who belongs to the fleet: the draft, and signing it.", no_args_is_help=True)
 app.add_typer(roster_app, name="roster")
+plan_app = typer.Typer(help="What a job will cost, before anything runs.", no_args_is_help=True)
+app.add_typer(plan_app, name="plan")
 
 # Newer versions of typer bring their own copy of click, older ones use click itself: this is the right class in both.
 _UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -198,21 +200,37 @@ def plans(
     as_json: JsonOption = False,
 ) -> None:
     """Trace the job's Plans and print their SHA-256: what a device's owner allows under `policy.plans`."""
-    from sordino_server.model import make_model, trace_job
+    from sordino_server.model import make_model
+    from sordino_server.plan_show import plans_of
 
     loaded = load_job(job, overrides=overrides or ())
-    traced = trace_job(loaded, make_model(loaded))
-    programs = traced.programs
+    parameters, names, programs = plans_of(loaded, make_model(loaded))
     rows: dict[str, dict[str, Any]] = {
-        what: {"sha256": program.plan_id.hex(), "bytes": len(program.plan)}
-        for what, program in (("train", programs.train), ("evaluate", programs.evaluate))
+        what: {"sha256": sha256, "bytes": count} for what, (sha256, count) in programs.items()
     }
     if as_json:
-        _print_json({"job": loaded.spec.job, "parameters": traced.parameters, "plans": rows})
+        _print_json({"job": loaded.spec.job, "parameters": parameters, "plans": rows})
         return
     for what, row in rows.items():
         _say(f"{row['sha256']}  {what}  {size(row['bytes'])}")
-    _say(f"{traced.parameters} parameters in {len(traced.names)} tensors")
+    _say(f"{parameters} parameters in {names} tensors")
+
+
+@plan_app.command("show")
+def plan_show(
+    job: Annotated[Path, typer.Argument(help="The job file.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")] = None,
+    gates: Annotated[bool, typer.Option("--gates", help="Every gate, with its bound and its line.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Gates, rounds, bytes, bounds and memory of the job's Plans. Refuses, by line, what can't run as the job says."""
+    from sordino_server.plan_show import describe, render
+
+    report = describe(load_job(job, overrides=overrides or ()), gates=gates)
+    if as_json:
+        _print_json(report)
+        return
+    render(report, Console(highlight=False, width=None if sys.stdout.isatty() else 160), base=Path.cwd())
 
 
 # --- training ------------------------------------------------------------------------------------------------------

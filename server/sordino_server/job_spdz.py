@@ -33,8 +33,8 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class RangesSpec(_Strict, frozen=True, kw_only=True):
     """What real values never pass in size: features, targets and parameters as the Plan sees them (scaled), optimizer
     state. Optional: `values` (every result of a layer), `updates` (what a parameter moves by in one step),
-    `preactivations` (what goes into a sigmoid or tanh; left out, the worst case must lie in the fit's interval). Tight ranges make small bounds, hence exact small learning
-    rates; a value that leaves its range ends the session."""
+    `preactivations` (what goes into a sigmoid or tanh; left out, the worst case must lie in the fit's interval). Tight
+    ranges make small bounds, hence exact small learning rates; a value that leaves its range ends the session."""
 
     x: Range = 8.0
     y: Range = 8.0

@@ -49,7 +49,8 @@ class SharedProgram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedModel:
-    """What a run on shares needs of the model. `params`: the first parameters, in the order of `names`."""
+    """What a run on shares needs of the model. `params`: the first parameters, in the order of `names`.
+    `activations`: which of the fits it uses."""
 
     train: SharedProgram
     evaluate: TracedPlan
@@ -57,6 +58,7 @@ class SharedModel:
     score: SharedProgram | None
     predict: SharedProgram | None
     fits: Activations
+    activations: frozenset[str]
     params: Params
     names: tuple[str, ...]
     parameters: int
@@ -102,7 +104,7 @@ def trace_spdz(job: Job, model: nn.Module) -> SharedModel:
     y = TensorSpec("float32", spec.data.y_shape)
     fits, loss, settings, spdz = fits_of(spec), loss_on_shares(spec), settings_of_job(spec), spec.shares
     evaluate_rows = spec.evaluate.batch_rows or spec.train.batch_rows
-    with polynomial_activations(fits):
+    with polynomial_activations(fits) as used:
         step = training_plan(model, loss=loss, optimizer=optimizer_of(spec), x=x, y=y, batch_rows=spec.train.batch_rows)
         evaluate = evaluation_plan(model, loss=loss, x=x, y=y, batch_rows=evaluate_rows)
         score = predict = None
@@ -126,6 +128,7 @@ def trace_spdz(job: Job, model: nn.Module) -> SharedModel:
         score=None if score is None else lowered_program(score, settings),
         predict=None if predict is None else lowered_program(predict, settings),
         fits=fits,
+        activations=frozenset(used),
         params=params,
         names=names,
         parameters=sum(value.size for value in params),

@@ -119,6 +119,7 @@ class _Polynomials(TorchFunctionMode):
     def __init__(self, fits: Activations) -> None:
         super().__init__()
         self._fits = fits
+        self.used: set[str] = set()
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -126,17 +127,17 @@ class _Polynomials(TorchFunctionMode):
         if any(func is known for known in (*_SIGMOIDS, *_TANHS)):
             if len(args) != 1 or kwargs:
                 raise PlanError("torch.sigmoid and tanh take one tensor here; write the result to a new one")
-            return (self._fits.sigmoid if any(func is known for known in _SIGMOIDS) else self._fits.tanh)(args[0])
+            fit = self._fits.sigmoid if any(func is known for known in _SIGMOIDS) else self._fits.tanh
+            self.used.add(fit.name)
+            return fit(args[0])
         if any(func is known for known in _IN_PLACE):
             raise PlanError(f"{func.__name__} changes a tensor in place; use torch.{func.__name__.rstrip('_')}")
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def polynomial_activations(fits: Activations | None) -> Iterator[None]:
-    """While it is open, sigmoid and tanh are polynomials. None: nothing changes."""
-    if fits is None:
-        yield
-        return
-    with _Polynomials(fits):
-        yield
+def polynomial_activations(fits: Activations) -> Iterator[set[str]]:
+    """While it is open, sigmoid and tanh are polynomials; yields the names of those that were called so far."""
+    mode = _Polynomials(fits)
+    with mode:
+        yield mode.used

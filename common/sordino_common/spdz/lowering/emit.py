@@ -327,7 +327,7 @@ class Emitter:
         bits = self.bits[wire]
         chosen = choose(parts, node.constant, cap, bits, math.prod(shape))
         if chosen is None:
-            raise self._refusal(parts, cap, bits, plan_node)
+            raise self._refusal(parts, cap, bits, plan_node, self.sketch.entries[wire].output)
         count = len(node.products)
         products = tuple((factor, k) for factor, k in zip(node.products, chosen.integers[:count], strict=True) if k)
         terms = tuple(
@@ -353,6 +353,7 @@ class Emitter:
             plan_node,
             self._text(node),
             chosen.error,
+            output=self.sketch.entries[wire].output,
             extra_level=max([0, *(self.known[part].level for factor, _ in products for part in (factor.a, factor.b))]),
         )
 
@@ -369,6 +370,7 @@ class Emitter:
         text: str,
         error: float,
         extra_level: int = 0,
+        output: str = "",
     ) -> _Known:
         level = max([extra_level, *(x.level for _, x in terms)])
         bound = max(size, 1).bit_length()
@@ -390,6 +392,7 @@ class Emitter:
                 wire=made.number,
                 node=plan_node,
                 op=self.plan.nodes[plan_node].op if plan_node >= 0 else "output",
+                output=output,
                 text=text,
                 round=level,
                 elements=math.prod(shape),
@@ -410,9 +413,9 @@ class Emitter:
             kinds["term"] = len(node.terms)
         return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
 
-    def _refusal(self, parts: Sequence[Part], cap: float, bits: int, plan_node: int) -> CoefficientRefused:
+    def _refusal(self, parts: Sequence[Part], cap: float, bits: int, plan_node: int, output: str) -> CoefficientRefused:
         op = self.plan.nodes[plan_node].op if plan_node >= 0 else "output"
-        where = f"node {plan_node} ({op})"
+        where = f"node {plan_node} ({op}{', for ' + output if output else ''})"
         smallest = min((abs(part.coefficient) for part in parts), default=1.0)
         reach = max(cap * SLACK, 2.0**-bits)
         needed = max((part.scale + 6 - ceil_log2(abs(part.coefficient)) for part in parts), default=bits + 1)

@@ -85,12 +85,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateNote:
-    """For people: what gate `wire` is. `node`: the Plan's; `text`: its formula's form; `error`: the largest relative
-    error of its coefficients."""
+    """For people: what gate `wire` is. `node`: the Plan's; `output`: the Plan's output that it was made for, or "";
+    `text`: its formula's form; `error`: the largest relative error of its coefficients."""
 
     wire: int
     node: int
     op: str
+    output: str
     text: str
     round: int
     elements: int

@@ -93,22 +93,26 @@ Node: TypeAlias = Given | Public | Viewed | Combined | Summed | Joined | Opened
 
 @dataclass(slots=True)
 class Entry:
-    """A wire of the sketch. `cap`: what |value| is stated not to pass; `node`: the Plan's node that asked first."""
+    """A wire of the sketch. `cap`: what |value| is stated not to pass; `plan_node`: the Plan's node that asked first;
+    `output`: the Plan's output that it was made for, or ""."""
 
     node: Node
     shape: Shape
     plan_node: int
+    output: str
     cap: float = UNSTATED
 
 
 @dataclass(slots=True)
 class Sketch:
-    """Wires, and the tables that they refer to. `plan_node` is set by whoever walks the Plan."""
+    """Wires, and the tables that they refer to. `plan_node` and `output` are set by whoever walks the
+    Plan."""
 
     entries: list[Entry] = field(default_factory=list)
     publics: list[Floats] = field(default_factory=list)
     gathers: list[npt.NDArray[np.int64]] = field(default_factory=list)
     plan_node: int = -1
+    output: str = ""
     _made: dict[object, int] = field(default_factory=dict)
     _tables: dict[object, int] = field(default_factory=dict)
 
@@ -212,7 +216,7 @@ class Sketch:
         key = (node, shape)
         if key not in self._made:
             self._made[key] = len(self.entries)
-            self.entries.append(Entry(node, shape, self.plan_node))
+            self.entries.append(Entry(node, shape, self.plan_node, self.output))
         return self._made[key]
 
 

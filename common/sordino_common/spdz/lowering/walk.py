@@ -62,7 +62,8 @@ def draw(plan: Plan, settings: Settings) -> Drawn:
             walk.values += computed(node, args, specs)
             continue
         if node.op not in RULES:
-            walk.refuse(REFUSED.get(node.op, "is not offered on secret shares") + " - not offered on secret shares yet")
+            why = REFUSED.get(node.op, "it has no rule")
+            walk.refuse(f"not offered on secret shares yet: {why}")
         for result, out in zip(RULES[node.op](walk, node, args), node.outs, strict=True):
             number = len(walk.values)
             value = result
@@ -77,6 +78,7 @@ def draw(plan: Plan, settings: Settings) -> Drawn:
     for output in plan.outputs:
         value = walk.values[output.value]
         sketch.plan_node = _maker(plan, output.value)
+        sketch.output = output.name if output.name == output.role else f"{output.role} {output.name}"
         kept = output.role in ("param", "state") and (output.name, output.role) in carried
         lazy = value if isinstance(value, Lazy) else lifted(walk, value, specs[output.value].shape)
         if kept:
