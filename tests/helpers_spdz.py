@@ -80,8 +80,14 @@ class SlowField:
     def mul(self, a: Any, b: Any) -> Any:
         return self.pack(np.asarray(self.ints(a) * self.ints(b), dtype=object))
 
-    def matmul_int64(self, a: I64, b: Any) -> Any:
-        return self.pack(np.matmul(a.astype(object), self.ints(b)))
+    def mul_exact(self, a: I64, b: I64) -> Any:
+        return self.pack(np.asarray(a.astype(object) * b.astype(object), dtype=object))
+
+    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Any]:
+        return np.matmul(a, b), self.pack(np.matmul(a.astype(object), b.astype(object)))
+
+    def scale_fp(self, scalar: int, a: Any) -> Any:
+        return self.pack(np.asarray(self.ints(a) * scalar, dtype=object))
 
     def dot(self, a: Any, b: Any) -> int:
         return int(sum(self.ints(a) * self.ints(b))) % self.prime

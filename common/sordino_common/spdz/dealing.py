@@ -18,7 +18,7 @@ with a party.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_common.errors import LocalError
-from sordino_common.ring.matmul import matmul
+from sordino_common.ring.backend import NumpyBackend, RingBackend
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_bytes, expand_ring, label
-from sordino_common.spdz.circuit import Gate, Product, View
+from sordino_common.spdz.circuit import Gate, Product
 from sordino_common.spdz.field import Field, Fp, Mersenne127
-from sordino_common.spdz.layout import Layout, Values, layout_of, local_functions, view
+from sordino_common.spdz.layout import Layout, Values, layout_of, local_functions
 from sordino_common.spdz.owner import row_mask, state_mask
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
 
@@ -84,15 +84,15 @@ class Dealer:
         state: Mapping[str, I64] | None = None,
         first_step: int = 0,
         field: Field | None = None,
-        ring_matmul: Callable[[I64, I64], I64] = matmul,
+        backend: RingBackend | None = None,
     ) -> None:
         self.spec: Final = spec
         self._root = root
-        self._field: Field = field or Mersenne127()
-        self._matmul = ring_matmul
+        backend = backend or NumpyBackend()
+        self._field: Field = field or Mersenne127(backend)
+        self._matmul = backend.matmul
         self._layout: Layout = layout_of(spec.circuit)
         self._locals = local_functions(spec.circuit, constants=False)
-        self._tables = [np.array(table, dtype=np.int64) for table in spec.circuit.tables]
         self._seeds = [derived_seed(root, "party", index) for index in range(len(spec.parties))]
         self._keys = self._mac_keys() if spec.active else []
         self._alpha = sum(self._keys) % self._field.prime
@@ -153,10 +153,8 @@ class Dealer:
         roots = np.empty(layout.root_elements, dtype=np.int64)
         for number, place in layout.roots.items():
             roots[place] = values[number].reshape(-1)
-        gammas = np.empty(layout.gate_elements, dtype=np.int64)
-        for number, place in layout.gates.items():
-            gammas[place] = self._gamma(number, values, gate_r[place])
-        correction = self._correct(step, attempt, roots, gammas, values, gate_r)
+        gammas, exact = self._gammas(values, gate_r)
+        correction = self._correct(step, attempt, roots, gammas, exact)
         after = {name: values[wire] for name, wire in spec.state_outputs.items()}
         outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
         self._done[step] = _Dealt(attempt, self._state, after, outputs)
@@ -227,99 +225,73 @@ class Dealer:
             else:
                 values[number] = self._locals[number](values)
 
-    def _gamma(self, number: int, values: Values, r: I64) -> I64:
-        """γ of a gate mod 2^64, flat."""
-        gate = self.spec.circuit.node(number)
-        assert isinstance(gate, Gate)
-        total = r.reshape(gate.wire.shape).copy()
-        for product in gate.products:
-            total += np.int64(product.coefficient) * self._product(product, values[product.a], values[product.b])
-        for term in gate.terms:
-            total -= np.int64(term.coefficient) * values[term.operand]
-        flat: I64 = total.reshape(-1)
-        return flat
+    def _gammas(self, values: Values, gate_r: I64) -> tuple[I64, Fp | None]:
+        """γ of every gate, flat: mod 2^64, and, if the session is active, the integer γ mod p."""
+        ring = gate_r.copy()
+        exact = self._field.from_int64(gate_r) if self.spec.active else None
+        for number, place in self._layout.gates.items():
+            gate = self.spec.circuit.node(number)
+            assert isinstance(gate, Gate)
+            whole = ring[place].reshape(gate.wire.shape)
+            residue = None if exact is None else exact[:, place].reshape(2, *gate.wire.shape)
+            for product in gate.products:
+                part, tail = self._product(product, values)
+                whole += part
+                residue = None if residue is None or tail is None else self._field.add(residue, tail)
+            for term in gate.terms:
+                whole -= np.int64(term.coefficient) * values[term.operand]
+                if residue is not None:
+                    residue = self._field.sub(residue, self._multiple(term.coefficient, values[term.operand]))
+            if exact is not None and residue is not None:
+                exact[:, place] = residue.reshape(2, -1)
+        return ring, exact
 
-    def _product(self, product: Product, a: I64, b: I64) -> I64:
+    def _product(self, product: Product, values: Values) -> tuple[I64, Fp | None]:
+        """k λ_A·λ_B mod 2^64 and, if the session is active, mod p. k goes to λ_A if that stays an int64."""
+        k, field, exactly = product.coefficient, self._field, self.spec.active
+        a, b = values[product.a], values[product.b]
+        fits = abs(k) * self.spec.circuit.wire(product.a).room < 1 << 63
+        if fits and k != 1:
+            a = np.asarray(a * np.int64(k))
+        tail: Fp | None = None
         if product.kind != "mul":
-            return self._matmul(a, b)
-        full = np.asarray(a * b)
-        return np.asarray(full.sum(axis=product.reduce, dtype=np.int64)) if product.reduce else full
+            whole, tail = field.matmul_exact(a, b) if exactly else (self._matmul(a, b), None)
+        else:
+            full = np.asarray(a * b)
+            whole = np.asarray(full.sum(axis=product.reduce, dtype=np.int64)) if product.reduce else full
+            if exactly:
+                tail = field.mul_exact(a, b)
+                tail = field.sum(tail, product.reduce) if product.reduce else tail
+        if not fits:
+            whole = np.asarray(whole * np.int64(k))
+            tail = None if tail is None else field.scale_fp(k % field.prime, tail)
+        return whole, tail
+
+    def _multiple(self, k: int, mask: I64) -> Fp:
+        """k λ mod p."""
+        return self._field.mul_exact(np.ascontiguousarray(mask), np.full(mask.shape, k, dtype=np.int64))
 
     # --- shares ----------------------------------------------------------------------------------------------------
 
-    def _correct(self, step: int, attempt: int, roots: I64, gammas: I64, values: Values, gate_r: I64) -> bytes:
-        """What is left for the corrected party when the others have expanded their seeds."""
+    def _correct(self, step: int, attempt: int, roots: I64, gammas: I64, exact: Fp | None) -> bytes:
+        """What is left for the corrected party when the others have expanded their seeds. Overwrites the arrays."""
         spec, field = self.spec, self._field
         others = [seed for index, seed in enumerate(self._seeds) if index != spec.corrected(step, attempt)]
+        macs: list[tuple[str, Fp]] = []
+        if exact is not None:
+            macs = [("lambda-mac", field.scale(self._alpha, roots)), ("gamma-mac", field.scale_fp(self._alpha, exact))]
         parts: list[bytes] = []
         for kind, whole in (("lambda", roots), ("gamma", gammas)):
             info = stream(spec, kind, step, attempt)
             for seed in others:
                 np.subtract(whole, expand_ring(seed, info, whole.shape), out=whole)
-        if spec.active:
-            # `roots` holds a share by now: the MACs are made of the masks themselves.
-            macs = self._root_macs(values)
-            flat_macs = _joined([macs[number].reshape(2, -1) for number in self._layout.roots])
-            gamma_macs = self._gamma_macs(values, macs, gate_r)
-            for kind, tags in (("lambda-mac", flat_macs), ("gamma-mac", gamma_macs)):
-                for seed in others:
-                    tags = field.sub(tags, field.expand(seed, stream(spec, kind, step, attempt), tags.shape[1]))
-                parts.append(np.ascontiguousarray(tags).tobytes())
-        return b"".join((roots.tobytes(), gammas.tobytes(), *parts))
-
-    def _root_macs(self, values: Values) -> dict[int, Fp]:
-        """α λ for every root, in its shape; one multiplication for all of them."""
-        layout = self._layout
-        masks = np.empty(layout.root_elements, dtype=np.int64)
-        for number, place in layout.roots.items():
-            masks[place] = values[number].reshape(-1)
-        tags = self._field.scale(self._alpha, masks)
-        return {
-            number: tags[:, place].reshape(2, *self.spec.circuit.wire(number).shape)
-            for number, place in layout.roots.items()
-        }
-
-    def _gamma_macs(self, values: Values, macs: Mapping[int, Fp], gate_r: I64) -> Fp:
-        """α γ for every gate, [2, elements]: α r + Σ k λ_A·(α λ_B) - Σ α k λ_L."""
-        field, circuit = self._field, self.spec.circuit
-        result = field.scale(self._alpha, gate_r)
-        for number, place in self._layout.gates.items():
-            gate = circuit.node(number)
-            assert isinstance(gate, Gate)
-            total = result[:, place].reshape(2, *gate.wire.shape)
-            for product in gate.products:
-                total = field.add(total, self._tagged_product(product, values, macs))
-            for term in gate.terms:
-                scalar = self._alpha * term.coefficient % field.prime
-                total = field.sub(total, field.scale(scalar, np.ascontiguousarray(values[term.operand])))
-            result[:, place] = total.reshape(2, -1)
-        return result
-
-    def _tagged_product(self, product: Product, values: Values, macs: Mapping[int, Fp]) -> Fp:
-        """k λ_A·(α λ_B). k goes to λ_A if that stays an int64, otherwise to α λ_B."""
-        field, k = self._field, product.coefficient
-        a, b = values[product.a], self._tag_of(product.b, macs)
-        if abs(k) * self.spec.circuit.wire(product.a).room < 1 << 63:
-            a = a if k == 1 else a * np.int64(k)
-        else:
-            b = field.scale(self._alpha * k % field.prime, np.ascontiguousarray(values[product.b]))
-        if product.kind != "mul":
-            return field.matmul_int64(a, b)
-        full = field.mul_int64(b, np.asarray(a))
-        return field.sum(full, product.reduce) if product.reduce else full
-
-    def _tag_of(self, wire: int, macs: Mapping[int, Fp]) -> Fp:
-        """α λ of an operand: its root's, seen through its views."""
-        circuit = self.spec.circuit
-        if wire in macs:
-            return macs[wire]
-        node = circuit.node(wire)
-        assert isinstance(node, View)
-        return view(node, self._tag_of(node.operand, macs), self._tables, lead=1)
-
-
-def _joined(parts: list[Fp]) -> Fp:
-    return np.concatenate(parts, axis=1) if parts else np.zeros((2, 0), dtype=np.uint64)
+            parts.append(whole.astype("<i8", copy=False).tobytes())
+        for kind, tags in macs:
+            rest = tags
+            for seed in others:
+                rest = field.sub(rest, field.expand(seed, stream(spec, kind, step, attempt), tags.shape[1]))
+            parts.append(np.ascontiguousarray(rest, dtype="<u8").tobytes())
+        return b"".join(parts)
 
 
 def fresh_root() -> Seed:

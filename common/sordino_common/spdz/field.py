@@ -6,12 +6,13 @@ the check's soundness in a small field, where it fails often enough to be counte
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sordino_common.ring import fp
+from sordino_common.ring.backend import NumpyBackend, RingBackend
 from sordino_common.ring.prg import Seed
 
 I64 = npt.NDArray[np.int64]
@@ -25,32 +26,39 @@ class Field(Protocol):
     def prime(self) -> int: ...
 
     def from_int64(self, v: I64) -> Fp: ...
-    def scale(self, scalar: int, v: I64) -> Fp: ...
     def add(self, a: Fp, b: Fp) -> Fp: ...
     def sub(self, a: Fp, b: Fp) -> Fp: ...
     def sum(self, a: Fp, axes: tuple[int, ...]) -> Fp: ...
+    def expand(self, seed: Seed, info: bytes, count: int) -> Fp: ...
+
+    # dealing: integer products of masks mod p (of matrices mod 2^64 too), then times the MAC key
+    def mul_exact(self, a: I64, b: I64) -> Fp: ...
+    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]: ...
+    def scale(self, scalar: int, v: I64) -> Fp: ...
+    def scale_fp(self, scalar: int, a: Fp) -> Fp: ...
+
+    # checking: inner products with coefficients (`rho`: not negative)
+    def weighted(self, rho: I64, v: I64) -> Fp: ...
     def mul_int64(self, a: Fp, v: I64) -> Fp: ...
-    def weighted(self, rho: I64, v: I64) -> Fp: ...  # rho not negative
     def mul(self, a: Fp, b: Fp) -> Fp: ...
-    def matmul_int64(self, a: I64, b: Fp) -> Fp: ...
     def dot(self, a: Fp, b: Fp) -> int: ...
     def dot_int64(self, a: Fp, v: I64) -> int: ...
     def mat_vec(self, t: I64, v: Fp) -> Fp: ...
     def mat_vec_fp(self, t: Fp, v: Fp) -> Fp: ...
     def vec_mat(self, v: Fp, t: I64) -> Fp: ...
     def vec_mat_fp(self, v: Fp, t: Fp) -> Fp: ...
-    def expand(self, seed: Seed, info: bytes, count: int) -> Fp: ...
 
 
 class Mersenne127:
-    """`Field` by `ring.fp`."""
+    """`Field` by `ring.fp`; what is heavy in dealing runs on `backend`, by default NumPy's."""
 
     prime = fp.P
     from_int64 = staticmethod(fp.from_int64)
-    scale = staticmethod(fp.scale)
+    add = staticmethod(fp.add)
+    sub = staticmethod(fp.sub)
+    mul_exact = staticmethod(fp.mul_exact)
     mul_int64 = staticmethod(fp.mul_int64)
     mul = staticmethod(fp.mul)
-    matmul_int64 = staticmethod(fp.matmul_int64)
     dot = staticmethod(fp.dot)
     dot_int64 = staticmethod(fp.dot_int64)
     mat_vec = staticmethod(fp.mat_vec)
@@ -58,17 +66,21 @@ class Mersenne127:
     vec_mat = staticmethod(fp.vec_mat)
     vec_mat_fp = staticmethod(fp.vec_mat_fp)
 
+    def __init__(self, backend: RingBackend | None = None) -> None:
+        self._backend: Final = backend or NumpyBackend()
+
+    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]:
+        return self._backend.matmul_exact(a, b)
+
+    def scale(self, scalar: int, v: I64) -> Fp:
+        return self._backend.fp_scale(scalar, v)
+
+    def scale_fp(self, scalar: int, a: Fp) -> Fp:
+        return self._backend.fp_scale_fp(scalar, a)
+
     @staticmethod
     def weighted(rho: I64, v: I64) -> Fp:
         return fp.weighted(rho.view(np.uint64), v)
-
-    @staticmethod
-    def add(a: Fp, b: Fp) -> Fp:
-        return fp.add(a, b)
-
-    @staticmethod
-    def sub(a: Fp, b: Fp) -> Fp:
-        return fp.sub(a, b)
 
     @staticmethod
     def sum(a: Fp, axes: tuple[int, ...]) -> Fp:

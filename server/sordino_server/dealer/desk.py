@@ -16,7 +16,7 @@ from sordino_common import messages as m
 from sordino_common.errors import LocalError
 from sordino_common.messages.spdz import CORRECTION_PART_BYTES
 from sordino_common.plan.arrays import from_numpy
-from sordino_common.ring.matmul import matmul
+from sordino_common.ring.backend import RingBackend
 from sordino_common.ring.prg import SEED_BYTES, Seed
 from sordino_common.spdz.dealing import Dealer
 from sordino_common.spdz.owner import mask_state
@@ -39,7 +39,7 @@ class DealerDesk:
         random: Callable[[int], bytes],
         masks: State | None,
         stopwatch: Callable[[], float],
-        ring_matmul: Callable[[I64, I64], I64] = matmul,
+        backend: RingBackend | None = None,
     ) -> None:
         if (masks is None) != (command.resume is None):
             raise LocalError("DealerDesk: masks of the state are given if, and only if, the session resumes")
@@ -50,7 +50,7 @@ class DealerDesk:
         self._spec = spec
         self._stopwatch = stopwatch
         self._dealer = Dealer(
-            spec, Seed(random(SEED_BYTES)), state=masks, first_step=command.first_step, ring_matmul=ring_matmul
+            spec, Seed(random(SEED_BYTES)), state=masks, first_step=command.first_step, backend=backend
         )
 
     # --- the beginning ---------------------------------------------------------------------------------------------
