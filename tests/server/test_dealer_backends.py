@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -35,6 +35,15 @@ BACKENDS = [
     ),
 ]
 Make = Callable[[], RingBackend]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for one another, far longer than such small products take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def integers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -117,6 +126,7 @@ def test_elementwise_products_are_exact(make: Make) -> None:
     a = np.concatenate((fp.from_ints(FIELD_EDGES * len(EDGES), (64,)), elements(rng, (200,))), axis=1)
     assert same_field(backend.fp_mul_int64(a, v), residues(a) * v.astype(object))
     for alpha in FIELD_EDGES:
+        assert same_field(backend.fp_scale_fp(alpha, a), alpha * residues(a))
         assert same_field(backend.fp_scale(alpha, v.reshape(2, -1)), alpha * v.astype(object).reshape(2, -1))
     assert backend.fp_scale(5, np.array(-1)).shape == (2,)
     assert backend.fp_scale(5, np.zeros((0, 3), dtype=np.int64)).shape == (2, 0, 3)
@@ -148,6 +158,8 @@ def test_refusals(make: Make) -> None:
         backend.fp_scale(1, floats)  # type: ignore[arg-type]
     with pytest.raises(LocalError, match=r"not in 0\.\.p-1"):
         backend.fp_scale(fp.P, ints)
+    with pytest.raises(LocalError, match=r"not in 0\.\.p-1"):
+        backend.fp_scale_fp(-1, fp.zeros((2,)))
     with pytest.raises(LocalError, match=r"shapes \(2,\) and \(2, 3\) differ"):
         backend.fp_mul_int64(fp.zeros((2,)), ints)
 

@@ -38,6 +38,10 @@ class RingBackend(Protocol):
         """alpha v mod p."""
         ...
 
+    def fp_scale_fp(self, alpha: int, a: Fp) -> Fp:
+        """alpha a mod p."""
+        ...
+
     def fp_mul_int64(self, a: Fp, v: I64) -> Fp:
         """a v mod p, entry by entry."""
         ...
@@ -65,6 +69,9 @@ class NumpyBackend:
 
     def fp_scale(self, alpha: int, v: I64) -> Fp:
         return fp.scale(alpha, v)
+
+    def fp_scale_fp(self, alpha: int, a: Fp) -> Fp:
+        return fp.scale_fp(alpha, a)
 
     def fp_mul_int64(self, a: Fp, v: I64) -> Fp:
         return fp.mul_int64(a, v)

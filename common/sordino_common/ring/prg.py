@@ -5,6 +5,10 @@ joined by `label` so that no two different tuples give the same bytes. With a fr
 stream is the RFC 8439 key stream from block 0; a key gives at most 2^38 bytes (the 32-bit block counter), far beyond
 any single use.
 
+Why not AES-CTR: all parties must expand a seed to the same bytes, so there is one cipher for all machines. On x86-64
+with AES instructions AES-256-CTR gives 1.3 to 2 times the bytes a second (`benchmarks/bench_ring.py`), a few us of a
+step; a Raspberry Pi 4 has no such instructions, and AES by table is slow there and leaks through the cache.
+
 NumPy's generators are forbidden for masks: they are not cryptographic, and slower (0.24 GB/s for Philox here).
 """
 
@@ -24,7 +28,7 @@ from sordino_common.errors import LocalError
 SEED_BYTES: Final = 32
 _MAX_STREAM_BYTES: Final = 1 << 38
 _CHUNK: Final = 1 << 18  # zeros to encrypt at a time: fits the L2 cache beside the output
-_ZEROS: Final = bytes(_CHUNK)
+_ZEROS: Final = memoryview(bytes(_CHUNK))  # its slices are no copies
 
 
 class Seed:
@@ -74,7 +78,7 @@ def expand_bytes(seed: Seed, info: bytes, out: memoryview) -> None:
     encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
     for start in range(0, out.nbytes, _CHUNK):
         part = out[start : start + _CHUNK]
-        encryptor.update_into(_ZEROS if part.nbytes == _CHUNK else _ZEROS[: part.nbytes], part)
+        encryptor.update_into(_ZEROS[: part.nbytes], part)
 
 
 def expand_ring(

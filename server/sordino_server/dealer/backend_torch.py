@@ -33,6 +33,7 @@ from sordino_server.dealer.fp_torch import (
     field_array,
     fold_rows,
     multiply,
+    multiply_words,
     scalar_words,
     tensor_of,
     words_of,
@@ -110,6 +111,14 @@ class TorchBackend:
             raise LocalError("fp.scale: the scalar is not in 0..p-1")
         _check(v, "fp.scale", np.int64)
         return field_array(multiply(scalar_words(alpha), self._put(v)))
+
+    def fp_scale_fp(self, alpha: int, a: Fp) -> Fp:
+        if a.size < 2 * self._min_elements:
+            return self._numpy.fp_scale_fp(alpha, a)
+        if not 0 <= alpha < P:
+            raise LocalError("fp.scale_fp: the scalar is not in 0..p-1")
+        _check(a, "fp.scale_fp", np.uint64)
+        return field_array(multiply_words(scalar_words(alpha), words_of(a, self._device)))
 
     def fp_mul_int64(self, a: Fp, v: I64) -> Fp:
         if v.size < self._min_elements:

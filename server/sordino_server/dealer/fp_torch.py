@@ -62,19 +62,21 @@ def _unsigned_less(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a ^ _TOP_BIT) < (b ^ _TOP_BIT)
 
 
-def fold(low: torch.Tensor, high: torch.Tensor, over: torch.Tensor) -> Words:
-    """low + 2^64 (high mod 2^63) + over mod p, canonical; over: bits 127 and up, signed."""
-    low, high = _fold_once(low, high, over)
+def fold(low: torch.Tensor, high: torch.Tensor, over: torch.Tensor, *, signed: bool = True) -> Words:
+    """low + 2^64 (high mod 2^63) + over mod p, canonical; over: bits 127 and up, signed or not."""
+    low, high = _fold_once(low, high, over, signed)
     # The high word is below 2^63 now, or 2^63 (which reads as the lowest int64), or -1.
     again = torch.where(high < 0, torch.where(high == -1, -1, 1), 0)
-    low, high = _fold_once(low, high, again)
+    low, high = _fold_once(low, high, again, signed=True)
     is_p = (low == -1) & (high == _HIGH_MASK)
     return low.masked_fill(is_p, 0), high.masked_fill(is_p, 0)
 
 
-def _fold_once(low: torch.Tensor, high: torch.Tensor, over: torch.Tensor) -> Words:
+def _fold_once(low: torch.Tensor, high: torch.Tensor, over: torch.Tensor, signed: bool) -> Words:
     total = low + over
-    carry = _unsigned_less(total, over).to(torch.int64) + (over >> 63)
+    carry = _unsigned_less(total, over).to(torch.int64)
+    if signed:
+        carry = carry + (over >> 63)
     return total, (high & _HIGH_MASK) + carry
 
 
@@ -94,22 +96,38 @@ def fold_rows(rows: torch.Tensor, bits: int) -> Words:
     return fold(low, high, carry >> (127 - bits * (len(rows) - 1)))
 
 
-def multiply(a: tuple[Factor, Factor], v: torch.Tensor) -> Words:
-    """a v mod p, v signed; a: words of canonical elements, tensors or numbers. Columns as in `ring.fp_elementwise`."""
+def multiply(a: tuple[Factor, Factor], v: torch.Tensor, *, signed: bool = True) -> Words:
+    """a v mod p, v signed or not; a: words of canonical elements, tensors or numbers. Columns as in
+    `ring.fp_elementwise`."""
     (a0, a1), (a2, a3) = _halves(a[0]), _halves(a[1])
-    v0, v1 = v & _HALF_MASK, v >> _HALF
+
+    def upper(x: torch.Tensor) -> torch.Tensor:
+        return x >> _HALF if signed else _logical_shift(x, _HALF)
+
+    v0, v1 = v & _HALF_MASK, upper(v)
     t = a1 * v0 + _logical_shift(a0 * v0, _HALF)
     s = a0 * v1 + (t & _HALF_MASK)
     t = _logical_shift(t, _HALF)
-    s = (s >> _HALF) + a1 * v1
+    s = upper(s) + a1 * v1
     low = a[0] * v
     high = a[1] * v + t + s
     t = t + a2 * v0
     s = s + (t & _HALF_MASK)
     t = _logical_shift(t, _HALF) + a3 * v0
-    s = (s >> _HALF) + (t & _HALF_MASK) + a2 * v1
-    top = _logical_shift(t, _HALF) + a3 * v1 + (s >> _HALF)
-    return fold(low, high, (top << 1) | _logical_shift(high, 63))
+    s = upper(s) + (t & _HALF_MASK) + a2 * v1
+    top = _logical_shift(t, _HALF) + a3 * v1 + upper(s)
+    return fold(low, high, (top << 1) | _logical_shift(high, 63), signed=signed)
+
+
+def multiply_words(alpha: tuple[int, int], a: Words) -> Words:
+    """alpha a mod p: alpha a_lo + 2^64 (alpha a_hi). 2^128 = 2, so times 2^64 the words change places."""
+    low, high = multiply(alpha, a[0], signed=False)
+    upper_low, upper_high = multiply(alpha, a[1])
+    turned_low = (upper_high << 1) | _logical_shift(upper_low, 63)
+    total = low + turned_low
+    carry = _unsigned_less(total, low).to(torch.int64)
+    high = high + (upper_low & _HIGH_MASK) + carry
+    return fold(total, high, _logical_shift(high, 63), signed=False)
 
 
 def _halves(word: Factor) -> tuple[Factor, Factor]:
