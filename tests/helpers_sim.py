@@ -24,6 +24,25 @@ def boston(*overrides: str) -> Job:
     return load_job(EXAMPLES / "boston-fedavg.yaml", overrides=(*QUICK, *overrides))
 
 
+QUICK_SHARES = (
+    "train.rounds=2",
+    "train.local_epochs=null",
+    "train.local_steps=6",
+    "train.batch_rows=8",
+    "model.args.hidden=[4]",
+    "train.round_deadline_s=30",
+    "train.join_s=5",
+    "spdz.check_every=2",
+    "spdz.silence_s=20",
+    "simulation.agents=4",
+)
+
+
+def boston_shares(*overrides: str) -> Job:
+    """A quick Boston job on secret shares with `overrides` on top."""
+    return load_job(EXAMPLES / "boston-spdz.yaml", overrides=(*QUICK_SHARES, *overrides))
+
+
 def write_faults(folder: Path, *lines: str) -> Path:
     """A fault file of flow mappings, one a line."""
     path = folder / "faults.yaml"

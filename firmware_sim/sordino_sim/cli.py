@@ -63,6 +63,14 @@ def run(
     report: Annotated[Path | None, typer.Option("--report", help="Write report.html and summary.json there.")] = None,
     store: Annotated[Path | None, typer.Option("--store", help="Keep checkpoints and records there.")] = None,
     baseline: Annotated[bool, typer.Option(help="Compare with plain PyTorch on the same rows.")] = True,
+    tamper: Annotated[
+        str | None,
+        typer.Option(
+            "--tamper",
+            help="A compute agent cheats: agent=1,step=3,gate=2,bit=17,what=opening (or mac, seed, commitment, "
+            "correction, equivocation). It must be found: exit code 4.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Run a job on a simulated fleet."""
@@ -73,6 +81,7 @@ def run(
     from sordino_server.report import write_report
     from sordino_server.run import json_text
     from sordino_sim.runner import simulate
+    from sordino_sim.tamper import read_tamper
 
     with ProgressView(quiet=quiet) as progress:
         done = simulate(
@@ -82,6 +91,7 @@ def run(
             observer=progress,
             store_folder=store,
             with_baseline=baseline,
+            tamper=None if tamper is None else read_tamper(tamper),
         )
     if report is not None:
         write_report(replace(done.result, summary=done.summary), report)

@@ -143,7 +143,7 @@ class SimulatedFleet:
         seed = scenario.seed
         self._scenario = scenario
         self._lower = shared_lower()
-        self.make_party: Callable[[str], MakeParty] = lambda name: Party
+        self.make_party: MakeParty = Party
         self._seed = seed
         self._loop = loop
         self._wire = wire
@@ -304,7 +304,7 @@ class SimulatedFleet:
             plan_of=lambda data: self._programs.load(data).plan,
             lower=self._lower,
             random=simulation_random(self._seed, f"{agent.name}-shares", agent.boot),
-            make_party=self.make_party(agent.name),
+            make_party=self.make_party,
         )
         workshop = Workshop(catalogue=catalogue, programs=self._programs, memory_bytes=limits.memory_bytes, bench=bench)
         executor = InlineExecutor(loop, workshop=workshop, seconds_of=agent.seconds_of, limit_s=limits.plan_seconds)

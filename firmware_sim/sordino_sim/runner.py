@@ -30,6 +30,7 @@ from sordino_sim.fleet_dir import write_fleet
 from sordino_sim.harness import SERVER, SimulatedFleet
 from sordino_sim.processes import ProcessFleet
 from sordino_sim.scenario import Scenario, scenario_of
+from sordino_sim.tamper import Tamper
 from sordino_sim.wires import MemoryWire, MqttWire
 
 TransportName = Literal["memory", "mqtt", "processes"]
@@ -81,13 +82,18 @@ def simulate(
     observer: Observer = silent,
     store_folder: Path | None = None,
     with_baseline: bool = True,
+    tamper: Tamper | None = None,
 ) -> Simulated:
     """Run the job on a fleet made for it.
 
     `memory`: on a virtual clock, through the simulated network. `mqtt`: in this process and in real time, through a
     mosquitto of our own. `processes`: the same, but every agent is a process. `faults`: a schedule instead of the job's
-    own. Checkpoints go to `store_folder`, or to a folder that is gone afterwards. Raises what `run_job` raises, and
-    `ConfigError`."""
+    own. Checkpoints go to `store_folder`, or to a folder that is gone afterwards. `tamper`: one party of the job's
+    committee cheats. Raises what `run_job` raises, and `ConfigError`."""
+    if tamper is not None and (not job.spec.on_shares or transport == "processes"):
+        raise ConfigError("--tamper needs a job of mode spdz, and --transport memory or mqtt: real agents don't cheat")
+    if tamper is not None and tamper.agent >= job.spec.shares.committee:
+        raise ConfigError(f"--tamper: the committee has {job.spec.shares.committee} agents, from 0")
     scenario = scenario_of(job)
     schedule = fault_schedule(job, scenario, faults)
     with tempfile.TemporaryDirectory(prefix="sordino-sim-") as scratch, ExitStack() as stack:
@@ -104,7 +110,9 @@ def simulate(
                 company = SimulatedFleet(scenario, loop=reactor, wire=MqttWire(reactor, broker), network=None)
             case "processes":
                 company = ProcessFleet(write_fleet(scenario, Path(scratch) / "fleet"))
-        return _drive(
+        if tamper is not None and isinstance(company, SimulatedFleet):
+            company.make_party = tamper.make_party()
+        done = _drive(
             scenario,
             company=company,
             schedule=schedule,
@@ -113,6 +121,9 @@ def simulate(
             transport=transport,
             with_baseline=with_baseline,
         )
+    if tamper is not None and not tamper.happened:
+        raise ConfigError("--tamper: nothing was tampered with, the run was over before; name an earlier step")
+    return done
 
 
 def _drive(

@@ -128,8 +128,8 @@ REFUSALS = {
         {"security": "passive"},
         "policy",
         (
-            "the session has security passive: a single cheating member could falsify results or learn rows; this device "
-            "demands active (policy.spdz.security)"
+            "the session has security passive: a single cheating member could falsify results or learn rows; this "
+            "device demands active (policy.spdz.security)"
         ),
     ),
     "another dealer": (

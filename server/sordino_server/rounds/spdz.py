@@ -386,6 +386,7 @@ class TrainingOnShares:
         self._began_s = end.now_s
         if until in self.ends and until != self.ends[-1]:  # the last one is evaluated first
             yield from report(RoundDone(record=record))
+            yield from report(RoundStarted(round=number + 1, attempt=0, asked=session.members))
         return state
 
     def _record(

@@ -374,4 +374,4 @@ def _error_of(name: str, message: m.SpdzAbort) -> Exception:
     if message.code in _PASSING:
         return SessionLost(text)
     cls = _BY_CODE.get(message.code)
-    return SessionAborted(text) if cls is None else cls(text)
+    return SessionAborted(text) if cls is None else cls(f"{cls.__name__}: {text}")

@@ -1,0 +1,159 @@
+"""One party of a session cheats: what `sordino-sim run JOB --tamper agent=1,step=3,gate=2,bit=17` does.
+
+    what=opening       its share of the gate is wrong, to itself and to all others            -> MacCheckError
+         mac           its MAC share of the gate is wrong                                     -> MacCheckError
+         correction    the correction that it works with was changed on the way               -> MacCheckError
+         equivocation  the others are told another share than the one it counts with          -> EquivocationError
+         commitment    it commits to another seed than the one it opens                       -> CommitmentError
+         seed          it opens another seed than the one it committed to                     -> CommitmentError
+
+A cheater is a `Party` like any other, but for one bit at one place: it keeps to the protocol in all else, so that what
+finds it is the check and not its clumsiness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+
+from sordino_agent.spdz.seat import MakeParty
+from sordino_common.errors import ConfigError
+from sordino_common.ring.prg import Seed
+from sordino_common.spdz.effects import Broadcast, Effect
+from sordino_common.spdz.party import Party
+from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
+
+What = Literal["opening", "mac", "seed", "commitment", "correction", "equivocation"]
+_HASH_BYTES: Final = 32
+_WORD_BITS: Final = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Tamper:
+    """`agent`: which party of the committee, from 0. `step`: from 0. `gate`: which of the circuit's gates, in order of
+    rounds. `bit`: of an element, or of what is sent."""
+
+    agent: int
+    step: int
+    gate: int = 0
+    bit: int = 0
+    what: What = "opening"
+    happened: bool = field(default=False)
+
+    def make_party(self) -> MakeParty:
+        """A constructor of parties: honest ones, but for the cheater."""
+
+        def make(spec: SessionSpec, index: int, setup: PartySetup, *, random: Callable[[int], bytes]) -> Party:
+            if index != self.agent:
+                return Party(spec, index, setup, random=random)
+            return Cheater(spec, index, setup, random=random, tamper=self)
+
+        return make
+
+
+def read_tamper(text: str) -> Tamper:
+    """`key=value,key=value`. Raises `ConfigError`."""
+    known = {entry.name for entry in fields(Tamper)} - {"happened"}
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.strip().partition("=")
+        if not equals or key not in known:
+            raise ConfigError(f"--tamper {text}: expected key=value with keys {', '.join(sorted(known))}; got {part!r}")
+        if key == "what":
+            if value not in get_args(What):
+                raise ConfigError(f"--tamper {text}: what is one of {', '.join(get_args(What))}; got {value!r}")
+            values[key] = value
+        elif not value.isdigit():
+            raise ConfigError(f"--tamper {text}: {key} is a number from 0; got {value!r}")
+        else:
+            values[key] = int(value)
+    if not {"agent", "step"} <= values.keys():
+        raise ConfigError(f"--tamper {text}: agent and step are needed")
+    return Tamper(**values)
+
+
+class Cheater(Party):
+    """See the module's text. One bit, once."""
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        index: int,
+        setup: PartySetup,
+        *,
+        random: Callable[[int], bytes],
+        tamper: Tamper,
+    ) -> None:
+        super().__init__(spec, index, setup, random=random)
+        self._tamper = tamper
+        self._shares_seed: Seed = setup.seed
+
+    def on_correction(self, step: int, attempt: int, data: bytes) -> list[Effect]:
+        if self._due("correction", step):
+            data = _flipped(data, self._tamper.bit % (8 * len(data)))
+        return super().on_correction(step, attempt, data)
+
+    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[Any, Any, Any, Any]:
+        masks, gammas, root_macs, gamma_macs = super()._preprocessing(at, corrected)
+        place = self._place()
+        if self._due("opening", at[0]):
+            gammas = np.array(gammas)
+            gammas.view(np.uint64)[place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
+        elif self.spec.active and self._due("mac", at[0]):
+            if gamma_macs is None:
+                gamma_macs = self._expanded("gamma-mac", at, self._layout.gate_elements)
+                root_macs = self._expanded("lambda-mac", at, self._layout.root_elements)
+            gamma_macs = np.array(gamma_macs)
+            gamma_macs[0, place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
+        return masks, gammas, root_macs, gamma_macs
+
+    def _guard(self, take: Callable[[], None]) -> list[Effect]:
+        return [self._bent(effect) for effect in super()._guard(take)]
+
+    def _bent(self, effect: Effect) -> Effect:
+        if not isinstance(effect, Broadcast):
+            return effect
+        bit = self._tamper.bit
+        if effect.kind == "open" and effect.round == self._round() and self._due("equivocation", effect.step):
+            offset = self._place() - self._layout.rounds[effect.round].start
+            return _with(effect, _flipped(effect.payload, 64 * offset + bit % _WORD_BITS))
+        if effect.kind == "check-1" and self._due("commitment", effect.step):
+            return _with(effect, _flipped(effect.payload, 8 * _HASH_BYTES + bit % (8 * _HASH_BYTES)))
+        if effect.kind == "check-2" and self._due("seed", effect.step):
+            return _with(effect, _flipped(effect.payload, bit % (8 * len(effect.payload))))
+        return effect
+
+    def _due(self, what: What, step: int) -> bool:
+        """Whether it is time. A check comes after several steps, a correction every few: the first one from there on."""
+        tamper = self._tamper
+        later = what in ("seed", "commitment", "correction")
+        if tamper.happened or tamper.what != what or (step < tamper.step if later else step != tamper.step):
+            return False
+        tamper.happened = True
+        return True
+
+    def _round(self) -> int:
+        place = self._place()
+        return next(k for k, span in enumerate(self._layout.rounds) if span.start <= place < span.stop)
+
+    def _place(self) -> int:
+        """The gate's first element among all that a step opens."""
+        numbers = list(self._layout.gates)
+        place: int = self._layout.gates[numbers[self._tamper.gate % len(numbers)]].start
+        return place
+
+    def _expanded(self, kind: str, at: tuple[int, int], count: int) -> Any:
+        return self._field.expand(self._shares_seed, stream(self.spec, kind, *at), count)
+
+
+def _flipped(data: bytes, bit: int) -> bytes:
+    out = bytearray(data)
+    out[bit // 8] ^= 1 << bit % 8
+    return bytes(out)
+
+
+def _with(effect: Broadcast, payload: bytes) -> Broadcast:
+    return Broadcast(kind=effect.kind, step=effect.step, attempt=effect.attempt, round=effect.round, payload=payload)
