@@ -236,7 +236,7 @@ def _int8_matrices(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         for d in range(_BYTES):
             x8 = left_limbs[:, : d + 1].reshape(padded[0], -1)
             y8 = right_limbs[_BYTES - 1 - d :].reshape(-1, padded[2])
-            product: torch.Tensor = torch._int_mm(x8, y8)  # int32
+            product: torch.Tensor = torch._int_mm(x8, y8)  # pyright: ignore[reportPrivateImportUsage]  # no public name yet
             total += product[:rows, :columns].to(torch.int64) << 8 * d
     return total
 
