@@ -1,5 +1,4 @@
-"""F_p: inner products, matrix times vector, matrix products, by float64 GEMM over limbs; exact, since all sums stay
-below 2^53.
+"""F_p: inner products, matrix times vector, by float64 GEMM over limbs; exact, since all sums stay below 2^53.
 
 Vectors (`dot`, `mat_vec`, `vec_mat`) use 16-bit limbs, which are a plain view of the words: no splitting, one cast.
 A signed 64-bit number is three unsigned limbs and a signed one. 2^128 = 2 mod p, so limb products at 2^(16 d), d >= 8,
@@ -35,7 +34,7 @@ def dot(a: Fp, b: Fp) -> int:
     """Σ a_i b_i mod p. a, b: [2, n]."""
     check_fp("dot", a, b)
     _check_vectors("dot", a.shape[1:], b.shape[1:])
-    return _dot(_interleaved(a), _interleaved(b))
+    return _dot(a, b)
 
 
 def dot_int64(a: Fp, v: I64) -> int:
@@ -43,7 +42,7 @@ def dot_int64(a: Fp, v: I64) -> int:
     check_fp("dot_int64", a)
     check_int64("dot_int64", v)
     _check_vectors("dot_int64", a.shape[1:], v.shape)
-    return _dot(_interleaved(a), np.ascontiguousarray(v).reshape(-1, 1))
+    return _dot(a, v[np.newaxis])
 
 
 def mat_vec(t: I64, v: Fp) -> Fp:
@@ -84,17 +83,24 @@ def _interleaved(a: Fp) -> U64:
     return out
 
 
-def _dot(a: U64, b: U64 | I64) -> int:
-    """Σ over rows and limbs. a: uint64 [n, 2]; b: uint64 [n, 2] or int64 [n, 1]."""
-    count, words = b.shape
+def _dot(a: Fp, b: Fp | I64) -> int:
+    """Σ over elements and limbs. a: uint64 [2, n]; b: uint64 [2, n] or int64 [1, n]. Small blocks throughout: fresh
+    memory of the operands' size would cost more, page by page, than the arithmetic."""
+    words, count = b.shape
     size, width = min(_DOT_BLOCK, count), 4 * words + _LIMBS
     left, right = np.empty((size, _LIMBS)), np.empty((size, 4 * words))
+    a_block, b_block = np.empty((2, size, 2), dtype=np.uint64)
     total = np.zeros((_LIMBS, width), dtype=np.int64)
     for start in range(0, count, _DOT_BLOCK):
-        part = b[start : start + _DOT_BLOCK]
-        n = len(part)
-        np.copyto(left[:n], a[start : start + n].view(np.uint16))
-        _cast_limbs(part, right[:n])
+        n = min(_DOT_BLOCK, count - start)
+        at = slice(start, start + n)
+        a_block[:n, 0], a_block[:n, 1] = a[0, at], a[1, at]
+        np.copyto(left[:n], a_block[:n].view(np.uint16))
+        if words == 1:
+            _cast_limbs(np.ascontiguousarray(b[0, at].view(np.int64)).reshape(n, 1), right[:n])
+        else:
+            b_block[:n, 0], b_block[:n, 1] = b[0, at], b[1, at]
+            _cast_limbs(b_block[:n], right[:n])
         total[:, : 4 * words] += (left[:n].T @ right[:n]).astype(np.int64)  # below 2^32 n
     # Entry (i, j) stands at 2^(16 (i + j)): read with rows one shorter, the table has it in column i + j.
     skewed = total.reshape(-1)[: _LIMBS * (width - 1)].reshape(_LIMBS, width - 1)
