@@ -127,7 +127,7 @@ class Cheater(Party):
         return effect
 
     def _due(self, what: What, step: int) -> bool:
-        """Whether it is time. A check comes after several steps, a correction every few: the first one from there on."""
+        """Whether it is time. A check comes after several steps, a correction every few: then the first from there."""
         tamper = self._tamper
         later = what in ("seed", "commitment", "correction")
         if tamper.happened or tamper.what != what or (step < tamper.step if later else step != tamper.step):

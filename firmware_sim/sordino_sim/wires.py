@@ -33,11 +33,11 @@ class Wire(Protocol):
 
 
 class MemoryWire:
-    """A `MemoryBroker` on a virtual loop, with a network model."""
+    """A `MemoryBroker` on a virtual loop, with a network model; or `broker`, if that is a special one."""
 
-    def __init__(self, loop: VirtualLoop, *, network: NetworkModel | None) -> None:
+    def __init__(self, loop: VirtualLoop, *, network: NetworkModel | None, broker: MemoryBroker | None = None) -> None:
         self._loop = loop
-        self.broker = MemoryBroker(loop, network=network)
+        self.broker = broker or MemoryBroker(loop, network=network)
         self._transports: dict[str, MemoryTransport] = {}
         self._stops = 0
 

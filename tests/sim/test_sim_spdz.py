@@ -1,4 +1,4 @@
-"""Jobs on shares in the simulator: the real agents and the real server, cheaters among them, and what else goes wrong."""
+"""Jobs on shares in the simulator: real agents, the real server, cheaters among them, and what else goes wrong."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from helpers_sim import boston_shares, write_faults
 from sordino_common.errors import ConfigError, RemoteError
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
-from sordino_server.rounds.events import Note, RunStarted
 from sordino_server.progress import line_of, result_line
+from sordino_server.rounds.events import Note, RunStarted
 from sordino_sim.runner import Simulated, simulate, without_wall_clock
 from sordino_sim.tamper import Tamper, read_tamper
 
@@ -35,7 +35,7 @@ def warnings(done: Simulated) -> list[str]:
 def test_boston_on_shares_learns_what_plain_pytorch_learns() -> None:
     done = simulate(boston_shares("train.rounds=4"))
     summary = done.summary
-    assert SUMMARY_FIELDS <= summary.keys()
+    assert summary.keys() >= SUMMARY_FIELDS
     assert summary["metrics"]["test_mse"] == pytest.approx(summary["baseline"]["test_mse"], rel=0.02)
     assert summary["security"] == "active"
     assert (summary["rounds"], summary["steps"], summary["mac_checks"]) == (4, 24, 12)
@@ -138,6 +138,7 @@ def test_tamper_options_that_make_no_sense() -> None:
 # --- what else goes wrong ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("round_", "at_s"), [(1, 0.0), (1, 0.1), (1, 0.2), (2, 0.02), (2, 0.1)])
 def test_a_party_that_dies_and_comes_back_costs_a_session_and_not_the_run(
     round_: int, at_s: float, tmp_path: Path

@@ -123,8 +123,8 @@ class Tally:
 
 
 class TrainingOnShares:
-    """`circuitry`: the training step lowered for so many steps. `values`: the first state, fixed point. `lengths`: steps
-    of each round, given the fleet's rows. `programs`: all Plans that data agents are to know, the training step first."""
+    """`circuitry`: the training step lowered for so many steps. `values`: the first state, fixed point. `lengths`:
+    steps of each round, given the fleet's rows. `programs`: Plans for the data agents, the training step first."""
 
     def __init__(
         self,
