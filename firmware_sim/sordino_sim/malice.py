@@ -41,8 +41,10 @@ class MaliciousBroker(MemoryBroker):
         now_s = self._clock.now_s()
         if self._silent_from_s <= now_s < self._silent_from_s + self._silent_for_s:
             return
-        if not retained and not publication.retain:
-            self.seen.append(publication)
+        if retained or publication.retain:  # births and the roster: without them nothing would begin to be attacked
+            super()._forward(session, publication, retained=retained)
+            return
+        self.seen.append(publication)
         deed = next((deed for deed in _DEEDS if self._rng.random() < self._rates[deed]), None)
         if deed is None:
             super()._forward(session, publication, retained=retained)
