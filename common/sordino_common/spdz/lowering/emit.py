@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -54,7 +54,8 @@ _ENDLESS: Final = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A wire of the circuit: number, shape, scale, bound on |integer|, room = base + growth·n, round it is there."""
+    """A wire of the circuit: number, shape, scale, bound on |integer|, room = base + growth·n, round it is there.
+    `carried`: its mask is made of masks of the step before."""
 
     number: int
     shape: tuple[int, ...]
@@ -63,19 +64,31 @@ class _Known:
     base: int
     growth: int
     level: int
+    carried: bool = False
+
+
+Key: TypeAlias = tuple[str, str]  # name and role of an input that is an output too
+Room: TypeAlias = tuple[int, int]
+
+
+def _room_after(before: _Known, after: _Known) -> Room:
+    """(base, growth) that hold for the next step too: a mask that is new every step does not grow."""
+    if not after.carried:
+        return max(before.base, after.base), 0
+    return before.base, max(before.growth, after.base - before.base, after.growth)
 
 
 @dataclass(slots=True)
 class Emitter:
-    """Builds the circuit of one sketch. `growth`: how much the room of each carried input grows in a step."""
+    """Builds the circuit of one sketch. `rooms`: (base, growth) of the carried inputs, as far as they are known."""
 
     plan: Plan
     drawn: Drawn
     settings: Settings
     found: Mapping[int, float]
     bits: Mapping[int, int]
-    growth: Mapping[tuple[str, str], int]
-    fresh: frozenset[tuple[str, str]]  # outputs that get a new mask every step
+    rooms: Mapping[Key, Room]
+    fresh: frozenset[Key]  # outputs that get a new mask every step
     max_steps: int = _ENDLESS
     nodes: list[Node] = field(default_factory=list)
     inputs: list[CircuitInput] = field(default_factory=list)
@@ -90,25 +103,22 @@ class Emitter:
     def sketch(self) -> Sketch:
         return self.drawn.sketch
 
-    def emit(self, order: Sequence[int], plan_id: bytes) -> tuple[Circuit, dict[tuple[str, str], int]]:
-        """The circuit, and by how much the room of each carried output exceeds its input's."""
+    def emit(self, order: Sequence[int], plan_id: bytes) -> tuple[Circuit, dict[Key, Room]]:
+        """The circuit, and what room its carried outputs want their inputs to have."""
         for index in range(len(self.plan.inputs)):
             self._given(index)
         for wire in order:
             entry = self.sketch.entries[wire]
             self.known[wire] = self._node(wire, entry.node, entry.shape, entry.plan_node)
-        outputs, grown = [], {}
-        rooms = {(entry.name, entry.role): k for k, entry in enumerate(self.plan.inputs)}
+        outputs, wanted = [], {}
+        places = {(entry.name, entry.role): k for k, entry in enumerate(self.plan.inputs)}
         for output, wire in zip(self.plan.outputs, self.drawn.outputs, strict=True):
             key = (output.name, output.role)
             result = self._exactly(self.known[wire], self.settings.fraction_bits)
-            if key in rooms and output.role in ("param", "state"):
+            if key in places and output.role in ("param", "state"):
                 if key in self.fresh:
                     result = self._remask(result, -1)
-                before = self._at_inputs[rooms[key]]
-                grown[key] = max(
-                    0, result.base - before.base, result.base + result.growth - before.base - before.growth
-                )
+                wanted[key] = _room_after(self._input_wires[places[key]], result)
             outputs.append(CircuitOutput(name=output.name, role=output.role, wire=result.number))
         circuit = Circuit(
             plan_id=plan_id,
@@ -118,11 +128,7 @@ class Emitter:
             tables=tuple(self.tables),
             constants=tuple(self.constants),
         )
-        return circuit, grown
-
-    @property
-    def _at_inputs(self) -> list[_Known]:
-        return self._input_wires
+        return circuit, wanted
 
     _input_wires: list[_Known] = field(default_factory=list)
 
@@ -138,7 +144,7 @@ class Emitter:
                 f"input {given.name!r}: a range of {stated:g} leaves no room for a mask at {full} fraction bits; scale "
                 f"the data, or state a smaller range"
             )
-        base, growth = 1 << (63 - shift), self.growth.get((given.name, given.role), 0)
+        base, growth = self.rooms.get((given.name, given.role), (1 << (63 - shift), 0))
         wire = Wire(
             shape=given.spec.shape,
             fraction_bits=full,
@@ -151,10 +157,19 @@ class Emitter:
             )
         )
         self._check_room(base, growth)
-        self._input_wires.append(_Known(index, given.spec.shape, full, size, base, growth, 0))
+        carried = given.role in ("param", "state")
+        self._input_wires.append(_Known(index, given.spec.shape, full, size, base, growth, 0, carried))
 
     def _add(
-        self, make: Any, shape: tuple[int, ...], bits: int, size: int, base: int, growth: int, level: int
+        self,
+        make: Any,
+        shape: tuple[int, ...],
+        bits: int,
+        size: int,
+        base: int,
+        growth: int,
+        level: int,
+        carried: bool = False,
     ) -> _Known:
         """Append a node; `make(wire)` builds it."""
         wire = Wire(
@@ -164,7 +179,7 @@ class Emitter:
             room=min(base + growth * self.settings.steps, _ROOM),
         )
         self.nodes.append(make(wire))
-        return _Known(len(self.inputs) + len(self.nodes) - 1, shape, bits, size, base, growth, level)
+        return _Known(len(self.inputs) + len(self.nodes) - 1, shape, bits, size, base, growth, level, carried)
 
     def _node(self, wire: int, node: Any, shape: tuple[int, ...], plan_node: int) -> _Known:
         match node:
@@ -180,7 +195,7 @@ class Emitter:
                 (x,) = self._roomy(((count, x),), plan_node)
                 return self._add(
                     lambda made: Sum(operand=x.number, dims=dims, keepdim=False, wire=made),
-                    shape, x.bits, x.size * count, x.base * count, x.growth * count, x.level,
+                    shape, x.bits, x.size * count, x.base * count, x.growth * count, x.level, x.carried,
                 )  # fmt: skip
             case Joined(operands=parts, dim=dim):
                 top = max(self.known[part].bits for part in parts)
@@ -188,7 +203,7 @@ class Emitter:
                 return self._add(
                     lambda made: Cat(operands=tuple(x.number for x in wires), dim=dim, wire=made),
                     shape, top, max(x.size for x in wires), max(x.base for x in wires), max(x.growth for x in wires),
-                    max(x.level for x in wires),
+                    max(x.level for x in wires), any(x.carried for x in wires),
                 )  # fmt: skip
             case Combined(terms=terms, constant=constant, table=table):
                 return self._combined([(k, self.known[part]) for k, part in terms], constant, table, shape, plan_node)
@@ -205,7 +220,7 @@ class Emitter:
             args = (self._gathers[args[0]],)
         return self._add(
             lambda made: View(op=node.op, operand=x.number, args=args, wire=made),
-            shape, x.bits, x.size, x.base, x.growth, x.level,
+            shape, x.bits, x.size, x.base, x.growth, x.level, x.carried,
         )  # fmt: skip
 
     def _public(self, table: int) -> _Known:
@@ -251,7 +266,7 @@ class Emitter:
             shape, top, size,
             sum(abs(k) * x.base for (k, _), x in zip(scaled, wires, strict=True)) + abs(whole) + extra,
             sum(abs(k) * x.growth for (k, _), x in zip(scaled, wires, strict=True)),
-            max((x.level for x in wires), default=0),
+            max((x.level for x in wires), default=0), any(x.carried for x in wires),
         )  # fmt: skip
 
     def _exactly(self, x: _Known, bits: int) -> _Known:
@@ -425,4 +440,5 @@ class Emitter:
             f"bits, at most {BOUND_BITS_MAX} are allowed; state smaller ranges (spdz.ranges: params, updates, values), "
             f"or use a smaller batch, a larger learning rate or fewer fraction bits",
             node=plan_node,
+            output=output,
         )

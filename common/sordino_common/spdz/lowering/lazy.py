@@ -387,7 +387,7 @@ def _uniform(array: Floats) -> float | Floats:
     if array.size == 0:
         return 0.0
     first = float(array.flat[0])
-    return first if bool((array == first).all()) else np.ascontiguousarray(array, np.float64)
+    return first if bool((array == first).all()) else np.asarray(array, np.float64, order="C")
 
 
 def _fsum(array: Floats, dims: tuple[int, ...]) -> float | Floats:

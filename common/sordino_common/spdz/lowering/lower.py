@@ -9,13 +9,13 @@ from sordino_common.plan.interpreter import UNBOUNDED
 from sordino_common.plan.validation import validate_plan
 from sordino_common.plan.values import Plan
 from sordino_common.spdz.lowering.codec import circuit_digest
-from sordino_common.spdz.lowering.emit import Emitter
+from sordino_common.spdz.lowering.emit import Emitter, Key, Room
 from sordino_common.spdz.lowering.magnitudes import check_interval, magnitudes, needed
 from sordino_common.spdz.lowering.scales import LEEWAYS, fraction_bits
 from sordino_common.spdz.lowering.settings import CoefficientRefused, Lowered, LoweringError, Settings
 from sordino_common.spdz.lowering.walk import Drawn, draw
 
-_TRIES: Final = 4
+_TRIES: Final = 8
 
 
 def lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> Lowered:
@@ -24,7 +24,18 @@ def lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> Lowered:
     Raises `PlanError` if the Plan is not valid, and its kind `LoweringError` naming the node that can't be lowered,
     what it would take, and what to change."""
     validate_plan(plan, UNBOUNDED)
-    drawn = draw(plan, settings)
+    apart: frozenset[str] = frozenset()
+    while True:
+        try:
+            return _lowered(plan, plan_id, settings, apart)
+        except CoefficientRefused as error:
+            if not error.output or error.output in apart:
+                raise
+            apart |= {error.output}
+
+
+def _lowered(plan: Plan, plan_id: bytes, settings: Settings, apart: frozenset[str]) -> Lowered:
+    drawn = draw(plan, settings, apart)
     order = needed(drawn.sketch, drawn.outputs)
     found = magnitudes(plan, drawn.sketch, order, settings)
     check_interval(drawn.sketch, found, drawn.powers, settings, [node.op for node in plan.nodes])
@@ -47,20 +58,20 @@ def _emitted(
     found: dict[int, float],
     bits: dict[int, int],
 ) -> Lowered:
-    """The circuit, once the growth of the carried wires' room is known: it is what the outputs' room shows."""
-    growth: dict[tuple[str, str], int] = {}
-    fresh: frozenset[tuple[str, str]] = frozenset()
+    """The circuit, once the room of the carried inputs is known: it is what their outputs want it to be."""
+    rooms: dict[Key, Room] = {}
+    fresh: frozenset[Key] = frozenset()
     for attempt in range(_TRIES):
-        emitter = Emitter(plan=plan, drawn=drawn, settings=settings, found=found, bits=bits, growth=growth, fresh=fresh)
-        circuit, grown = emitter.emit(order, plan_id)
-        if all(grown[key] <= growth.get(key, 0) for key in grown):
+        emitter = Emitter(plan=plan, drawn=drawn, settings=settings, found=found, bits=bits, rooms=rooms, fresh=fresh)
+        circuit, wanted = emitter.emit(order, plan_id)
+        if attempt and wanted == rooms:
             return Lowered(
                 circuit=circuit,
                 digest=circuit_digest(circuit),
                 notes=tuple(emitter.notes),
                 max_steps=emitter.max_steps,
             )
-        if attempt:  # what one parameter gains depends on what others have gained: fresh masks for these
-            fresh |= {key for key in grown if grown[key] > growth.get(key, 0)}
-        growth = {key: max(grown[key], growth.get(key, 0)) for key in grown}
+        if attempt >= _TRIES // 2:  # what one gains depends on what others have gained: fresh masks for these
+            fresh |= {key for key in wanted if wanted[key] != rooms.get(key)}
+        rooms = wanted
     raise LoweringError(f"{plan.name}: the masks of the parameters grow without bound from step to step")

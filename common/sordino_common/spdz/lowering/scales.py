@@ -29,7 +29,7 @@ _FEWEST: Final = 4
 _WISH_BITS: Final = 9
 _USUAL: Final = 1 / 4  # of its stated bound, the size that a value usually has
 _MANY: Final = 64
-LEEWAYS: Final = (0, 2, 4, 6)  # bits of rounding error that are borne before a coefficient is refused
+LEEWAYS: Final = (0, 2, 4, 6, 8, 10)  # bits of rounding error that are borne before a coefficient is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,12 @@ class LoweringError(PlanError):
 
 
 class CoefficientRefused(LoweringError):
-    """No scale within the bound gives a gate's coefficients well enough."""
+    """No scale within the bound gives a gate's coefficients well enough. `output`: which output of the Plan the gate was
+    made for, or ""."""
+
+    def __init__(self, text: str, *, node: int, output: str) -> None:
+        super().__init__(text, node=node)
+        self.output = output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

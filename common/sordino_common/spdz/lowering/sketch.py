@@ -134,7 +134,7 @@ class Sketch:
 
     def table(self, values: Floats) -> int:
         """The number of a public tensor."""
-        exact = np.ascontiguousarray(values, np.float64)
+        exact = np.asarray(values, np.float64, order="C")
         key = ("public", exact.shape, hashlib.sha256(exact.tobytes()).digest())
         if key not in self._tables:
             self._tables[key] = len(self.publics)
@@ -165,7 +165,7 @@ class Sketch:
 
     def gather(self, wire: int, index: npt.NDArray[np.int64]) -> int:
         """`index`: flat positions in the operand, or its element count for zero."""
-        flat = np.ascontiguousarray(index, np.int64)
+        flat = np.asarray(index, np.int64, order="C")
         count = math.prod(self.shape(wire))
         if flat.size == count and flat.shape == self.shape(wire) and np.array_equal(flat.ravel(), np.arange(count)):
             return wire

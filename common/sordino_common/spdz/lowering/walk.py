@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from sordino_common.plan.arrays import to_numpy
 from sordino_common.plan.spec import FLOATS
 from sordino_common.plan.values import Node, Plan, Ref, refs
-from sordino_common.spdz.lowering.lazy import Lazy, as_lazy_wire, of_wire, to_output
+from sordino_common.spdz.lowering.lazy import Lazy, Pending, added, as_lazy_wire, of_wire, to_output
 from sordino_common.spdz.lowering.rules import REFUSED, RULES, Walk, computed
 from sordino_common.spdz.lowering.rules.base import lifted
 from sordino_common.spdz.lowering.settings import LoweringError, Settings
@@ -39,8 +39,11 @@ class Drawn:
     powers: dict[int, int]
 
 
-def draw(plan: Plan, settings: Settings) -> Drawn:
-    """The sketch of a valid Plan. Raises `LoweringError` naming the node that can't be lowered."""
+def draw(plan: Plan, settings: Settings, apart: frozenset[str]) -> Drawn:
+    """The sketch of a valid Plan. `apart`: outputs whose products are opened before they are multiplied by what they
+    come with: a round and as many openings more, where a coefficient is too small for one gate.
+
+    Raises `LoweringError` naming the node that can't be lowered."""
     specs = plan.specs()
     sketch = Sketch()
     walk = Walk(sketch, specs, settings.ranges.preactivations)
@@ -81,12 +84,24 @@ def draw(plan: Plan, settings: Settings) -> Drawn:
         sketch.output = output.name if output.name == output.role else f"{output.role} {output.name}"
         kept = output.role in ("param", "state") and (output.name, output.role) in carried
         lazy = value if isinstance(value, Lazy) else lifted(walk, value, specs[output.value].shape)
+        if sketch.output in apart:
+            lazy = _opened_first(sketch, lazy)
         if kept:
             own, change = settings.of_input(output.role, output.name), settings.of_update(output.role, output.name)
             outputs.append(to_output(sketch, lazy, carried=True, cap=own, change=change))
         else:
             outputs.append(to_output(sketch, lazy, carried=False, cap=_stated(plan, output.value, settings)))
     return Drawn(sketch, tuple(outputs), walk.powers)
+
+
+def _opened_first(sketch: Sketch, value: Lazy) -> Lazy:
+    """The value with its pending products opened as one gate."""
+    pending = tuple((c, atom) for c, atom in value.terms if isinstance(atom, Pending))
+    if not pending:
+        return value
+    opened = as_lazy_wire(sketch, Lazy(shape=value.shape, terms=pending))
+    rest = tuple((c, atom) for c, atom in value.terms if not isinstance(atom, Pending))
+    return added([opened, replace(value, terms=rest)])
 
 
 def _any_lazy(args: tuple[Any, ...]) -> bool:

@@ -103,7 +103,7 @@ def lifted(walk: Walk, value: Any, shape: tuple[int, ...]) -> Lazy:
     tensor = np.broadcast_to(np.asarray(value, np.float64), shape)
     if not np.isfinite(tensor).all():
         walk.refuse("a constant is infinite or NaN")
-    return Lazy(shape=shape, terms=(), constant=np.ascontiguousarray(tensor) if shape else float(tensor))
+    return Lazy(shape=shape, terms=(), constant=np.asarray(tensor, order="C") if shape else float(tensor))
 
 
 def broadcast(walk: Walk, value: Lazy, shape: tuple[int, ...]) -> Lazy:
