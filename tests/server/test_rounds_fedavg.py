@@ -14,6 +14,7 @@ from sordino_common.plan.arrays import from_numpy
 from sordino_server.rounds.effects import Checkpoint
 from sordino_server.rounds.events import Note, RoundDone, RoundStarted, Waiting
 from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.rounds.roll import DataMismatch
 
 START = (np.zeros(2, np.float32),)
 
@@ -250,8 +251,16 @@ def test_agents_without_the_data_are_left_out_at_once_with_the_reason() -> None:
     alone = Fleet(team)
     begin(alone)
     alone.finish(within_s=30.0)
-    with pytest.raises(FleetUnavailable, match="it offers wages"):
+    # No agent has it: that is the job's mistake.
+    with pytest.raises(DataMismatch, match="no dataset toy; it offers wages") as mismatch:
         alone.conductor.result()
+    assert mismatch.value.key == "data.dataset"
+    team[1].dataset = "wards"
+    mixed = Fleet(team)
+    begin(mixed)
+    mixed.finish(within_s=30.0)
+    with pytest.raises(FleetUnavailable, match=r"agent-1 \(no dataset toy; it offers wards\)"):
+        mixed.conductor.result()
 
 
 def test_a_device_that_never_describes_itself_slows_only_some_rounds() -> None:

@@ -7,10 +7,10 @@ every round.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from sordino_common.errors import FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
 from sordino_common.messages import DatasetInfo, Describe, Described, Message, PlanPut, PlanReady
 from sordino_server.job import DataSpec, TrainSpec, quorum_of
 from sordino_server.rounds.effects import (
@@ -64,6 +64,7 @@ class Roll:
     unfit: dict[str, tuple[int, str]] = field(default_factory=dict)  # (boot, why): left out until it boots again
     _sick: dict[str, _Sick] = field(default_factory=dict)
     _gathered: bool = False
+    _mismatches: dict[str, str] = field(default_factory=dict)  # why data doesn't fit the job -> the job's key
 
     def assemble(self, round_: int, *, done: frozenset[str] = Nobody) -> Generator[Effect, Result, tuple[Names, int]]:
         """(names ready for the round, ascending; how many answers it needs yet), waiting as `TrainSpec` says.
@@ -93,6 +94,7 @@ class Roll:
                 return ready, need
             now_s = (yield from meter()).now_s
             if now_s >= deadline_s or present.members - done <= self.unfit.keys():
+                self._blame_the_job(present, done)
                 text = f"{purpose}: {len(ready)} are ready, {need} are needed; {self._why_missing(present, done)}"
                 raise FleetUnavailable(text)
 
@@ -142,11 +144,11 @@ class Roll:
             if name in answers.replies:
                 described = answers.replies[name]
                 assert isinstance(described, Described)
-                info, problem = find_data(self.data, described)
-                if info is None:
-                    yield from self._leave_out(name, boots.get(name), problem)
-                else:
-                    found[name] = info
+                try:
+                    found[name] = find_data(self.data, described)
+                except DataMismatch as mismatch:
+                    self._mismatches[str(mismatch)] = mismatch.key
+                    yield from self._leave_out(name, boots.get(name), str(mismatch))
             elif name in answers.refusals:
                 yield from self._leave_out(name, boots.get(name), answers.refusals[name])
             else:
@@ -199,6 +201,14 @@ class Roll:
         times = last.times + 1 if last is not None and last.boot == boot else 0
         self._sick[name] = _Sick(boot=boot, until_round=round_ + 2 ** min(times, 10), times=times)
 
+    def _blame_the_job(self, present: Present, done: frozenset[str]) -> None:
+        """Raises `DataMismatch` if all that is known speaks against the job: no member ever fitted, for one reason."""
+        reasons = {self.unfit.get(name, (0, ""))[1] for name in present.members}
+        if not done and not self.able and len(reasons) == 1:
+            reason = reasons.pop()
+            if reason in self._mismatches:
+                raise DataMismatch(self._mismatches[reason], f"no agent has it: {reason}")
+
     def _why_missing(self, present: Present, done: frozenset[str]) -> str:
         reasons = []
         for name in sorted(present.members - done):
@@ -211,21 +221,38 @@ class Roll:
         return "missing: " + (", ".join(reasons) if reasons else "the roster lists no more agents that hold data")
 
 
-def find_data(spec: DataSpec, described: Described) -> tuple[DatasetInfo | None, str]:
-    """(the dataset that fits the job, ""), or (None, what is missing)."""
+class DataMismatch(ConfigError):
+    """An agent's data are not what the job names under `key`. If no agent has it, the job is wrong, not the fleet."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+def find_data(spec: DataSpec, described: Described) -> DatasetInfo:
+    """The dataset that fits the job. Raises `DataMismatch`."""
     offered = {info.name: info for info in described.datasets}
     info = offered.get(spec.dataset)
     if info is None:
-        return None, f"no dataset {spec.dataset}; it offers {', '.join(sorted(offered)) or 'none'}"
+        raise DataMismatch("data.dataset", f"no dataset {spec.dataset}; it offers {_listed(sorted(offered))}")
     columns = {column.name: column for column in info.columns}
     row_shape = spec.x_shape if len(spec.features) == 1 and spec.shape is not None else ()
-    wanted: Mapping[str, tuple[int, ...]] = {**dict.fromkeys(spec.features, row_shape), spec.target: ()}
-    for name, shape in wanted.items():
+    wanted = [(f"data.features.{index}", name, row_shape) for index, name in enumerate(spec.features)]
+    for key, name, shape in (*wanted, ("data.target", spec.target, ())):
         if name not in columns:
-            return None, f"dataset {spec.dataset} has no column {name}"
+            raise DataMismatch(key, f"dataset {spec.dataset} has no column {name}; it has {_listed(list(columns))}")
         found = columns[name].shape
         if found != shape and not (name in spec.features and shape == (1,) and found == ()):
-            return None, f"column {name} of {spec.dataset} has entries of shape {list(found)}, expected {list(shape)}"
+            raise DataMismatch(
+                key, f"column {name} of {spec.dataset} has entries of shape {list(found)}, expected {list(shape)}"
+            )
     if info.train_rows == 0:
-        return None, f"dataset {spec.dataset} has no rows to train on"
-    return info, ""
+        raise DataMismatch("data.dataset", f"dataset {spec.dataset} has no rows to train on")
+    return info
+
+
+def _listed(names: Sequence[str], most: int = 30) -> str:
+    """The names, at most `most` of them and without control characters: they come from a device."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    listed = ", ".join(names[:most]) + more if names else "none"
+    return "".join(letter if letter.isprintable() else " " for letter in listed)
