@@ -207,6 +207,13 @@ class AgentCore:
     def on_roster(self, roster: Roster) -> None:
         self._roster_server = roster.server.name
         log.info("event=roster epoch=%d server=%s", roster.epoch, self._roster_server)
+        if all(entry.name != self.name for entry in roster.entries):
+            log.warning(
+                "event=not-in-roster epoch=%d name=%s remedy='send enrolment.json to the operator: sordino roster add, "
+                "sordino roster sign'",
+                roster.epoch,
+                self.name,
+            )
         self._on_change()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
