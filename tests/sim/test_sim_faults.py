@@ -70,3 +70,8 @@ def test_what_is_wrong_is_refused_with_its_place(tmp_path: Path, text: str, wher
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert "faults.yaml" + where in str(caught.value) and what in str(caught.value)
+
+
+def test_the_example_schedule_fits_the_example_job() -> None:
+    schedule = load_faults(Path(__file__).parents[2] / "examples" / "faults-boston.yaml", agents=AGENTS, seed=1)
+    assert schedule.pending_rounds == (3, 5, 6, 7, 8, 9)
