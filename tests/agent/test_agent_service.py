@@ -474,6 +474,13 @@ def test_check_of_a_broken_file_names_the_place(home: Home) -> None:
     assert re.search(r"agent\.yaml:\d+:3: policy\.min_rows", done.stdout)
 
 
+def test_check_of_a_place_without_a_configuration_says_how_to_get_one(tmp_path: Path) -> None:
+    done = agent("check", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "No such file" in done.stdout
+    assert "-> name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`" in done.stdout
+
+
 def test_run_with_a_bad_configuration_ends_with_2(home: Home) -> None:
     (home.state / "agent.key").chmod(0o644)
     done = agent("run", str(home.folder))

@@ -134,6 +134,7 @@ def test_training_needs_a_signed_roster_and_a_broker(
     caught = capsys.readouterr()
     assert caught.out == ""
     assert "sordino: the broker 127.0.0.1:1 gave no connection" in caught.err.splitlines()[-1]
+    assert f"is the address in {fleet / 'fleet.yaml'} right?" in caught.err.splitlines()[-1]
     assert call("runs", "--fleet", fleet, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"runs": []}
 
