@@ -85,7 +85,7 @@ def test_a_fault_that_the_transport_does_not_simulate_is_exit_2_before_anything_
     assert sim("run", BOSTON, *SETTINGS, "--transport", "processes", "--faults", str(faults), "--json") == 2
     said = capsys.readouterr()
     assert said.out == "" and "round 1" not in said.err
-    assert f"{faults}:2:15: faults[0]: `do: slow` needs --transport memory or mqtt, not processes" in said.err
+    assert f"{faults}:2:16: faults[0]: `do: slow` needs --transport memory or mqtt, not processes" in said.err
 
 
 @pytest.mark.mqtt
