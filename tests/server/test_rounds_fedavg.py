@@ -9,7 +9,7 @@ import pytest
 
 from helpers_server import PROGRAMS, Agent, Fleet, job_spec
 from sordino_common import messages as m
-from sordino_common.errors import FleetUnavailable
+from sordino_common.errors import FleetUnavailable, PolicyRefusal
 from sordino_common.plan.arrays import from_numpy
 from sordino_server.rounds.effects import Checkpoint
 from sordino_server.rounds.events import Note, RoundDone, RoundStarted, Waiting
@@ -260,6 +260,30 @@ def test_agents_without_the_data_are_left_out_at_once_with_the_reason() -> None:
     begin(mixed)
     mixed.finish(within_s=30.0)
     with pytest.raises(FleetUnavailable, match=r"agent-1 \(no dataset toy; it offers wards\)"):
+        mixed.conductor.result()
+
+
+@pytest.mark.parametrize("command", [m.Describe, m.PlanPut, m.Moments, m.Train])
+def test_policies_that_leave_too_few_are_a_matter_of_policy(command: type[m.Message]) -> None:
+    """And only they: as soon as one is missing for another reason, the fleet is what is unavailable."""
+
+    def no(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        forbids = isinstance(message, command)
+        return m.Refused(command=command.kind, code="policy", reason="see policy.jobs") if forbids else reply
+
+    team = agents(4)
+    for agent in team[2:]:
+        agent.answer = no
+    fleet = Fleet(team)
+    begin(fleet, quorum=3)
+    fleet.finish(within_s=30.0)  # nobody is waited for: all are there
+    with pytest.raises(PolicyRefusal, match=r"agent-2 \(policy: see policy.jobs\), agent-3 \(policy"):
+        fleet.conductor.result()
+    team[1].mute = (command,)
+    mixed = Fleet(team)
+    begin(mixed, quorum=3)
+    mixed.finish(within_s=400.0)
+    with pytest.raises(FleetUnavailable, match=r"agent-2 \(policy: see policy.jobs\)"):
         mixed.conductor.result()
 
 

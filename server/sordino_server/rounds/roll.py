@@ -8,9 +8,10 @@ every round.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, FleetUnavailable, PolicyRefusal, RemoteError
 from sordino_common.messages import DatasetInfo, Describe, Described, Message, PlanPut, PlanReady
 from sordino_server.job import DataSpec, TrainSpec, quorum_of
 from sordino_server.rounds.effects import (
@@ -48,6 +49,16 @@ class Able:
     data: DatasetInfo
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unfit:
+    """Why an agent is left out until it boots again: its data don't fit, its policy forbids, or something else."""
+
+    boot: int
+    why: str
+    mismatch: DataMismatch | None
+    forbidden: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class _Sick:
     boot: int
@@ -61,15 +72,15 @@ class Roll:
     train: TrainSpec
     programs: Sequence[Program]
     able: dict[str, Able] = field(default_factory=dict)
-    unfit: dict[str, tuple[int, str]] = field(default_factory=dict)  # (boot, why): left out until it boots again
+    unfit: dict[str, _Unfit] = field(default_factory=dict)
     _sick: dict[str, _Sick] = field(default_factory=dict)
     _gathered: bool = False
-    _mismatches: dict[str, str] = field(default_factory=dict)  # why data doesn't fit the job -> the job's key
 
     def assemble(self, round_: int, *, done: frozenset[str] = Nobody) -> Generator[Effect, Result, tuple[Names, int]]:
         """(names ready for the round, ascending; how many answers it needs yet), waiting as `TrainSpec` says.
 
-        `done`: those who have answered this round already. Raises `FleetUnavailable`: who is missing, and why."""
+        `done`: those who have answered this round already. Raises who is missing, and why: `FleetUnavailable`,
+        `PolicyRefusal` if policies alone are the reason, `DataMismatch` if no agent has the job's data."""
         purpose = f"round {round_}: agents to take part"
         deadline_s = (yield from meter()).now_s + self.train.round_deadline_s
         while True:
@@ -93,10 +104,12 @@ class Roll:
             if len(ready) >= need:
                 return ready, need
             now_s = (yield from meter()).now_s
-            if now_s >= deadline_s or present.members - done <= self.unfit.keys():
+            absent = present.members - done - frozenset(ready)
+            if now_s >= deadline_s or absent <= self.unfit.keys():  # nobody is left who could still come
                 self._blame_the_job(present, done)
                 text = f"{purpose}: {len(ready)} are ready, {need} are needed; {self._why_missing(present, done)}"
-                raise FleetUnavailable(text)
+                forbidden = {name for name, unfit in self.unfit.items() if unfit.forbidden}
+                raise shortage(text, missing=absent, forbidden=forbidden)
 
     def quorum(self, present: Present) -> int:
         """Of the members that may hold the data, or of the number that the job draws."""
@@ -130,7 +143,7 @@ class Roll:
         for name, boot in present.boots.items():
             if name in self.able and self.able[name].boot != boot:
                 del self.able[name]
-            if name in self.unfit and self.unfit[name][0] != boot:
+            if name in self.unfit and self.unfit[name].boot != boot:
                 del self.unfit[name]
 
     def _prepare(self, round_: int, names: Names) -> Generator[Effect, Result, None]:
@@ -147,10 +160,9 @@ class Roll:
                 try:
                     found[name] = find_data(self.data, described)
                 except DataMismatch as mismatch:
-                    self._mismatches[str(mismatch)] = mismatch.key
-                    yield from self._leave_out(name, boots.get(name), str(mismatch))
+                    yield from self._leave_out(name, boots.get(name), str(mismatch), mismatch=mismatch)
             elif name in answers.refusals:
-                yield from self._leave_out(name, boots.get(name), answers.refusals[name])
+                yield from self._refused(name, boots.get(name), answers)
             else:
                 self._mark_sick(name, boots.get(name), round_)
         for program in self.programs:
@@ -161,7 +173,7 @@ class Roll:
                 if name not in answers.replies:
                     del found[name]
                     if name in answers.refusals:
-                        yield from self._leave_out(name, boots.get(name), answers.refusals[name])
+                        yield from self._refused(name, boots.get(name), answers)
                     else:
                         self._mark_sick(name, boots.get(name), round_)
         for name, info in found.items():
@@ -189,9 +201,14 @@ class Roll:
             )
         )
 
-    def _leave_out(self, name: str, boot: int | None, why: str) -> Generator[Effect, Result, None]:
+    def _refused(self, name: str, boot: int | None, answers: Answers) -> Generator[Effect, Result, None]:
+        return self._leave_out(name, boot, answers.refusals[name], forbidden=name in answers.forbidden)
+
+    def _leave_out(
+        self, name: str, boot: int | None, why: str, *, mismatch: DataMismatch | None = None, forbidden: bool = False
+    ) -> Generator[Effect, Result, None]:
         if boot is not None:
-            self.unfit[name] = (boot, why)
+            self.unfit[name] = _Unfit(boot=boot, why=why, mismatch=mismatch, forbidden=forbidden)
             yield from report(Note(text=f"{name} is left out: {why}"))
 
     def _mark_sick(self, name: str, boot: int | None, round_: int) -> None:
@@ -203,22 +220,28 @@ class Roll:
 
     def _blame_the_job(self, present: Present, done: frozenset[str]) -> None:
         """Raises `DataMismatch` if all that is known speaks against the job: no member ever fitted, for one reason."""
-        reasons = {self.unfit.get(name, (0, ""))[1] for name in present.members}
-        if not done and not self.able and len(reasons) == 1:
-            reason = reasons.pop()
-            if reason in self._mismatches:
-                raise DataMismatch(self._mismatches[reason], f"no agent has it: {reason}")
+        if done or self.able or not present.members <= self.unfit.keys():
+            return
+        found = {str(mismatch): mismatch for name in present.members if (mismatch := self.unfit[name].mismatch)}
+        if len(found) == 1 and all(self.unfit[name].mismatch for name in present.members):
+            ((reason, mismatch),) = found.items()
+            raise DataMismatch(mismatch.key, f"no agent has it: {reason}")
 
     def _why_missing(self, present: Present, done: frozenset[str]) -> str:
         reasons = []
         for name in sorted(present.members - done):
             if name in self.unfit:
-                reasons.append(f"{name} ({self.unfit[name][1]})")
+                reasons.append(f"{name} ({self.unfit[name].why})")
             elif name not in present.boots:
                 reasons.append(f"{name} (offline)")
             elif name not in self.able:
                 reasons.append(f"{name} (online, does not answer)")
         return "missing: " + (", ".join(reasons) if reasons else "the roster lists no more agents that hold data")
+
+
+def shortage(text: str, *, missing: AbstractSet[str], forbidden: AbstractSet[str]) -> FleetUnavailable | PolicyRefusal:
+    """The error for too few answers: a matter of policy if that is why each of the `missing` is missing."""
+    return PolicyRefusal(text) if missing and missing <= forbidden else FleetUnavailable(text)
 
 
 class DataMismatch(ConfigError):
