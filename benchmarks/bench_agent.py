@@ -59,6 +59,7 @@ def connected_agent() -> tuple[float, int]:
         folder = write_fleet(scenario_of(job), Path(scratch) / "fleet")
         (name,) = folder.agents
         state = folder.agents[name] / "state" / "status.json"
+        log = folder.agents[name] / "agent.log"
 
         def status():
             try:
@@ -68,7 +69,8 @@ def connected_agent() -> tuple[float, int]:
 
         with LocalBroker(folder.broker_folder, port=folder.port), AgentProcesses(folder) as agents:
             agents.start(name)
-            start_s = wait_until(lambda: (seen := status()) is not None and seen.connected, "the connection")
+            # The log, for the moment: the status file is written at most once a second.
+            start_s = wait_until(lambda: b"event=connection connected=True" in log.read_bytes(), "the connection")
             wait_until(lambda: (seen := status()) is not None and seen.datasets is not None, "reading the datasets")
             return start_s, agents.resident_bytes()
 

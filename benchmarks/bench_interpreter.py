@@ -12,8 +12,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
+from step_inputs import step_inputs
 from timing import best_seconds
 
 from sordino_common.plan.executors import load_program
@@ -37,18 +37,7 @@ def main() -> None:
         model = make_model(job)
         traced = trace_job(job, model)
         plan = decode_plan(traced.programs.train.plan)
-        rng = np.random.default_rng(0)
-        inputs = []
-        params = iter(traced.params)
-        for entry in plan.inputs:
-            if entry.role == "param":
-                inputs.append(next(params))
-            elif entry.role == "state":
-                inputs.append(np.zeros(entry.spec.shape, dtype=entry.spec.dtype))
-            elif entry.role == "x":
-                inputs.append(rng.standard_normal(entry.spec.shape).astype(np.float32))
-            else:
-                inputs.append((rng.random(entry.spec.shape) < 0.5).astype(entry.spec.dtype))
+        inputs = step_inputs(plan, traced)
         x, y = (torch.from_numpy(values) for values in inputs[-2:])
         chosen = optimizer_of(job.spec)
         optimizer = torch.optim.SGD(model.parameters(), lr=chosen.lr, momentum=getattr(chosen, "momentum", 0.0))

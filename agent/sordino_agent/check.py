@@ -54,7 +54,10 @@ def check(path: Path, *, offline: bool) -> list[Finding]:
     try:
         loaded = load_agent_config(path)
     except ConfigError as problem:
-        return [error("configuration", str(problem), "mend the file at this place")]
+        remedy = "mend the file at this place"
+        if not path.exists():
+            remedy = "name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`"
+        return [error("configuration", str(problem), remedy)]
     findings = [ok("configuration", f"{path} is valid")]
     for part in (_state, _roster, _datasets, _policy, _resources):
         findings += part(loaded)

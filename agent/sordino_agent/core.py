@@ -248,6 +248,13 @@ class AgentCore:
         self._roster_server = roster.server.name
         self.room.roster = roster
         log.info("event=roster epoch=%d server=%s", roster.epoch, self._roster_server)
+        if all(entry.name != self.name for entry in roster.entries):
+            log.warning(
+                "event=not-in-roster epoch=%d name=%s remedy='send enrolment.json to the operator: sordino roster add, "
+                "sordino roster sign'",
+                roster.epoch,
+                self.name,
+            )
         self._on_change()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from sordino_agent.config import KEY_FILE, load_agent_config
+from sordino_agent.policy import Limits
 from sordino_common.channel.files import write_atomically, write_new
 from sordino_common.channel.identity import DeviceKey, check_sign_key
 from sordino_common.errors import ConfigError
@@ -103,6 +104,7 @@ def _request(made: Enrolment, *, name: str, fleet: str, roles: tuple[str, ...]) 
 
 
 def _config(*, name: str, fleet: str, server: str, operator_key: str, host: str, port: int) -> str:
+    limits = Limits()
     return f"""\
 # Configuration of one Sordino agent. Check it with: sordino-agent check agent.yaml
 
@@ -141,10 +143,15 @@ policy:
   min_rows: 10             # no answer is formed over fewer rows
 
 limits:
-  memory_bytes: 268435456  # of one task, in the worker process
-  plan_seconds: 300
-  payload_bytes: 67108864
-  # store_bytes, plans_bytes, results_bytes, queue, threads, idle_s: see the documentation
+  memory_bytes: {limits.memory_bytes}  # of one task, in the worker process
+  plan_seconds: {limits.plan_seconds:g}        # the longest task
+  payload_bytes: {limits.payload_bytes}  # the largest command or answer
+  # store_bytes: {limits.store_bytes}  # stored tensors
+  # plans_bytes: {limits.plans_bytes}  # Plans
+  # results_bytes: {limits.results_bytes} # answers already given, to be given again
+  # queue: {limits.queue}               # tasks waiting or running
+  # threads: {limits.threads}             # of the linear algebra; with 1, the same command gives the same bytes
+  # idle_s: {limits.idle_s:g}             # then the worker process ends and its memory is free
 
 executor: numpy            # or torch, if sordino[torch] is installed
 drain_s: 10                # at a stop, tasks get this long to finish

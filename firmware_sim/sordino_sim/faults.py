@@ -20,10 +20,10 @@ Pure: the schedule says what is due; `director` makes it happen.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -32,7 +32,16 @@ from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Name
 
 Action = Literal["die", "leave", "return", "slow", "cut", "broker-restart", "server-kill"]
+TransportName = Literal["memory", "mqtt", "processes"]
+
 _ON_AGENTS = ("die", "leave", "return", "slow", "cut")
+
+# What needs a part that only some transports simulate: where it can happen, and why nowhere else.
+_ONLY: Final[Mapping[Action, tuple[tuple[TransportName, ...], str]]] = {
+    "slow": (("memory", "mqtt"), "processes compute as fast as this machine does"),
+    "cut": (("memory",), "only there is the network simulated"),
+    "server-kill": (("memory", "mqtt"), "beside processes the server is the simulator itself"),
+}
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,23 +116,23 @@ class FaultSchedule:
         return tuple(sorted(self._by_round))
 
 
-def load_faults(path: Path, *, agents: Sequence[str], seed: int) -> FaultSchedule:
+def load_faults(path: Path, *, agents: Sequence[str], seed: int, transport: TransportName) -> FaultSchedule:
     """The schedule in the file at `path` for these agents. Raises `ConfigError` with file, line and column."""
     config, marks = load_config_with_marks(path, FaultFile)
-    return plan_faults(config, agents=agents, seed=seed, where=str(path), marks=marks)
+    return plan_faults(config, agents=agents, seed=seed, transport=transport, where=str(path), marks=marks)
 
 
 def plan_faults(
-    config: FaultFile, *, agents: Sequence[str], seed: int, where: str = "faults", marks: Marks | None = None
+    config: FaultFile, *, agents: Sequence[str], seed: int, transport: TransportName, where: str, marks: Marks
 ) -> FaultSchedule:
-    """Check every fault against the fleet, and draw the agents that are only counted.
+    """Check every fault against the fleet and what connects it, and draw the agents that are only counted.
 
     A draw depends on (file's seed, run's seed, index of the fault) and skips agents drawn or named before, so that
     two faults `die: 3` hit six agents while there are six."""
     taken: set[str] = set()
     planned: list[PlannedFault] = []
     for index, fault in enumerate(config.faults):
-        _check(fault, index, agents, where, marks or {})
+        _check(fault, index, agents, transport, where, marks)
         if isinstance(fault.agents, tuple):
             planned.append(PlannedFault(fault=fault, agents=fault.agents))
         elif isinstance(fault.agents, int) and fault.do == "return":
@@ -140,13 +149,16 @@ def plan_faults(
     return FaultSchedule(planned)
 
 
-def _check(fault: Fault, index: int, agents: Sequence[str], where: str, marks: Marks) -> None:
+def _check(fault: Fault, index: int, agents: Sequence[str], transport: TransportName, where: str, marks: Marks) -> None:
     def wrong(key: str | None, text: str) -> ConfigError:
         path: tuple[str | int, ...] = ("faults", index) if key is None else ("faults", index, key)
         return error_at(where, marks, path, f"faults[{index}]: {text}")
 
     if (fault.round is None) == (fault.time_s is None):
         raise wrong(None, "give exactly one of `round` and `time_s`")
+    possible, why = _ONLY.get(fault.do, ((transport,), ""))
+    if transport not in possible:
+        raise wrong("do", f"`do: {fault.do}` needs --transport {' or '.join(possible)}, not {transport}: {why}")
     if fault.do in _ON_AGENTS and fault.agents is None:
         raise wrong(None, f"`do: {fault.do}` needs `agents`: a number, or a list of names")
     if fault.do not in _ON_AGENTS and fault.agents is not None:

@@ -28,7 +28,7 @@ from sordino_agent.tasks import TaskCost
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
-from sordino_common.errors import ConfigError, LocalError
+from sordino_common.errors import LocalError
 from sordino_common.messages import SpdzNumber
 from sordino_common.plan.values import Plan
 from sordino_common.spdz.circuit import Circuit
@@ -274,7 +274,7 @@ class SimulatedFleet:
     def cut(self, names: frozenset[str], for_s: float) -> None:
         """Nothing passes between the broker and `names` for so long."""
         if self._network is None:
-            raise ConfigError("faults: `do: cut` needs the simulated network of --transport memory")
+            raise LocalError("SimulatedFleet.cut: the network is not simulated; faults.py refuses such a schedule")
         now_s = self._loop.now_s()
         self._network.cut(names, start_s=now_s, end_s=now_s + for_s)
 

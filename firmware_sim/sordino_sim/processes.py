@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from sordino_common.errors import ConfigError, LocalError
+from sordino_common.errors import LocalError
 from sordino_server import fleet as server_fleet
 from sordino_server.conductor import Conductor
 from sordino_server.rounds.spdz import World
@@ -137,10 +137,7 @@ class ProcessFleet:
         return self._server.world()
 
     def kill_server(self) -> None:
-        raise ConfigError(
-            "faults: `do: server-kill` is not possible with --transport processes, where the server is the simulator "
-            "itself; use --transport memory"
-        )
+        raise LocalError("ProcessFleet.kill_server: the server is this process; faults.py refuses such a schedule")
 
     def start_agents(self) -> None:
         self._agents.start_all()
@@ -168,10 +165,10 @@ class ProcessFleet:
         self._agents.start(name)
 
     def slow_down(self, name: str, factor: float) -> None:
-        raise ConfigError("faults: `do: slow` needs simulated devices, not --transport processes")
+        raise LocalError("ProcessFleet.slow_down: processes are no simulated devices; faults.py refuses that")
 
     def cut(self, names: frozenset[str], for_s: float) -> None:
-        raise ConfigError("faults: `do: cut` needs the simulated network of --transport memory")
+        raise LocalError("ProcessFleet.cut: the network is not simulated; faults.py refuses such a schedule")
 
     def restart_broker(self, *, down_s: float) -> None:
         self._broker.stop()

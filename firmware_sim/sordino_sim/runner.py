@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -25,15 +25,13 @@ from sordino_server.run import RunnableLoop, RunResult, new_run_id, run_job
 from sordino_server.store import RunStore, Tensors
 from sordino_sim.broker import LocalBroker
 from sordino_sim.director import Director, ServerKilled, Stage
-from sordino_sim.faults import FaultSchedule, load_faults
+from sordino_sim.faults import FaultSchedule, TransportName, load_faults
 from sordino_sim.fleet_dir import write_fleet
 from sordino_sim.harness import SERVER, SimulatedFleet
 from sordino_sim.processes import ProcessFleet
 from sordino_sim.scenario import Scenario, scenario_of
 from sordino_sim.tamper import Tamper
 from sordino_sim.wires import MemoryWire, MqttWire
-
-TransportName = Literal["memory", "mqtt", "processes"]
 
 # What differs between two runs of one job and seed: everything else in the summary is the same to the bit.
 WALL_CLOCK_FIELDS: Final = ("seconds", "overhead_vs_torch", "memory_per_agent_bytes", "baseline.seconds")
@@ -95,7 +93,9 @@ def simulate(
     if tamper is not None and tamper.agent >= job.spec.shares.committee:
         raise ConfigError(f"--tamper: the committee has {job.spec.shares.committee} agents, from 0")
     scenario = scenario_of(job)
-    schedule = fault_schedule(job, scenario, faults)
+    schedule = fault_schedule(job, scenario, faults, transport=transport)
+    for setting, why in scenario.without_effect(transport):
+        observer(Note(text=f"{setting} has no effect with --transport {transport}: {why}", level="warning"))
     with tempfile.TemporaryDirectory(prefix="sordino-sim-") as scratch, ExitStack() as stack:
         company: Company
         match transport:
@@ -188,7 +188,7 @@ def _drive(
     summary = {
         **result.summary,
         "virtual_seconds": virtual_s,
-        "simulated": {"transport": transport, **scenario.describe()},
+        "simulated": {"transport": transport, **scenario.describe(transport)},
         "faults": [
             {"time_s": round(fault.time_s, 6), "round": fault.round, "what": fault.what} for fault in director.happened
         ],
@@ -198,7 +198,7 @@ def _drive(
     return Simulated(result=result, summary=summary, events=tuple(events))
 
 
-def fault_schedule(job: Job, scenario: Scenario, faults: Path | None) -> FaultSchedule:
+def fault_schedule(job: Job, scenario: Scenario, faults: Path | None, *, transport: TransportName) -> FaultSchedule:
     """The schedule in `faults`, else the job's own, else none."""
     own = job.spec.simulation.faults
     if faults is None and own is None:
@@ -206,7 +206,7 @@ def fault_schedule(job: Job, scenario: Scenario, faults: Path | None) -> FaultSc
     path = faults if faults is not None else job.path.parent / str(own)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such fault schedule")
-    return load_faults(path, agents=scenario.agents, seed=scenario.seed)
+    return load_faults(path, agents=scenario.agents, seed=scenario.seed, transport=transport)
 
 
 def digest_of(tensors: Tensors) -> str:

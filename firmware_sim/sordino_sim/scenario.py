@@ -18,6 +18,7 @@ from sordino_server.baseline import Owned
 from sordino_server.job import Job
 from sordino_server.public_data import Table as PublicTable
 from sordino_server.public_data import load_public, split_rows
+from sordino_sim.faults import TransportName
 from sordino_sim.network import LinkSpec, SimulatedNetwork
 from sordino_sim.partition import Rows, partition_dirichlet, partition_iid
 from sordino_sim.profiles import DEFAULT_PROFILE, DeviceProfile, profile
@@ -96,21 +97,35 @@ class Scenario:
             train=tuple((name, part(name, "train")) for name, _ in rows), test=PublicTable(name="test", columns=test)
         )
 
-    def describe(self) -> dict[str, object]:
-        """For the summary: what was simulated, as plain values."""
+    def without_effect(self, transport: TransportName) -> list[tuple[str, str]]:
+        """(setting, why) of what the job asks to be simulated and this transport does not simulate."""
+        simulation = self.job.spec.simulation
+        idle = []
+        if transport == "processes" and simulation.profile is not None:
+            idle.append(("simulation.profile", "processes compute as fast as this machine does"))
+        if transport != "memory" and self._network_changes():
+            idle.append(("simulation.network", "packets go through a real broker on this machine"))
+        return idle
+
+    def describe(self, transport: TransportName) -> dict[str, object]:
+        """For the summary: what was simulated, as plain values; None where this transport simulates nothing."""
         simulation = self.job.spec.simulation
         counts: dict[str, int] = {}
         for board in self.boards.values():
             counts[board.name] = counts.get(board.name, 0) + 1
-        network = simulation.network
-        changed = {name: getattr(network, name) for name in network.__struct_fields__}
+        profile = next(iter(counts)) if len(counts) == 1 else counts
         return {
-            "profile": next(iter(counts)) if len(counts) == 1 else counts,
-            "network": {name: value for name, value in changed.items() if value is not None},
+            "profile": profile if transport != "processes" else None,
+            "network": self._network_changes() if transport == "memory" else None,
             "partition": simulation.partition,
             "alpha": simulation.alpha if simulation.partition == "dirichlet" else None,
             "seed": self.seed,
         }
+
+    def _network_changes(self) -> dict[str, object]:
+        network = self.job.spec.simulation.network
+        settings = {name: getattr(network, name) for name in network.__struct_fields__}
+        return {name: value for name, value in settings.items() if value is not None}
 
     def _split(self, targets: NDArray[np.generic], count: int) -> list[Rows]:
         simulation = self.job.spec.simulation

@@ -25,6 +25,7 @@ from sordino_common.errors import ConfigError, SordinoError
 from sordino_server.home import Home, create_home, read_request
 from sordino_server.job import load_job
 from sordino_server.progress import ProgressView, number, result_line, size
+from sordino_server.rounds.effects import Scaling
 from sordino_server.store import RunRow, RunStore, export
 
 app = typer.Typer(
@@ -327,6 +328,7 @@ def runs(fleet: FleetOption = HERE, as_json: JsonOption = False) -> None:
         _print_json({"runs": [_run_json(row, len(last[row.run]) and last[row.run][0].round) for row in rows]})
         return
     table = _table("run", "state", "rounds", "result", "started")
+    table.columns[0].no_wrap = True  # it is there to be copied
     for row in rows:
         rounds = str(last[row.run][0].round) if last[row.run] else "0"
         metrics = ", ".join(f"{k} {number(v)}" for k, v in last[row.run][0].metrics.items()) if last[row.run] else ""
@@ -377,8 +379,15 @@ def export_model(
     """Write the run's last parameters as a state dict that `load_state_dict` takes."""
     with _store(fleet) as store:
         tensors = store.tensors(run)
-    export(tensors, output, run=run)
+        checkpoint = store.checkpoint(run)
+    assert checkpoint is not None  # `tensors` has read it
+    export(tensors, output, run=run, scaling=checkpoint.scaling)
     _say(f"{output}: {len(tensors)} tensors, {sum(tensor.size for tensor in tensors.values())} parameters")
+    if checkpoint.scaling != Scaling():
+        _say(
+            "trained on (x - offset) / scale, gives (y - target_offset) / target_scale: the numbers are in the file's "
+            "metadata under `scaling`"
+        )
 
 
 # --- small things --------------------------------------------------------------------------------------------------
@@ -416,7 +425,10 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # for a script, a row is a line
+        console.width = max(console.width, 240)
+    console.print(table)
 
 
 def _print_json(value: object) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from sordino_common.clock import Loop, Timer
-from sordino_common.errors import LimitExceeded, LocalError, RemoteError, SordinoError
+from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
 from sordino_common.messages import Cancel, Message, Refused
 from sordino_server.rounds.effects import (
     Answers,
@@ -88,6 +88,7 @@ class _Question:
     gone_since: dict[str, float] = field(default_factory=dict)
     replies: dict[str, Message] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    forbidden: set[str] = field(default_factory=set)
     missing: dict[str, str] = field(default_factory=dict)
     quorum_at: float | None = None
 
@@ -220,6 +221,8 @@ class Conductor:
             self._answered(question, name, "answered", "")
         else:
             question.refusals[name] = refusal
+            if isinstance(message, Refused) and message.code == PolicyRefusal.code:
+                question.forbidden.add(name)
             self._answered(question, name, "refused", refusal)
         self._review()
 
@@ -502,6 +505,7 @@ class Conductor:
             replies=dict(sorted(question.replies.items())),
             refusals=dict(sorted(question.refusals.items())),
             missing=dict(sorted(question.missing.items())),
+            forbidden=frozenset(question.forbidden),
         )
         self._loop.call_at(self._loop.now_s(), lambda: self._advance(answers))
 

@@ -139,7 +139,8 @@ def open_fleet(home: Home, *, version: str, link: LinkSettings | None = None) ->
             reason = f": {handler.reason}" if handler.reason else ""
             raise FleetUnavailable(
                 f"the broker {settings.host}:{settings.port} gave no connection in "
-                f"{settings.connect_timeout_s:g} s{reason}"
+                f"{settings.connect_timeout_s:g} s{reason}. Is it running, is the firewall open, is the address in "
+                f"{home.folder / 'fleet.yaml'} right?"
             )
         endpoint.publish_roster(book.signed)
         yield Fleet(home=home, roster=roster, reactor=reactor, endpoint=endpoint, conductor=conductor)

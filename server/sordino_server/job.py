@@ -201,7 +201,8 @@ class Job:
         """A `ConfigError` at the line and column of `key` (dotted), or at the `--set` that gave it."""
         if any(key == given or key.startswith(given + ".") for given in self.overridden):
             return ConfigError(f"--set {key}: {text}")
-        return error_at(str(self.path), self.marks, tuple(key.split(".")), f"{key}: {text}")
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        return error_at(str(self.path), self.marks, path, f"{key}: {text}")
 
 
 def load_job(path: Path, *, overrides: Sequence[str] = ()) -> Job:

@@ -25,6 +25,7 @@ from sordino_server.model import make_model, model_digest, trace_job
 from sordino_server.rounds.effects import Checkpoint, Effect, Result
 from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, silent
 from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.rounds.roll import DataMismatch
 from sordino_server.rounds.spdz import World
 from sordino_server.run_shares import SharedRun, owned_by, shared_run
 from sordino_server.store import RunStore, Tensors
@@ -151,6 +152,10 @@ def run_job(
         try:
             loop.run_until(lambda: conductor.done, deadline_s=math.inf)
             final: Checkpoint = conductor.result()
+        except DataMismatch as mismatch:  # seen on the devices, mended in the job file
+            wrong = job.error(mismatch.key, str(mismatch))
+            store.finish(run, "failed", error=_one_line(wrong))
+            raise wrong from mismatch
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             store.finish(run, "interrupted" if stopped else "failed", error=_one_line(error))

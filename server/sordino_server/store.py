@@ -261,12 +261,13 @@ class RunStore:
 
     def tensors(self, run: str) -> Tensors:
         """The last checkpoint's parameters by their names in the state dict."""
+        names = self.row(run).names
         checkpoint = self.checkpoint(run)
         if checkpoint is None:
             raise ConfigError(f"run {run} has no finished round yet: there is nothing to export")
         if checkpoint.shared is not None and not checkpoint.params:
             raise ConfigError(f"the parameters of run {run} have not opened to the server: there is nothing to export")
-        return dict(zip(self.row(run).names, checkpoint.params, strict=True))
+        return dict(zip(names, checkpoint.params, strict=True))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -302,10 +303,16 @@ def _run_row(row: tuple[Any, ...]) -> RunRow:
     )
 
 
-def export(tensors: Tensors, path: Path, *, run: str) -> None:
-    """A state dict as safetensors: `model.load_state_dict(safetensors.torch.load_file(path))` takes it."""
+def export(tensors: Tensors, path: Path, *, run: str, scaling: Scaling | None = None) -> None:
+    """A state dict as safetensors: `model.load_state_dict(safetensors.torch.load_file(path))` takes it.
+
+    `scaling`, if any, goes into the file's metadata as JSON: the model was trained on (x - offset) / scale and gives
+    (y - target_offset) / target_scale."""
+    metadata = {"format": "pt", "run": run}
+    if scaling is not None and scaling != Scaling():
+        metadata["scaling"] = json.dumps(asdict(scaling))
     try:
-        write_atomically(path, save_tensors(dict(tensors), {"format": "pt", "run": run}))
+        write_atomically(path, save_tensors(dict(tensors), metadata))
     except OSError as error:
         raise ConfigError(f"{path}: can't be written: {error.strerror}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from sordino_agent.executor import InlineExecutor
 from sordino_agent.policy import Limits
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
+from sordino_common.channel.roster import Roster, RosterEntry
 from sordino_common.clock import VirtualLoop
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.plan.plan import encode_plan, plan_id
@@ -401,3 +403,14 @@ def test_path_and_cells_stay_when_a_file_is_bad(tmp_path: Path) -> None:
     described = place.ask(m.Describe())
     assert isinstance(described, m.Described)
     assert described.datasets == ()
+
+
+def test_a_device_that_the_roster_does_not_list_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    place = bench()
+    server = RosterEntry(name="server", sign_key=b"s" * 32, box_key=b"b" * 32, roles=("server",))
+    device = RosterEntry(name=place.core.name, sign_key=b"d" * 32, box_key=b"D" * 32, roles=("data",))
+    with caplog.at_level(logging.WARNING, "sordino.agent"):
+        place.core.on_roster(Roster(fleet="lab", epoch=1, issued_s=0, expires_s=9, entries=(device, server)))
+        assert caplog.text == ""
+        place.core.on_roster(Roster(fleet="lab", epoch=2, issued_s=0, expires_s=9, entries=(server,)))
+    assert "event=not-in-roster epoch=2" in caplog.text and "sordino roster add" in caplog.text

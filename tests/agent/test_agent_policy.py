@@ -7,6 +7,7 @@ import pytest
 from helpers_agent import DOUBLE_PLAN, EVALUATE_PLAN, TRAIN_PLAN, bench, data_ref, evaluate_command, train_command
 from sordino_agent.policy import Policy
 from sordino_common import messages as m
+from sordino_common.channel.roster import Roster, RosterEntry
 from sordino_common.errors import PolicyRefusal
 from sordino_common.plan.plan import plan_id
 
@@ -94,15 +95,9 @@ def test_commands_of_anybody_but_the_server_are_refused() -> None:
 
 
 def test_a_server_that_the_roster_does_not_name_is_refused() -> None:
-    class Entry:
-        name = "other-server"
-
-    class Roster:
-        server = Entry()
-        epoch = 3
-
     place = bench()
-    place.core.on_roster(Roster())  # type: ignore[arg-type]
+    other = RosterEntry(name="other-server", sign_key=b"s" * 32, box_key=b"b" * 32, roles=("server",))
+    place.core.on_roster(Roster(fleet="lab", epoch=3, issued_s=0, expires_s=9, entries=(other,)))
     answer = place.ask(m.Describe())
     assert isinstance(answer, m.Refused)
     assert "other-server" in answer.reason

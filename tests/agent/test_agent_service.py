@@ -18,6 +18,7 @@ from helpers_agent import TRAIN_PLAN, small_table, train_command
 from helpers_mosquitto import Mosquitto
 from sordino_agent.config import load_agent_config
 from sordino_agent.enrol import enrol
+from sordino_agent.policy import Limits
 from sordino_agent.service import Service
 from sordino_agent.status import is_alive, read_status
 from sordino_common import messages as m
@@ -299,7 +300,7 @@ class Daemon:
 def fleet(home: Home, start_mosquitto: Callable[..., Mosquitto]) -> Iterator[tuple[Stage, Daemon, Mosquitto]]:
     broker = start_mosquitto()
     home.edit("port: 1\n", f"port: {broker.port}\n  reconnect_least_s: 0.05\n")
-    home.edit("  # store_bytes,", "  idle_s: 0\n  # store_bytes,")
+    home.edit("  # idle_s: 60", "  idle_s: 0")
     log = (home.folder / "log").open("w")
     process = subprocess.Popen([*AGENT, "run", str(home.folder)], stderr=log, text=True)
     with Reactor() as reactor:
@@ -412,6 +413,12 @@ def test_init_makes_key_configuration_and_request(tmp_path: Path) -> None:
     loaded = load_agent_config(tmp_path / "a/agent.yaml")
     assert (loaded.config.broker.host, loaded.config.broker.port) == ("::1", 1884)
     assert loaded.config.policy.plans == ()
+    written = (tmp_path / "a/agent.yaml").read_text()
+    head, limits = written.split("limits:\n")
+    (tmp_path / "a/limits.yaml").write_text(head + "limits:\n" + re.sub(r"(?m)^  # (?=\w+: )", "  ", limits))
+    stated = load_agent_config(tmp_path / "a/limits.yaml")
+    assert stated.config.limits == loaded.config.limits == Limits()
+    assert all(f" {name}: " in limits for name in Limits.__struct_fields__)  # each is named, with its default
     again = agent(*asked, "--broker", "localhost")
     assert again.returncode == 2
     assert "is there already" in again.stderr
@@ -472,6 +479,13 @@ def test_check_of_a_broken_file_names_the_place(home: Home) -> None:
     done = agent("check", str(home.folder))
     assert done.returncode == 2
     assert re.search(r"agent\.yaml:\d+:3: policy\.min_rows", done.stdout)
+
+
+def test_check_of_a_place_without_a_configuration_says_how_to_get_one(tmp_path: Path) -> None:
+    done = agent("check", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "No such file" in done.stdout
+    assert "-> name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`" in done.stdout
 
 
 def test_run_with_a_bad_configuration_ends_with_2(home: Home) -> None:

@@ -1,4 +1,4 @@
-"""A hostile server, or a hostile member, against an agent: what its policy promises holds, and its memory is bounded."""
+"""A hostile server or member against an agent: what its policy promises holds, and its memory is bounded."""
 
 from __future__ import annotations
 

@@ -39,3 +39,13 @@ def test_numpy_equals_torch(op: str, data: st.DataObject) -> None:
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
     assert decode_plan(encode_plan(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("shape", "repeats"), [((0, 0), (1 << 40, 1 << 40)), ((1, 0, 0, 1), (1 << 20, 1 << 40, 1 << 40, 1 << 20))]
+)
+def test_nothing_can_be_repeated_any_number_of_times(shape: tuple[int, ...], repeats: tuple[int, ...]) -> None:
+    plan, arrays = one_op("repeat", np.zeros(shape, np.float32), list(repeats))
+    for program in (NumpyProgram(plan), TorchProgram(plan)):
+        (result,) = program.run(arrays)
+        assert spec_of(result) == plan.nodes[0].outs[0]

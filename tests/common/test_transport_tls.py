@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,8 +21,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from helpers_mosquitto import Mosquitto
 from helpers_transport import LAWS, MqttHarness, Recorder, mqtt_harness
 from sordino_common.errors import ConfigError
+from sordino_common.transport.dialing import Wire, explain
 from sordino_common.transport.mqtt import MqttSettings, MqttTransport, TlsSettings
 from sordino_common.transport.mqtt_settings import tls_context
+from sordino_common.transport.reactor import Reactor
 
 
 class Authority:
@@ -166,8 +171,74 @@ def test_without_a_client_certificate_the_broker_refuses(
             party.open(heard)
         harness.run_until(lambda: good.connected and all(heard.reasons for _, heard in parties))
         assert not any(heard.connects for _, heard in parties)
-        assert "client certificate" in parties[0][1].reasons[0], parties[0][1].reasons
-        assert "ALERT" in parties[1][1].reasons[0].upper(), parties[1][1].reasons
+        bare_reason, foreign_reason = (heard.reasons[0] for _, heard in parties)
+        assert "asks for a client certificate that it accepts" in bare_reason
+        assert "does not accept our client certificate (TLSV1_ALERT_UNKNOWN_CA)" in foreign_reason
+        assert all("see tls.certificate, tls.key" in reason for reason in (bare_reason, foreign_reason))
+
+
+def _shakes_hands_and_closes(authority: Authority, *, trusts: Path | None) -> tuple[Thread, int]:
+    """A TLS server for one connection, and its port: asks for a certificate of `trusts`, if given; then closes."""
+    certificate, key = authority.issue("broker", x509.IPAddress(ipaddress.ip_address("127.0.0.1")), server=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    if trusts is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(trusts)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as bare, suppress(ssl.SSLError):
+            bare.settimeout(30.0)
+            context.wrap_socket(bare, server_side=True).close()
+
+    thread = Thread(target=serve, daemon=True)
+    thread.start()
+    return thread, int(listener.getsockname()[1])
+
+
+def _use_until_it_breaks(wire: Wire, *, writes_first: bool) -> None:
+    while writes_first:
+        wire.send(b"connect")  # the kernel takes it until the peer's reset is in
+    wire.recv(1)
+
+
+@pytest.mark.parametrize("writes_first", [False, True])
+def test_the_alert_is_heard_whether_we_read_or_write_first(
+    writes_first: bool, authority: Authority, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    thread, port = _shakes_hands_and_closes(authority, trusts=Authority(tmp_path / "other", "other").certificate)
+    with socket.create_connection(("127.0.0.1", port), timeout=30.0) as bare:
+        sock = tls_context(_settings(authority)).wrap_socket(bare, server_hostname="127.0.0.1")
+        thread.join(30.0)  # has sent its alert, and has closed
+        with Reactor() as reactor:
+            wire = Wire(sock, reactor)
+            with pytest.raises(OSError):  # the alert, or what the kernel makes of it
+                _use_until_it_breaks(wire, writes_first=writes_first)
+        assert wire.error is not None
+        assert explain(wire.error) == (
+            "the broker does not accept our client certificate (TLSV1_ALERT_UNKNOWN_CA); "
+            "see tls.certificate, tls.key, and the broker's list of authorities"
+        )
+        sock.close()
+
+
+def test_a_broker_that_hangs_up_without_a_word_gets_the_remedy_too(authority: Authority) -> None:
+    """An alert can be lost with the connection. Then nobody knows why, and the reason says what to look at."""
+    thread, port = _shakes_hands_and_closes(authority, trusts=None)
+    heard = Recorder()
+    settings = MqttSettings(host="127.0.0.1", port=port, client_id="a", tls=_settings(authority))
+    with Reactor() as reactor:
+        transport = MqttTransport(settings, reactor)
+        transport.open(heard)
+        assert reactor.run_until(lambda: bool(heard.reasons), deadline_s=reactor.now_s() + 30.0)
+        transport.close()
+    thread.join(30.0)
+    assert f"the connection to 127.0.0.1:{port} was lost before the broker answered: " in heard.reasons[0]
+    assert (
+        "if the broker asks for a client certificate, it may not accept ours, see tls.certificate" in heard.reasons[0]
+    )
 
 
 @pytest.mark.mqtt

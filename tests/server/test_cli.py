@@ -134,6 +134,7 @@ def test_training_needs_a_signed_roster_and_a_broker(
     caught = capsys.readouterr()
     assert caught.out == ""
     assert "sordino: the broker 127.0.0.1:1 gave no connection" in caught.err.splitlines()[-1]
+    assert f"is the address in {fleet / 'fleet.yaml'} right?" in caught.err.splitlines()[-1]
     assert call("runs", "--fleet", fleet, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"runs": []}
 
@@ -169,7 +170,8 @@ def test_runs_show_and_export(fleet: Path, tmp_path: Path, capsys: pytest.Captur
         )
         store.finish("r-1", "interrupted", error="stopped by SIGINT")
     assert call("runs", "--fleet", fleet) == 0
-    assert "test_mse 9.250" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("r-1 ")]
+    assert "test_mse 9.250" in line and "UTC" in line  # not folded: a script reads it
     assert call("show", "r-1", "--fleet", fleet) == 0
     shown = capsys.readouterr().out
     for words in ("interrupted", "1.5 kB", "2.0 MB", "1/2", "stopped by SIGINT", "--resume r-1"):

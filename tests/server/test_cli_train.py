@@ -131,3 +131,17 @@ def test_a_changed_model_file_is_not_resumed(fleet: Path, tmp_path: Path) -> Non
         _, log = resumed.communicate(timeout=60)
     assert resumed.returncode == 2
     assert "has changed since the run began" in log
+
+
+def test_a_column_that_no_agent_has_is_the_jobs_mistake(fleet: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "job.yaml"
+    text = JOB.read_text("utf-8").replace("models/mlp.py", str(JOB.parent / "models/mlp.py")).replace("INDUS", "INDUZ")
+    wrong.write_text(text, "utf-8")
+    row = next(number for number, line in enumerate(text.splitlines(), 1) if "INDUZ" in line)
+    column = text.splitlines()[row - 1].index("INDUZ") + 1
+    with train(fleet, wrong, "--no-baseline") as process:
+        said, heard = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said == ""
+    assert f"job.yaml:{row}:{column}: data.features.2: " in heard
+    assert "has no column INDUZ; it has CRIM, ZN, INDUS" in heard

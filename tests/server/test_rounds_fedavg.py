@@ -9,11 +9,12 @@ import pytest
 
 from helpers_server import PROGRAMS, Agent, Fleet, job_spec
 from sordino_common import messages as m
-from sordino_common.errors import FleetUnavailable
+from sordino_common.errors import FleetUnavailable, PolicyRefusal
 from sordino_common.plan.arrays import from_numpy
 from sordino_server.rounds.effects import Checkpoint
 from sordino_server.rounds.events import Note, RoundDone, RoundStarted, Waiting
 from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.rounds.roll import DataMismatch
 
 START = (np.zeros(2, np.float32),)
 
@@ -250,8 +251,40 @@ def test_agents_without_the_data_are_left_out_at_once_with_the_reason() -> None:
     alone = Fleet(team)
     begin(alone)
     alone.finish(within_s=30.0)
-    with pytest.raises(FleetUnavailable, match="it offers wages"):
+    # No agent has it: that is the job's mistake.
+    with pytest.raises(DataMismatch, match="no dataset toy; it offers wages") as mismatch:
         alone.conductor.result()
+    assert mismatch.value.key == "data.dataset"
+    team[1].dataset = "wards"
+    mixed = Fleet(team)
+    begin(mixed)
+    mixed.finish(within_s=30.0)
+    with pytest.raises(FleetUnavailable, match=r"agent-1 \(no dataset toy; it offers wards\)"):
+        mixed.conductor.result()
+
+
+@pytest.mark.parametrize("command", [m.Describe, m.PlanPut, m.Moments, m.Train])
+def test_policies_that_leave_too_few_are_a_matter_of_policy(command: type[m.Message]) -> None:
+    """And only they: as soon as one is missing for another reason, the fleet is what is unavailable."""
+
+    def no(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        forbids = isinstance(message, command)
+        return m.Refused(command=command.kind, code="policy", reason="see policy.jobs") if forbids else reply
+
+    team = agents(4)
+    for agent in team[2:]:
+        agent.answer = no
+    fleet = Fleet(team)
+    begin(fleet, quorum=3)
+    fleet.finish(within_s=30.0)  # nobody is waited for: all are there
+    with pytest.raises(PolicyRefusal, match=r"agent-2 \(policy: see policy.jobs\), agent-3 \(policy"):
+        fleet.conductor.result()
+    team[1].mute = (command,)
+    mixed = Fleet(team)
+    begin(mixed, quorum=3)
+    mixed.finish(within_s=400.0)
+    with pytest.raises(FleetUnavailable, match=r"agent-2 \(policy: see policy.jobs\)"):
+        mixed.conductor.result()
 
 
 def test_a_device_that_never_describes_itself_slows_only_some_rounds() -> None:

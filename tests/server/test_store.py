@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sordino_common.errors import ConfigError
@@ -103,6 +105,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
         created(store, "toy-3")
         with pytest.raises(ConfigError, match=r"no finished round"):
             store.tensors("toy-3")
+        with pytest.raises(ConfigError, match=r"there is no run toy-4"):
+            store.tensors("toy-4")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "runs.sqlite").write_bytes(b"this is no database, but it is long enough to be looked at" * 9)
     with pytest.raises(ConfigError, match=r"runs.sqlite: can't be used"):
@@ -130,6 +134,15 @@ def test_export_is_a_state_dict(tmp_path: Path) -> None:
     other = torch.nn.Linear(3, 2)
     other.load_state_dict(load_file(tmp_path / "m.safetensors"))
     assert torch.equal(other.weight, model.weight)
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "run": "toy-1"}
+    scaling = Scaling(offset=(1.0, 2.0, 3.0), scale=(0.1, 1.0, 7.0), target_offset=22.5, target_scale=9.25)
+    export(tensors, tmp_path / "m.safetensors", run="toy-1", scaling=scaling)
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        stated = json.loads(file.metadata()["scaling"])
+    assert stated == {
+        "offset": [1.0, 2.0, 3.0], "scale": [0.1, 1.0, 7.0], "target_offset": 22.5, "target_scale": 9.25,
+    }  # fmt: skip
     with pytest.raises(ConfigError, match=r"can't be written"):
         export(tensors, tmp_path / "no" / "m.safetensors", run="toy-1")
 

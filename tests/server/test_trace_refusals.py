@@ -82,6 +82,10 @@ def randomly(x: Tensor) -> Tensor:
     return x + torch.rand_like(x)  # HERE: randomly
 
 
+def halves(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).to(torch.float32)  # HERE: halves
+
+
 def raises(x: Tensor) -> Tensor:
     return x @ torch.ones(7, 7)  # HERE: raises
 
@@ -102,6 +106,7 @@ def line_of(name: str) -> str:
         (items, "item()"),
         (masks, "depends on the values"),
         (randomly, "random"),
+        (halves, "aten op _to_copy.default: dtype bfloat16 is not one of float32,"),
         (raises, "can't be traced"),
     ],
 )
@@ -115,10 +120,26 @@ def test_refused_at_the_users_line(body: Callable[[Tensor], Tensor], says: str, 
 
 
 @pytest.mark.parametrize("plan", PLANS)
+def test_a_line_of_the_model_itself_is_named_as_that(plan: Callable) -> None:
+    with pytest.raises(PlanError, match=r"\(the model itself, Sorting\): aten op sort") as caught:
+        plan(Sorting())
+    assert line_of("the model itself") in str(caught.value)
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_values_taken_through_numpy_are_refused(plan: Callable) -> None:
     """The tracer can't see NumPy; comparing the Plan with the function on a batch can."""
     with pytest.raises(PlanError):
         plan(Net(Inner(through_numpy)))
+
+
+class Sorting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.sort(x, dim=1).values)  # HERE: the model itself
 
 
 class UnknownBackward(nn.Module):

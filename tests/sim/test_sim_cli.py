@@ -78,6 +78,25 @@ def test_usage_and_configuration_errors_are_exit_2(
     assert words in said.err and said.out == ""
 
 
+def test_a_fault_that_the_transport_does_not_simulate_is_exit_2_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = write_faults(tmp_path, "round: 2, do: slow, agents: [agent-03]")
+    assert sim("run", BOSTON, *SETTINGS, "--transport", "processes", "--faults", str(faults), "--json") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "round 1" not in said.err
+    assert f"{faults}:2:16: faults[0]: `do: slow` needs --transport memory or mqtt, not processes" in said.err
+
+
+@pytest.mark.mqtt
+def test_a_profile_that_has_no_effect_is_said_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--agents", "2", "--transport", "processes", "--profile", "pi3", "--no-baseline", "--json"]
+    assert sim("run", BOSTON, *SETTINGS, *settings) == 0
+    said = capsys.readouterr()
+    assert "warning: simulation.profile has no effect with --transport processes: processes compute" in said.err
+    assert json.loads(said.out)["simulated"]["profile"] is None
+
+
 def test_a_missed_quorum_is_exit_3_and_names_the_agents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faults = write_faults(tmp_path, "round: 2, after_s: 0.005, do: die, agents: [agent-00, agent-01, agent-02]")
     assert sim("run", BOSTON, *SETTINGS, "--set", "train.quorum=8", "--faults", str(faults), "--json") == 3

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from sordino_common.errors import ConfigError
-from sordino_sim.faults import FaultSchedule, load_faults
+from sordino_sim.faults import FaultSchedule, TransportName, load_faults
 
 AGENTS = [f"agent-{index:02d}" for index in range(10)]
 
 
-def load(tmp_path: Path, text: str, seed: int = 1) -> FaultSchedule:
+def load(tmp_path: Path, text: str, seed: int = 1, transport: TransportName = "memory") -> FaultSchedule:
     path = tmp_path / "faults.yaml"
     path.write_text(text)
-    return load_faults(path, agents=AGENTS, seed=seed)
+    return load_faults(path, agents=AGENTS, seed=seed, transport=transport)
 
 
 def test_by_round_and_by_time(tmp_path: Path) -> None:
@@ -70,3 +70,29 @@ def test_what_is_wrong_is_refused_with_its_place(tmp_path: Path, text: str, wher
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert "faults.yaml" + where in str(caught.value) and what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "transport", "what"),
+    [
+        ("do: slow, agents: 1", "processes", "`do: slow` needs --transport memory or mqtt, not processes: processes"),
+        ("do: cut, agents: 1", "mqtt", "`do: cut` needs --transport memory, not mqtt: only there is the network"),
+        ("do: cut, agents: 1", "processes", "`do: cut` needs --transport memory, not processes"),
+        ("do: server-kill", "processes", "`do: server-kill` needs --transport memory or mqtt, not processes"),
+    ],
+)
+def test_what_the_transport_does_not_simulate_is_refused_before_anything_runs(
+    tmp_path: Path, fault: str, transport: TransportName, what: str
+) -> None:
+    text = f"faults:\n  - {{round: 2, do: die, agents: 1}}\n  - {{round: 9, {fault}}}"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, transport=transport)
+    assert "faults.yaml:3:16: " in str(caught.value) and what in str(caught.value)
+    assert load(tmp_path, text).pending_rounds == (2, 9)
+
+
+def test_the_example_schedule_fits_the_example_job() -> None:
+    schedule = load_faults(
+        Path(__file__).parents[2] / "examples" / "faults-boston.yaml", agents=AGENTS, seed=1, transport="memory"
+    )
+    assert schedule.pending_rounds == (3, 5, 6, 7, 8, 9)

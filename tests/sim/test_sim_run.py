@@ -40,6 +40,39 @@ def test_the_summary_has_all_that_the_interface_names(calm: Simulated) -> None:
     json.dumps(summary)
 
 
+FLAT = """
+from torch import nn
+
+def make_model():
+    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 48), nn.ReLU(), nn.Linear(48, 10))
+"""
+THOUSAND = """
+job: thousand
+mode: federated
+model: {file: flat.py}
+data: {dataset: mnist, features: [image], shape: [1, 28, 28], target: digit, task: multiclass, standardize: none}
+loss: cross_entropy
+optimizer: {name: sgd, lr: 0.001}
+train: {rounds: 2, local_steps: 1, batch_rows: 4, evaluate_every: 0}
+simulation: {agents: 1000, data: mnist}
+"""
+
+
+@pytest.mark.slow
+def test_a_thousand_agents_take_a_step_of_ten_thousand_parameters(tmp_path: Path) -> None:
+    """In another process, so that what other tests left behind is not in the memory per agent."""
+    (tmp_path / "flat.py").write_text(FLAT)
+    (tmp_path / "job.yaml").write_text(THOUSAND)
+    command = [sys.executable, "-m", "sordino_sim.cli", "run", str(tmp_path / "job.yaml"), "--json", "--no-baseline"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["agents"], summary["steps"], summary["dropouts"]) == (1000, 2000, 0)
+    parameter_bytes = 4 * 9_946 * 2000
+    assert parameter_bytes < summary["bytes_up"] < 1.05 * parameter_bytes
+    assert summary["memory_per_agent_bytes"] < 400_000
+
+
 def test_it_learns_what_plain_torch_learns() -> None:
     """A small model and fewer rounds than the example's, which comes closer; deterministic, so no false alarms."""
     done = simulate(boston("train.rounds=40", "train.local_epochs=10"))

@@ -6,9 +6,11 @@ import pytest
 from sordino_common.errors import ConfigError
 from sordino_server.job import Job, load_job
 from sordino_server.public_data import load_public, split_rows
+from sordino_sim.faults import TransportName
 from sordino_sim.network import BROKER
 from sordino_sim.scenario import agent_names, scenario_of
 
+TRANSPORTS: tuple[TransportName, ...] = ("memory", "mqtt", "processes")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -19,7 +21,7 @@ def job(*overrides: str) -> Job:
 def test_a_mix_of_boards_is_dealt_out_in_turn() -> None:
     scenario = scenario_of(job("simulation.agents=5", "simulation.profile='pi3:2,pi-zero2'"))
     assert [board.name for board in scenario.boards.values()] == ["pi3", "pi3", "pi-zero2", "pi3", "pi3"]
-    assert scenario.describe()["profile"] == {"pi3": 4, "pi-zero2": 1}
+    assert scenario.describe("memory")["profile"] == {"pi3": 4, "pi-zero2": 1}
 
 
 def test_the_jobs_figures_replace_those_of_the_board() -> None:
@@ -30,7 +32,20 @@ def test_the_jobs_figures_replace_those_of_the_board() -> None:
     assert network.link("agent-00").latency_s == 0.5 and network.link("agent-00").up_bps == 94e6
     assert network.link("server").latency_s == 0.0005
     assert network.deliveries("agent-00", BROKER, 0, 0.0)[0] == pytest.approx(0.5, abs=1e-4)
-    assert scenario.describe()["network"] == {"latency_s": 0.5, "jitter_s": 0.0}
+    assert scenario.describe("memory")["network"] == {"latency_s": 0.5, "jitter_s": 0.0}
+
+
+def test_what_a_transport_does_not_simulate_is_not_said_to_be_simulated() -> None:
+    scenario = scenario_of(job("simulation.profile=pi3", "simulation.network.loss=0.1"))
+    assert scenario.without_effect("memory") == []
+    assert [setting for setting, _ in scenario.without_effect("mqtt")] == ["simulation.network"]
+    assert [setting for setting, _ in scenario.without_effect("processes")] == [
+        "simulation.profile",
+        "simulation.network",
+    ]
+    assert scenario_of(job()).without_effect("processes") == []
+    said = {name: (scenario.describe(name)["profile"], scenario.describe(name)["network"]) for name in TRANSPORTS}
+    assert said == {"memory": ("pi3", {"loss": 0.1}), "mqtt": ("pi3", None), "processes": (None, None)}
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet"])

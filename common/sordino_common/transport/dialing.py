@@ -17,6 +17,20 @@ from typing import Any, Final
 
 from sordino_common.transport.reactor import READ, WRITE, Reactor
 
+ALERT: Final = "ALERT"  # stands in the reason of every `ssl.SSLError` that the peer has sent us
+_REMEDY: Final = "see tls.certificate, tls.key, and the broker's list of authorities"
+
+# Alerts by which a broker turns down the certificate that it got: RFC 8446 section 6.2.
+_NOT_ACCEPTED: Final = (
+    "ALERT_BAD_CERTIFICATE",
+    "ALERT_UNSUPPORTED_CERTIFICATE",
+    "ALERT_CERTIFICATE_REVOKED",
+    "ALERT_CERTIFICATE_EXPIRED",
+    "ALERT_CERTIFICATE_UNKNOWN",
+    "ALERT_UNKNOWN_CA",
+    "ALERT_ACCESS_DENIED",
+)
+
 _UNDER_WAY: Final = (0, errno.EINPROGRESS, errno.EALREADY)
 
 # A socket's address: what it holds depends on the family, and only `socket` looks inside.
@@ -59,7 +73,7 @@ class Wire:
         try:
             sent = self._sock.send(buffer)
         except OSError as error:
-            raise self._remember(error) from None
+            raise self._remember(self._last_words(error)) from None
         self.sent_bytes += sent
         return sent
 
@@ -83,8 +97,23 @@ class Wire:
             self._reactor.unregister(self._sock)
         self._sock.close()
 
+    def _last_words(self, error: OSError) -> OSError:
+        """The TLS alert that the peer sent before it closed, if there is one: it says why, and `error` does not.
+
+        A broker that refuses our certificate sends its alert, closes, and answers what we write then with a reset. If
+        our write is sooner than our read, the write fails while the alert still lies unread (Linux keeps it)."""
+        if isinstance(self._sock, ssl.SSLSocket) and _broken(error):
+            try:
+                self._sock.recv(1)
+            except ssl.SSLError as words:
+                if ALERT in (words.reason or ""):
+                    return words
+            except OSError:
+                pass
+        return error
+
     def _remember(self, error: OSError) -> OSError:
-        if not isinstance(error, BlockingIOError | ssl.SSLWantReadError | ssl.SSLWantWriteError):
+        if _broken(error):
             self.error = error
         return error
 
@@ -239,8 +268,23 @@ def explain(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or str(error)
+        reason = error.reason or error.strerror or str(error)
         if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
-            return f"the broker asks for a client certificate that it accepts ({reason}); see tls.certificate, tls.key"
+            return f"the broker asks for a client certificate that it accepts ({reason}); {_REMEDY}"
+        if any(words in reason for words in _NOT_ACCEPTED):
+            return f"the broker does not accept our client certificate ({reason}); {_REMEDY}"
         return reason
     return error.strerror or str(error)
+
+
+def explain_silence(error: OSError | None) -> str:
+    """Why a broker may end a TLS connection before it has answered: `error` if that says it, or what to look at."""
+    if error is not None and ALERT in (getattr(error, "reason", None) or ""):
+        return explain(error)
+    found = f"{explain(error)}; " if error is not None else ""
+    return f"{found}if the broker asks for a client certificate, it may not accept ours, {_REMEDY}"
+
+
+def _broken(error: OSError) -> bool:
+    """False for what only says that the socket has nothing, or no room, yet."""
+    return not isinstance(error, BlockingIOError | ssl.SSLWantReadError | ssl.SSLWantWriteError)

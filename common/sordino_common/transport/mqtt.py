@@ -34,7 +34,7 @@ from sordino_common.clock import Timer
 from sordino_common.errors import LimitExceeded, LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
-from sordino_common.transport.dialing import Dial, Wire, explain, see_off
+from sordino_common.transport.dialing import ALERT, Dial, Wire, explain, explain_silence, see_off
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings, tls_context
 from sordino_common.transport.reactor import READ, WRITE, Reactor
 from sordino_common.transport.subscriptions import Subscriptions
@@ -448,14 +448,17 @@ class MqttTransport:
             self._fail(reason, refused=event.code.value not in _PASSING and event.code.value >= _FAILURE)
             return
         error = self._wire.error if self._wire is not None else None
-        why = f": {explain(error)}" if error is not None else ""
+        # A broker that wants a client certificate says so only now (TLS 1.3, RFC 8446 section 4.4.2.4).
+        if self._context is not None and not self._connected:
+            why = f" before the broker answered: {explain_silence(error)}"
+        else:
+            why = f": {explain(error)}" if error is not None else ""
         # mosquitto 2.0 does not say that it hands a session over: two clients with one id just cut each other off.
         brief = self._connected and self._reactor.now_s() - self._stands_since_s < _BRIEF_S
         self._brief_ones = self._brief_ones + 1 if brief else 0
         if self._brief_ones >= 2:
             why += f" ({self._brief_ones} times in a row soon after connecting: is it that {TAKEN_OVER}?)"
-        # A broker that wants a client certificate says so only now (TLS 1.3, RFC 8446 section 4.4.2.4).
-        alert = not self._connected and error is not None and "ALERT" in (getattr(error, "reason", None) or "")
+        alert = not self._connected and error is not None and ALERT in (getattr(error, "reason", None) or "")
         self._fail(f"the connection to {self._where} was lost{why}", refused=alert)
 
     def _keep_alive(self) -> None:

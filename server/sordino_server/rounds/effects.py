@@ -53,11 +53,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """`replies` passed the check. Why the others are not there: `refusals` and `missing`, name -> reason."""
+    """`replies` passed the check. Why the others are not there: `refusals` and `missing`, name -> reason.
+
+    `forbidden`: those of `refusals` whose device's own policy does not allow it."""
 
     replies: Mapping[str, Message]
     refusals: Mapping[str, str]
     missing: Mapping[str, str]
+    forbidden: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

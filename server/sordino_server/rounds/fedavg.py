@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, RemoteError
 from sordino_common.messages import Cancel, DataRef, Evaluate, Evaluated, Message, Train, Trained
 from sordino_common.plan.arrays import from_numpy
 from sordino_server.job import JobSpec, metrics_of
@@ -39,7 +39,7 @@ from sordino_server.rounds.effects import (
     save,
 )
 from sordino_server.rounds.events import Note, Outcome, RoundDone, RoundRecord, RoundStarted, Share
-from sordino_server.rounds.roll import Names, Program, Roll
+from sordino_server.rounds.roll import Names, Program, Roll, shortage
 from sordino_server.rounds.scaling import measure
 
 
@@ -57,7 +57,7 @@ def federated_averaging(
     spec: JobSpec, *, run: str, programs: Programs, params: Params, resumed: Checkpoint | None = None
 ) -> Generator[Effect, Result, Checkpoint]:
     """Train until `spec.train` says enough; returns the last checkpoint. `resumed`: where to go on instead of
-    `params`. Raises `FleetUnavailable`."""
+    `params`. Raises `shortage`."""
     counted = yield from meter()
     roll = Roll(data=spec.data, train=spec.train, programs=(programs.train, programs.evaluate))
     first = 1 if resumed is None else resumed.record.round + 1
@@ -138,6 +138,7 @@ class _Round:
         arrays = tuple(from_numpy(param) for param in state.params)
         replies: dict[str, Trained] = {}
         shares: dict[str, Share] = {}
+        forbidden: frozenset[str] = frozenset()
         for attempt in range(train.retries + 1):
             names, need = yield from self.roll.assemble(self.number, done=frozenset(replies))
             names = self._choose(names, attempt, len(replies))
@@ -170,6 +171,7 @@ class _Round:
                 assert isinstance(reply, Trained)
                 replies[name] = reply
                 shares[name] = _share_of(reply)
+            forbidden = (forbidden - answers.missing.keys() - answers.refusals.keys()) | answers.forbidden
             for outcome, reasons in (("refused", answers.refusals), ("missing", answers.missing)):
                 yield from self._excuse(outcome, reasons, shares)
             if len(answers.replies) >= need:
@@ -177,10 +179,13 @@ class _Round:
             left = f"{train.retries - attempt} attempts left" if attempt < train.retries else "no attempt left"
             text = f"round {self.number}: {len(answers.replies)} answers, {need} are needed; {left}"
             yield from report(Note(text=text, level="warning"))
-        missing = ", ".join(f"{n} ({s.note})" for n, s in sorted(shares.items()) if s.outcome != "answered")
-        raise FleetUnavailable(
-            f"round {self.number}: quorum missed in {train.retries + 1} attempts; missing: {missing}. "
-            "The last checkpoint is kept: go on with --resume."
+        missing = {name: share.note for name, share in sorted(shares.items()) if share.outcome != "answered"}
+        detail = ", ".join(f"{name} ({note})" for name, note in missing.items())
+        raise shortage(
+            f"round {self.number}: quorum missed in {train.retries + 1} attempts; missing: {detail}. "
+            "The last checkpoint is kept: go on with --resume.",
+            missing=missing.keys(),
+            forbidden=forbidden,
         )
 
     def _excuse(

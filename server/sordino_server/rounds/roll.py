@@ -7,10 +7,11 @@ every round.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from sordino_common.errors import FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, FleetUnavailable, PolicyRefusal, RemoteError
 from sordino_common.messages import DatasetInfo, Describe, Described, Message, PlanPut, PlanReady
 from sordino_server.job import DataSpec, TrainSpec, quorum_of
 from sordino_server.rounds.effects import (
@@ -48,6 +49,16 @@ class Able:
     data: DatasetInfo
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unfit:
+    """Why an agent is left out until it boots again: its data don't fit, its policy forbids, or something else."""
+
+    boot: int
+    why: str
+    mismatch: DataMismatch | None
+    forbidden: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class _Sick:
     boot: int
@@ -61,14 +72,15 @@ class Roll:
     train: TrainSpec
     programs: Sequence[Program]
     able: dict[str, Able] = field(default_factory=dict)
-    unfit: dict[str, tuple[int, str]] = field(default_factory=dict)  # (boot, why): left out until it boots again
+    unfit: dict[str, _Unfit] = field(default_factory=dict)
     _sick: dict[str, _Sick] = field(default_factory=dict)
     _gathered: bool = False
 
     def assemble(self, round_: int, *, done: frozenset[str] = Nobody) -> Generator[Effect, Result, tuple[Names, int]]:
         """(names ready for the round, ascending; how many answers it needs yet), waiting as `TrainSpec` says.
 
-        `done`: those who have answered this round already. Raises `FleetUnavailable`: who is missing, and why."""
+        `done`: those who have answered this round already. Raises who is missing, and why: `FleetUnavailable`,
+        `PolicyRefusal` if policies alone are the reason, `DataMismatch` if no agent has the job's data."""
         purpose = f"round {round_}: agents to take part"
         deadline_s = (yield from meter()).now_s + self.train.round_deadline_s
         while True:
@@ -92,9 +104,12 @@ class Roll:
             if len(ready) >= need:
                 return ready, need
             now_s = (yield from meter()).now_s
-            if now_s >= deadline_s or present.members - done <= self.unfit.keys():
+            absent = present.members - done - frozenset(ready)
+            if now_s >= deadline_s or absent <= self.unfit.keys():  # nobody is left who could still come
+                self._blame_the_job(present, done)
                 text = f"{purpose}: {len(ready)} are ready, {need} are needed; {self._why_missing(present, done)}"
-                raise FleetUnavailable(text)
+                forbidden = {name for name, unfit in self.unfit.items() if unfit.forbidden}
+                raise shortage(text, missing=absent, forbidden=forbidden)
 
     def quorum(self, present: Present) -> int:
         """Of the members that may hold the data, or of the number that the job draws."""
@@ -128,7 +143,7 @@ class Roll:
         for name, boot in present.boots.items():
             if name in self.able and self.able[name].boot != boot:
                 del self.able[name]
-            if name in self.unfit and self.unfit[name][0] != boot:
+            if name in self.unfit and self.unfit[name].boot != boot:
                 del self.unfit[name]
 
     def _prepare(self, round_: int, names: Names) -> Generator[Effect, Result, None]:
@@ -142,13 +157,12 @@ class Roll:
             if name in answers.replies:
                 described = answers.replies[name]
                 assert isinstance(described, Described)
-                info, problem = find_data(self.data, described)
-                if info is None:
-                    yield from self._leave_out(name, boots.get(name), problem)
-                else:
-                    found[name] = info
+                try:
+                    found[name] = find_data(self.data, described)
+                except DataMismatch as mismatch:
+                    yield from self._leave_out(name, boots.get(name), str(mismatch), mismatch=mismatch)
             elif name in answers.refusals:
-                yield from self._leave_out(name, boots.get(name), answers.refusals[name])
+                yield from self._refused(name, boots.get(name), answers)
             else:
                 self._mark_sick(name, boots.get(name), round_)
         for program in self.programs:
@@ -159,7 +173,7 @@ class Roll:
                 if name not in answers.replies:
                     del found[name]
                     if name in answers.refusals:
-                        yield from self._leave_out(name, boots.get(name), answers.refusals[name])
+                        yield from self._refused(name, boots.get(name), answers)
                     else:
                         self._mark_sick(name, boots.get(name), round_)
         for name, info in found.items():
@@ -187,9 +201,14 @@ class Roll:
             )
         )
 
-    def _leave_out(self, name: str, boot: int | None, why: str) -> Generator[Effect, Result, None]:
+    def _refused(self, name: str, boot: int | None, answers: Answers) -> Generator[Effect, Result, None]:
+        return self._leave_out(name, boot, answers.refusals[name], forbidden=name in answers.forbidden)
+
+    def _leave_out(
+        self, name: str, boot: int | None, why: str, *, mismatch: DataMismatch | None = None, forbidden: bool = False
+    ) -> Generator[Effect, Result, None]:
         if boot is not None:
-            self.unfit[name] = (boot, why)
+            self.unfit[name] = _Unfit(boot=boot, why=why, mismatch=mismatch, forbidden=forbidden)
             yield from report(Note(text=f"{name} is left out: {why}"))
 
     def _mark_sick(self, name: str, boot: int | None, round_: int) -> None:
@@ -199,11 +218,20 @@ class Roll:
         times = last.times + 1 if last is not None and last.boot == boot else 0
         self._sick[name] = _Sick(boot=boot, until_round=round_ + 2 ** min(times, 10), times=times)
 
+    def _blame_the_job(self, present: Present, done: frozenset[str]) -> None:
+        """Raises `DataMismatch` if all that is known speaks against the job: no member ever fitted, for one reason."""
+        if done or self.able or not present.members <= self.unfit.keys():
+            return
+        found = {str(mismatch): mismatch for name in present.members if (mismatch := self.unfit[name].mismatch)}
+        if len(found) == 1 and all(self.unfit[name].mismatch for name in present.members):
+            ((reason, mismatch),) = found.items()
+            raise DataMismatch(mismatch.key, f"no agent has it: {reason}")
+
     def _why_missing(self, present: Present, done: frozenset[str]) -> str:
         reasons = []
         for name in sorted(present.members - done):
             if name in self.unfit:
-                reasons.append(f"{name} ({self.unfit[name][1]})")
+                reasons.append(f"{name} ({self.unfit[name].why})")
             elif name not in present.boots:
                 reasons.append(f"{name} (offline)")
             elif name not in self.able:
@@ -211,21 +239,43 @@ class Roll:
         return "missing: " + (", ".join(reasons) if reasons else "the roster lists no more agents that hold data")
 
 
-def find_data(spec: DataSpec, described: Described) -> tuple[DatasetInfo | None, str]:
-    """(the dataset that fits the job, ""), or (None, what is missing)."""
+def shortage(text: str, *, missing: AbstractSet[str], forbidden: AbstractSet[str]) -> FleetUnavailable | PolicyRefusal:
+    """The error for too few answers: a matter of policy if that is why each of the `missing` is missing."""
+    return PolicyRefusal(text) if missing and missing <= forbidden else FleetUnavailable(text)
+
+
+class DataMismatch(ConfigError):
+    """An agent's data are not what the job names under `key`. If no agent has it, the job is wrong, not the fleet."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+def find_data(spec: DataSpec, described: Described) -> DatasetInfo:
+    """The dataset that fits the job. Raises `DataMismatch`."""
     offered = {info.name: info for info in described.datasets}
     info = offered.get(spec.dataset)
     if info is None:
-        return None, f"no dataset {spec.dataset}; it offers {', '.join(sorted(offered)) or 'none'}"
+        raise DataMismatch("data.dataset", f"no dataset {spec.dataset}; it offers {_listed(sorted(offered))}")
     columns = {column.name: column for column in info.columns}
     row_shape = spec.x_shape if len(spec.features) == 1 and spec.shape is not None else ()
-    wanted: Mapping[str, tuple[int, ...]] = {**dict.fromkeys(spec.features, row_shape), spec.target: ()}
-    for name, shape in wanted.items():
+    wanted = [(f"data.features.{index}", name, row_shape) for index, name in enumerate(spec.features)]
+    for key, name, shape in (*wanted, ("data.target", spec.target, ())):
         if name not in columns:
-            return None, f"dataset {spec.dataset} has no column {name}"
+            raise DataMismatch(key, f"dataset {spec.dataset} has no column {name}; it has {_listed(list(columns))}")
         found = columns[name].shape
         if found != shape and not (name in spec.features and shape == (1,) and found == ()):
-            return None, f"column {name} of {spec.dataset} has entries of shape {list(found)}, expected {list(shape)}"
+            raise DataMismatch(
+                key, f"column {name} of {spec.dataset} has entries of shape {list(found)}, expected {list(shape)}"
+            )
     if info.train_rows == 0:
-        return None, f"dataset {spec.dataset} has no rows to train on"
-    return info, ""
+        raise DataMismatch("data.dataset", f"dataset {spec.dataset} has no rows to train on")
+    return info
+
+
+def _listed(names: Sequence[str], most: int = 30) -> str:
+    """The names, at most `most` of them and without control characters: they come from a device."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    listed = ", ".join(names[:most]) + more if names else "none"
+    return "".join(letter if letter.isprintable() else " " for letter in listed)

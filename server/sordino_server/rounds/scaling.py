@@ -10,13 +10,13 @@ from collections.abc import Generator, Mapping
 
 import numpy as np
 
-from sordino_common.errors import FleetUnavailable, RemoteError
+from sordino_common.errors import RemoteError
 from sordino_common.messages import Message, Moments, MomentsResult
 from sordino_common.plan.arrays import to_numpy
 from sordino_server.job import DataSpec, TrainSpec
 from sordino_server.rounds.average import LARGEST, MOST_ROWS
 from sordino_server.rounds.effects import Ask, Effect, Result, Scaling, ask
-from sordino_server.rounds.roll import Roll
+from sordino_server.rounds.roll import Roll, shortage
 
 
 def given_scaling(data: DataSpec) -> Scaling:
@@ -66,7 +66,7 @@ def scaling_of(data: DataSpec, results: Mapping[str, MomentsResult]) -> Scaling:
 
 
 def measure(data: DataSpec, train: TrainSpec, roll: Roll, first_round: int) -> Generator[Effect, Result, Scaling]:
-    """Ask the fleet for its moments. Raises `FleetUnavailable` if too few answer after `retries` repetitions."""
+    """Ask the fleet for its moments. Raises `shortage` if too few answer after `retries` repetitions."""
     columns = fleet_columns(data)
     if not columns:
         return given_scaling(data)
@@ -86,6 +86,7 @@ def measure(data: DataSpec, train: TrainSpec, roll: Roll, first_round: int) -> G
 
     results: dict[str, MomentsResult] = {}
     reasons: dict[str, str] = {}
+    forbidden: frozenset[str] = frozenset()
     for _ in range(train.retries + 1):
         names, need = yield from roll.assemble(first_round, done=frozenset(results))
         answers = yield from ask(
@@ -102,8 +103,9 @@ def measure(data: DataSpec, train: TrainSpec, roll: Roll, first_round: int) -> G
         for name, reply in answers.replies.items():
             assert isinstance(reply, MomentsResult)
             results[name] = reply
-        reasons = {**answers.missing, **answers.refusals}
+        reasons, forbidden = {**answers.missing, **answers.refusals}, answers.forbidden
         if len(answers.replies) >= need:
             return scaling_of(data, results)
     detail = ", ".join(f"{name} ({why})" for name, why in sorted(reasons.items()))
-    raise FleetUnavailable(f"column moments: {len(results)} agents answered, too few; missing: {detail}")
+    text = f"column moments: {len(results)} agents answered, too few; missing: {detail}"
+    raise shortage(text, missing=reasons.keys(), forbidden=forbidden)

@@ -94,7 +94,7 @@ class _Lowering:
         origin: Origin = node.meta.get(META, UNKNOWN)
         self.origin = origin
         self.refuse_what_no_plan_has(node, origin)
-        call = _Call(node, self.arguments(node), origin, f"{self.name}: {origin}")
+        call = _Call(node, self.arguments(node), origin, f"{self.name}: {origin}: aten op {overload_name(node)}")
         folded = self.fold(call)
         if folded is not None:
             return folded

@@ -40,7 +40,8 @@ class Origin:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}"
-        return f"{place} (module {self.module!r}, {self.kind})" if self.kind else place
+        where = f"module {self.module!r}" if self.module else "the model itself"
+        return f"{place} ({where}, {self.kind})" if self.kind else place
 
 
 UNKNOWN = Origin(file="<unknown>", line=0)

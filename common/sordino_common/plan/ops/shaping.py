@@ -181,6 +181,8 @@ def _repeat_kernel(outs: Outs, x: TensorSpec, repeats: tuple[int, ...]) -> Kerne
     apart = [dim for size, count in zip(shape, repeats, strict=True) for dim in (count, size)]
     ones = [dim for size in shape for dim in (1, size)]
     final = outs[0].shape
+    if 0 in final:  # NumPy refuses an empty array whose other dimensions are huge, and `apart` may have such
+        return lambda a: np.empty(final, a.dtype)
 
     def kernel(a: Any) -> Any:
         out = np.empty(apart, a.dtype)
