@@ -141,6 +141,8 @@ policy:
   # datasets: {{boston: [train, evaluate]}}       # absent: every dataset is open to all of `jobs`
   fetch: none              # stored tensors that may be fetched: none, any, or the Plans that made them
   min_rows: 10             # no answer is formed over fewer rows
+  # Computing on secret shares: add spdz-compute (be a member of a committee) or spdz-data (input masked rows) to jobs.
+  # spdz: {{outputs: {{loss: [{server}], model: [{server}]}}, min_committee: 2, zones: 1, security: active}}
 
 limits:
   memory_bytes: {limits.memory_bytes}  # of one task, in the worker process
@@ -152,6 +154,8 @@ limits:
   # queue: {limits.queue}               # tasks waiting or running
   # threads: {limits.threads}             # of the linear algebra; with 1, the same command gives the same bytes
   # idle_s: {limits.idle_s:g}             # then the worker process ends and its memory is free
+  # spdz_bytes: {limits.spdz_bytes}  # preprocessing on shares that waits for its step
+  # sessions: {limits.sessions}            # on shares, at a time
 
 executor: numpy            # or torch, if sordino[torch] is installed
 drain_s: 10                # at a stop, tasks get this long to finish
