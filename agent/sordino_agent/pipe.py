@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import struct
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -14,6 +16,7 @@ from sordino_common.messages import decode, encode
 from sordino_common.messages.base import from_plain, to_plain
 
 _HEADER: Final = struct.Struct(">Q")
+_PIPE_BYTES: Final = 1 << 20
 
 
 class WorkerSetup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +62,12 @@ class FrameReader:
             frame = bytes(memoryview(self._buffer)[_HEADER.size : _HEADER.size + length])
             del self._buffer[: _HEADER.size + length]
             yield frame
+
+
+def widen(pipe: int) -> None:
+    """Let a pipe hold as much as the system grants: a frame that fits wakes its reader once."""
+    with contextlib.suppress(OSError):  # above the user's share, or not Linux
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def read_frame(read: Callable[[int], bytes]) -> bytes | None:

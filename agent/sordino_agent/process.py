@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from sordino_agent.errors import WorkerDied
 from sordino_agent.executor import CANCELLED, Cancel, OnDone, log_failure, too_long
-from sordino_agent.pipe import FrameReader, WorkerSetup, encode_setup, header
+from sordino_agent.pipe import FrameReader, WorkerSetup, encode_setup, header, widen
 from sordino_agent.tasks import Failure, Outcome, Task, decode_outcome, encode_task, failure_of
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import CodecError
@@ -29,7 +29,8 @@ log = logging.getLogger("sordino.agent")
 START_S: Final = 60.0  # importing NumPy from a cold SD card takes seconds
 GRACE_S: Final = 2.0  # one node of a Plan is much shorter
 REAP_S: Final = 1.0  # between the end of a worker's pipe and the end of its process
-_READ_BYTES: Final = 1 << 18
+_READ_BYTES: Final = 1 << 20
+_WRITE_PARTS: Final = 16
 _FRAME_SLACK: Final = 1 << 20  # of an outcome, beside its arrays
 
 
@@ -277,8 +278,9 @@ class _Worker:
         self._input = self._process.stdin
         self._in = self._process.stdin.fileno()
         self._out = self._process.stdout.fileno()
-        os.set_blocking(self._in, False)
-        os.set_blocking(self._out, False)
+        for pipe in (self._in, self._out):
+            os.set_blocking(pipe, False)
+            widen(pipe)
         loop.register(self._out, selectors.EVENT_READ, self._readable)
         log.info("event=worker-started pid=%d", self._process.pid)
         self.send(encode_setup(setup))
@@ -323,11 +325,12 @@ class _Worker:
     def _write(self) -> None:
         try:
             while self._outbox:
-                written = os.write(self._in, self._outbox[0])
-                if written < len(self._outbox[0]):
+                # Header and payload at once: two writes would wake the worker twice.
+                written = os.writev(self._in, list(self._outbox)[:_WRITE_PARTS])
+                while self._outbox and written >= len(self._outbox[0]):
+                    written -= len(self._outbox.popleft())
+                if written:
                     self._outbox[0] = self._outbox[0][written:]
-                else:
-                    self._outbox.popleft()
         except BlockingIOError:
             if not self._writing:
                 self._writing = True

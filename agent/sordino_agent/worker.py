@@ -123,10 +123,13 @@ def _data_bytes() -> int:
 
 def _write(output: io.FileIO, payload: bytes) -> None:
     try:
-        for part in (header(payload), payload):
-            left = memoryview(part)
-            while left:
-                left = left[output.write(left) :]
+        parts = [memoryview(header(payload)), memoryview(payload)]
+        while parts:  # both at once: two writes would wake the daemon twice
+            written = os.writev(output.fileno(), parts)
+            while parts and written >= len(parts[0]):
+                written -= len(parts.pop(0))
+            if parts:
+                parts[0] = parts[0][written:]
     except BrokenPipeError:
         raise SystemExit(0) from None  # the daemon is gone; nobody is left to answer
 

@@ -24,7 +24,7 @@ class LoweringError(PlanError):
 
 
 class CoefficientRefused(LoweringError):
-    """No scale within the bound gives a gate's coefficients well enough. `output`: which output of the Plan the gate was
+    """No scale within the bound gives a gate's coefficients well enough. `output`: what output of the Plan the gate was
     made for, or ""."""
 
     def __init__(self, text: str, *, node: int, output: str) -> None:
