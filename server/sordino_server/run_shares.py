@@ -100,6 +100,7 @@ class SharedRun:
             "sessions": int(tally.get("sessions", 0)),
             "dealer_seconds": tally.get("dealer_s", 0.0),
             "online_seconds": tally.get("online_s", 0.0),
+            "compute_seconds": tally.get("compute_s", 0.0),
             "opened": {name: to for name, to in _opened(shares) if to != "nobody"},
         }
 

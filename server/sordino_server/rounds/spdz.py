@@ -96,6 +96,7 @@ class Tally:
     preprocessing_bytes: int = 0
     dealer_s: float = 0.0
     online_s: float = 0.0
+    compute_s: float = 0.0
 
     def count(self, session: Session) -> None:
         self.retries += session.retries
@@ -109,6 +110,7 @@ class Tally:
             self.rounds += max(one.rounds for one in counters)
             self.opened_bytes += max(one.opened_bytes for one in counters)
             self.online_s += max(one.online_s for one in counters)
+            self.compute_s += max(one.compute_s for one in counters)
 
     def as_numbers(self) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in self.__slots__}
