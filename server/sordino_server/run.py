@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from sordino_common.errors import ConfigError, LocalError, SordinoError
 from sordino_server.baseline import Baseline, Owned, Pooled, run_baseline
 from sordino_server.conductor import Conductor, Interrupted
 from sordino_server.job import Job, job_from_json, job_to_json
-from sordino_server.model import make_model, model_digest, trace_job
+from sordino_server.model import Traced, make_model, model_digest, trace_job
 from sordino_server.rounds.effects import Checkpoint, Effect, Result
 from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, silent
 from sordino_server.rounds.fedavg import federated_averaging
@@ -47,6 +48,13 @@ class RunResult:
     records: tuple[RoundRecord, ...]
     baseline: Baseline | None
     tensors: Tensors
+
+
+Rounds = Callable[[Checkpoint | None], Generator[Effect, Result, Checkpoint]]
+
+
+def _averaging(job: Job, run: str, traced: Traced, resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
+    return federated_averaging(job.spec, run=run, programs=traced.programs, params=traced.params, resumed=resumed)
 
 
 def new_run_id(job: Job, *, wall_s: float, token: str) -> str:
@@ -93,25 +101,17 @@ def run_job(
         raise ConfigError(f"run id {run!r}: expected lower-case letters, digits and hyphens, at most 80")
     model = make_model(job)
     shares: SharedRun | None = None
-    rounds: Callable[[Checkpoint | None], Generator[Effect, Result, Checkpoint]]
+    rounds: Rounds
     if job.spec.on_shares:
         if world is None:
             raise LocalError("run_job: a job on shares needs a world")
         shares = shared = shared_run(job, model, world)
         names, security = shared.names, f"secret shares, {job.spec.shares.security} security"
-
-        def rounds(resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
-            return shared.rounds(run, resumed)
-
+        rounds = partial(shared.rounds, run)
     else:
         traced = trace_job(job, model)
         names, security = traced.names, "plain"
-
-        def rounds(resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
-            return federated_averaging(
-                job.spec, run=run, programs=traced.programs, params=traced.params, resumed=resumed
-            )
-
+        rounds = partial(_averaging, job, run, traced)
     checkpoint: Checkpoint | None = None
     if not resume:
         store.create(
