@@ -1,7 +1,7 @@
 """SPDZ over a real broker with real agent processes, beside its floor, all in one run.
 
-    floor    rounds x (time of a raw broadcast round trip: two processes, MQTT v5 through mosquitto on loopback, payloads
-             as large as a round's shares, no keys, no links) + what the party's arithmetic takes
+    floor    rounds x (time of a raw broadcast round trip: two processes, MQTT v5 through mosquitto on loopback,
+             payloads as large as a round's shares, no keys, no links) + what the party's arithmetic takes
     actual   `sordino-agent` processes with their workers, active and passive, the server dealing beside them
 
 The two are interleaved, since a busy machine slows both; read the ratio, not the milliseconds.

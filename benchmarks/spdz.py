@@ -2,7 +2,8 @@
 
     python benchmarks/spdz.py            counts, then two members and a dealer in this process
     python benchmarks/spdz.py --products products of the sizes that other frameworks publish
-    python benchmarks/spdz.py --mqtt     over mosquitto on loopback, against rounds x raw broadcast + arithmetic
+
+Over a real broker, beside rounds x raw broadcast + arithmetic: `bench_spdz_wire.py`.
 
 Time of one process, one thread: `online` is both members together, openings handed over as bytes; `dealer` is all of
 the preprocessing. Everything is measured in turns in one run; read the ratios.
@@ -171,8 +172,8 @@ def eager() -> Callable[[], None]:
     return step
 
 
-def train(circuit: Circuit, *, turns: int, slice_steps: int) -> dict[str, Clock]:
-    """Print the table; the best slice of each variant."""
+def train(circuit: Circuit, *, turns: int, slice_steps: int) -> None:
+    """Print the table, from the best slice of each variant."""
     variants = [
         ("passive, 2 members", 2, "passive", 8),
         ("active, 2 members, check every step", 2, "active", 1),
@@ -209,7 +210,6 @@ def train(circuit: Circuit, *, turns: int, slice_steps: int) -> dict[str, Clock]
             f"{name:42} {online * 1e6:8.0f} {check * 1e6:8.0f} {dealer * 1e6:8.0f} {online / best_eager:9.1f} "
             f"{(online + dealer) / best_eager:9.1f}"
         )
-    return best
 
 
 def counts(circuit: Circuit) -> None:
@@ -278,7 +278,6 @@ def products() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--products", action="store_true")
-    parser.add_argument("--mqtt", action="store_true")
     parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -287,12 +286,7 @@ def main() -> None:
         return
     circuit = boston_step()
     counts(circuit)
-    best = train(circuit, turns=given.turns, slice_steps=32)
-    if given.mqtt:
-        from spdz_mqtt import report
-
-        passive = next(clock for name, clock in best.items() if name.startswith("passive"))
-        report([8 * count for count in circuit.opened_elements], passive.online / passive.steps / 2)
+    train(circuit, turns=given.turns, slice_steps=32)
 
 
 if __name__ == "__main__":
