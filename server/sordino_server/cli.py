@@ -305,7 +305,7 @@ def train(
                 observer=progress,
                 resume=resume is not None,
                 pooled=pooled,
-                world=connection.world(),
+                world=connection.world() if loaded.spec.on_shares else None,
                 owned=lambda rows: None if pooled is None else owned_in_order(pooled, rows),
             )
         if report is not None:

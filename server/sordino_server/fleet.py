@@ -41,11 +41,14 @@ class Fleet:
 
     def world(self) -> World:
         """What a run on shares needs of it."""
+        from sordino_server.dealer.backend_torch import best_backend  # torch: most commands do without
+
         return World(
             server=self.home.spec.server,
             roster=lambda: self.roster,
             random=os.urandom,
             stopwatch=time.perf_counter,
+            dealing={"backend": best_backend()},
         )
 
     @property

@@ -11,7 +11,7 @@ import torch
 from sordino_common.errors import LocalError
 from sordino_common.ring import fp
 from sordino_common.ring.backend import NumpyBackend, RingBackend
-from sordino_server.dealer.backend_torch import Kernel, TorchBackend
+from sordino_server.dealer.backend_torch import Kernel, TorchBackend, best_backend
 
 EDGES = np.array([0, 1, -1, 1 << 21, -(1 << 21), (1 << 42) - 1, (1 << 63) - 1, -(1 << 63)], dtype=np.int64)
 FIELD_EDGES = [0, 1, fp.P - 1, 1 << 63, fp.P - (1 << 63), (1 << 64) - 1, 1 << 64, (1 << 105) - 1]
@@ -185,3 +185,8 @@ def test_a_device_that_rounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "matmul", lambda a, b: exact(a.to(torch.float32), b.to(torch.float32)).to(a.dtype))
     with pytest.raises(LocalError, match="does not multiply exactly"):
         TorchBackend(kernel="float64")
+
+
+def test_the_servers_own_choice_is_torch_on_what_there_is() -> None:
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    assert best_backend().name.startswith(f"torch {where}")
