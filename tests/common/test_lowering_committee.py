@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from helpers_lowering import PLAN_ID, F, fixed, run_float64, secret_op
 from helpers_plan import CASES, Builder, Gen
 from helpers_spdz import Committee
+from sordino_common.errors import LocalError
 from sordino_common.plan.values import Input, Plan
 from sordino_common.spdz.lowering import Lowered, LoweringError, Ranges, Settings, lower
 from sordino_common.spdz.lowering.rules import RULES
@@ -103,7 +104,7 @@ def test_public_wires_and_fresh_masks_in_a_committee() -> None:
         np.testing.assert_allclose(found[name] * 2.0**-F, want, atol=2.0**-10)
 
 
-_LATER = pytest.mark.xfail(reason="not taken by the committee yet", raises=(TypeError, ValueError))
+_LATER = pytest.mark.xfail(reason="not taken by the committee yet", raises=(TypeError, ValueError, LocalError))
 
 
 @_LATER
@@ -124,3 +125,15 @@ def test_products_without_elements() -> None:
     low = lower(b.build(), plan_id=PLAN_ID, settings=Settings(ranges=Ranges(params=1)))
     inputs = {("x", "param"): fixed(np.ones((2, 3))), ("y", "param"): fixed(np.ones((3, 0)))}
     assert opened(low, inputs, parties=2, seed=0)["product"].shape == (2, 0)
+
+
+@_LATER
+def test_terms_without_dimensions() -> None:
+    """A loss of one element, to which a sum of wires is added."""
+    b = Builder("toy")
+    x = b.input("x", "param", "float32", 4)
+    squares = b.node("sum", b.node("mul", x, x), (), False)
+    b.output("loss", "loss", b.node("add", squares, b.node("sum", x, (), False), 0.5))
+    low = lower(b.build(), plan_id=PLAN_ID, settings=Settings(ranges=Ranges(params=1)))
+    found = opened(low, {("x", "param"): fixed([0.5, 1.0, -1.0, 0.25])}, parties=2, seed=0)
+    assert found["loss"] * 2.0**-F == pytest.approx(2.3125 + 0.375, abs=2 * 2.0**-F)

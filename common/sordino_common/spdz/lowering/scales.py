@@ -19,6 +19,7 @@ from sordino_common.spdz.lowering.magnitudes import ceil_log2, inner
 from sordino_common.spdz.lowering.sketch import Combined, Joined, Opened, Sketch, Summed, Viewed, operands
 
 GOOD: Final = 2.0**-9  # a coefficient this exact needs no scale beyond the target
+FAIR: Final = 2.0**-7  # one this exact is not worth more than a seldom retry
 BAD: Final = 2.0**-6  # one less exact than this is refused
 SLACK: Final = 1.02  # stated bounds hold of real values; fixed point may pass them by this factor
 _EXACT_ENOUGH: Final = 2.0**-13
@@ -59,7 +60,7 @@ class Choice:
 def choose(parts: Sequence[Part], constant: float, cap: float, fraction_bits: int, elements: int) -> Choice | None:
     """The scale and integers of a gate of so many elements; None if none keeps all coefficients within `BAD` and z
     below 2^44. Beyond 2^40 goes what would be less exact than `GOOD`, as far as that is seldom a retry; what would be
-    worse than `BAD` goes as far as it must."""
+    worse than `FAIR` goes as far as it must."""
     options = [
         option
         for scale in range(fraction_bits + 1, RING_BITS - 2)
@@ -67,7 +68,7 @@ def choose(parts: Sequence[Part], constant: float, cap: float, fraction_bits: in
     ]
     seldom = RING_BITS - 1 - _SELDOM - ceil_log2(float(max(elements, 1)))
     limits = (BOUND_BITS_TARGET, min(max(seldom, BOUND_BITS_TARGET), BOUND_BITS_MAX), BOUND_BITS_MAX)
-    for most, wanted in zip(limits, (GOOD, BAD, BAD), strict=True):
+    for most, wanted in zip(limits, (GOOD, FAIR, BAD), strict=True):
         usual = [option for option in options if option.bits <= most]
         best = min((option.error for option in usual), default=math.inf)
         if best <= wanted:

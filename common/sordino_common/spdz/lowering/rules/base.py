@@ -16,7 +16,7 @@ from sordino_common.errors import LocalError
 from sordino_common.plan.ops import OPS, resolve
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Arg, Node, Ref
-from sordino_common.spdz.lowering.lazy import Lazy
+from sordino_common.spdz.lowering.lazy import Lazy, moved
 from sordino_common.spdz.lowering.settings import LoweringError
 from sordino_common.spdz.lowering.sketch import Sketch
 
@@ -107,8 +107,6 @@ def lifted(walk: Walk, value: Any, shape: tuple[int, ...]) -> Lazy:
 
 
 def broadcast(walk: Walk, value: Lazy, shape: tuple[int, ...]) -> Lazy:
-    from sordino_common.spdz.lowering.lazy import moved
-
     if value.shape == shape:
         return value
     return moved(
