@@ -126,14 +126,15 @@ class Arithmetic:
 
         def elementwise(values: Values, masks: dict[int, Any]) -> Any:
             if a == b:  # m (m - 2 λ), or -2 m λ
-                right = masks[a] * np.int64(-2)
+                right = np.asarray(masks[a] * np.int64(-2))
                 if first:
-                    right = np.add(right, values[a], out=right)
-                full = np.multiply(right, values[a], out=right)
+                    right += values[a]
+                full = right
+                full *= values[a]
             else:
-                right = values[b] - masks[b] if first else -masks[b]
-                full = np.multiply(right, values[a], out=right) if right.shape == values[a].shape else right * values[a]
-                full = np.subtract(full, masks[a] * values[b], out=full)
+                full = np.asarray(values[b] - masks[b] if first else -masks[b])
+                full *= values[a]
+                full -= masks[a] * values[b]
             return full.sum(axis=reduce, dtype=np.int64) if reduce else full
 
         return elementwise

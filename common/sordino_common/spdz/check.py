@@ -258,10 +258,10 @@ class _GateSum:
         heights = _outer(field, beta, chi)  # β_b χ_i, flat
 
         def weigh(plain: I64) -> int:
-            return field.dot(heights, field.mat_vec(plain.reshape(-1, columns), psi))
+            return field.dot(heights, field.mat_vec(plain.reshape(batch * rows, columns), psi))
 
         def weigh_macs(macs: Fp) -> int:
-            return field.dot(heights, field.mat_vec_fp(macs.reshape(2, -1, columns), psi))
+            return field.dot(heights, field.mat_vec_fp(macs.reshape(2, batch * rows, columns), psi))
 
         def product(one: Product) -> tuple[int, int]:
             if one.kind == "mul":
@@ -282,8 +282,10 @@ class _GateSum:
         tag_a = stack.mask_macs(product.a).reshape(2, batch, rows, inner)
         tag_b = stack.mask_macs(product.b).reshape(2, batch * inner, columns)
         # χ m_A for all of the batch at once: [rows, batch * inner]
-        left = field.vec_mat(chi, np.ascontiguousarray(a.transpose(1, 0, 2)).reshape(rows, -1))
-        left_tag = field.vec_mat_fp(chi, np.ascontiguousarray(tag_a.transpose(0, 2, 1, 3)).reshape(2, rows, -1))
+        left = field.vec_mat(chi, np.ascontiguousarray(a.transpose(1, 0, 2)).reshape(rows, batch * inner))
+        left_tag = field.vec_mat_fp(
+            chi, np.ascontiguousarray(tag_a.transpose(0, 2, 1, 3)).reshape(2, rows, batch * inner)
+        )
         spread = np.repeat(beta, inner, axis=1)
         left, left_tag = field.mul(left, spread), field.mul(left_tag, spread)
         right = field.mat_vec(np.ascontiguousarray(b), psi)

@@ -101,7 +101,7 @@ class Dealer:
         self._done: dict[int, _Dealt] = {}
         if state is None:
             self._state = {
-                entry.name: state_mask(spec, self.state_seed(), entry) >> np.int64(entry.shift)
+                entry.name: np.asarray(state_mask(spec, self.state_seed(), entry) >> np.int64(entry.shift))
                 for entry in spec.state_inputs
             }
         else:
@@ -210,7 +210,7 @@ class Dealer:
                 for part in slices:
                     seed = self.owner_seed(part.owner)
                     r[part.positions] = row_mask(spec, seed, entry, step, attempt, len(part.positions))
-                values[number] = r >> np.int64(entry.shift)
+                values[number] = np.asarray(r >> np.int64(entry.shift))
             else:
                 values[number] = self._state[entry.name]
         return values
@@ -269,7 +269,7 @@ class Dealer:
 
     def _multiple(self, k: int, mask: I64) -> Fp:
         """k λ mod p."""
-        return self._field.mul_exact(np.ascontiguousarray(mask), np.full(mask.shape, k, dtype=np.int64))
+        return self._field.mul_exact(np.asarray(mask, order="C"), np.full(mask.shape, k, dtype=np.int64))
 
     # --- shares ----------------------------------------------------------------------------------------------------
 

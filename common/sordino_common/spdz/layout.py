@@ -6,6 +6,7 @@ openings of all gates by round. A flat array costs one expansion of a seed inste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,18 +110,18 @@ def view(node: View, array: Array, tables: list[I64], *, lead: int = 0) -> Array
     own = array.shape[:lead]
     match node.op:
         case "view":
-            return array.reshape(*own, *node.wire.shape)
+            return array.reshape((*own, *node.wire.shape))
         case "permute":
             return array.transpose(*range(lead), *(lead + dim for dim in node.args))
         case "expand":
             missing = len(node.wire.shape) - (array.ndim - lead)
-            spread = array.reshape(*own, *(1,) * missing, *array.shape[lead:])
+            spread = array.reshape((*own, *(1,) * missing, *array.shape[lead:]))
             return np.broadcast_to(spread, (*own, *node.wire.shape))
         case "gather":
-            flat = array.reshape(*own, -1)
+            flat = array.reshape((*own, math.prod(array.shape[lead:])))
             padded = np.concatenate((flat, np.zeros((*own, 1), dtype=array.dtype)), axis=-1)
             taken: Array = np.take(padded, tables[node.args[0]], axis=-1)
-            return taken.reshape(*own, *node.wire.shape)
+            return taken.reshape((*own, *node.wire.shape))
 
 
 def _view_function(node: View, tables: list[I64]) -> Local:

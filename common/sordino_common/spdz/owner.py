@@ -42,8 +42,9 @@ def mask(x: I64, r: I64, entry: CircuitInput) -> I64:
         raise OutOfRange(
             f"input {entry.name}: a value is not within the {stated}; raise the range, or scale or clip the data"
         )
-    masked: I64 = np.left_shift(x, np.int64(entry.shift))
-    return np.add(masked, r, out=masked)
+    with np.errstate(over="ignore"):  # Z_2^64 wraps on purpose; NumPy warns of it for single numbers
+        masked: I64 = np.asarray(np.add(np.left_shift(x, np.int64(entry.shift)), r))
+    return masked
 
 
 class InputOwner:

@@ -184,7 +184,7 @@ class Party:
             if at_edge(opened, entry.bound_bits):
                 raise ProtocolError(f"{entry.name}: masked parameters at the edge; their owner must mask them anew")
             self._transcript.add("state", 0, 0, 0, entry.name, opened)
-            state[entry.name] = opened >> np.int64(entry.shift)
+            state[entry.name] = np.asarray(opened >> np.int64(entry.shift))
         self._state = state
 
     def _resume(self, step: int, state: Mapping[str, I64]) -> None:
@@ -249,7 +249,7 @@ class Party:
             self._transcript.add("input", *at, 0, entry.name, opened)
             if at_edge(opened, entry.bound_bits):
                 return self._retry(effects, f"input {entry.name}")
-            values[number] = opened >> np.int64(entry.shift)
+            values[number] = np.asarray(opened >> np.int64(entry.shift))
         self._intake.running = True
         self._run = _Run(values, *self._preprocessing(at, corrected), self._arithmetic)
         self._arithmetic.locals_after(0, values)
