@@ -3,6 +3,7 @@
     DIR/fleet.yaml, *.key, roster.cbor    the server's home: `sordino train JOB --fleet DIR`
     DIR/agents/<name>/agent.yaml          one agent: `sordino-agent run DIR/agents/<name>`
     DIR/agents/<name>/data/*.npz          its rows, and its held-out rows
+    DIR/dealer/                           a dealer of its own, if the job has one: `sordino dealer run DIR/dealer`
     DIR/broker/mosquitto.conf             a broker on the loopback interface: `mosquitto -c ...`
 
 Keys are real ones, fresh each time. The rows are those that the simulator would deal out.
@@ -25,6 +26,7 @@ from sordino_agent.enrol import enrol
 from sordino_agent.spdz.policy import OWNERS
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
+from sordino_server.dealer.process import REQUEST_FILE, enrol_dealer
 from sordino_server.home import Home, create_home, read_request
 from sordino_sim.broker import broker_config, free_port
 from sordino_sim.scenario import Scenario
@@ -40,6 +42,7 @@ class FleetFolder:
     folder: Path
     agents: Mapping[str, Path]
     port: int
+    dealer: Path | None = None
 
     @property
     def broker_folder(self) -> Path:
@@ -67,8 +70,20 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
         home.add(read_request(made.request), roles=("data", "compute"), zone=scenario.zones.get(name))
         _write_rows(paths[name] / "data", table)
         _write_config(made.config, name=name, home=home, port=port, table=table)
+    if scenario.dealer is not None:
+        enrol_dealer(
+            folder / "dealer",
+            name=scenario.dealer,
+            fleet=FLEET,
+            operator_key=home.operator_public().hex(),
+            broker=f"{_HOST}:{port}",
+            server=home.spec.server,
+        )
+        home.add(read_request(folder / "dealer" / REQUEST_FILE), roles=("dealer",), zone=None)
     home.sign(now_s=time.time())
-    made_folder = FleetFolder(folder=folder, agents=paths, port=port)
+    made_folder = FleetFolder(
+        folder=folder, agents=paths, port=port, dealer=None if scenario.dealer is None else folder / "dealer"
+    )
     made_folder.broker_folder.mkdir(exist_ok=True)
     (made_folder.broker_folder / "mosquitto.conf").write_text(broker_config(port), "utf-8")
     return made_folder

@@ -38,6 +38,8 @@ from sordino_common.spdz.party import Party
 from sordino_common.transport.endpoint import Endpoint
 from sordino_common.transport.settings import LinkSettings
 from sordino_server.conductor import Conductor
+from sordino_server.dealer.masks import MaskStore
+from sordino_server.dealer.service import DealerService
 from sordino_server.fleet import others_of
 from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
@@ -152,6 +154,11 @@ class SimulatedFleet:
         self._programs = Programs(executor="numpy", limits=plan_limits(256 << 20))
         self._parsed: dict[bytes, Roster] = {}
         self._operator = simulation_operator_key(seed)
+        self._dealer = scenario.dealer
+        self._dealer_boot = 0
+        self._dealer_loop: MortalLoop | None = None
+        self._dealer_store = MaskStore(None)  # on its host's disk: it survives restarts
+        self.dealer: DealerService | None = None
         self._server_identity = simulation_device_key(seed, SERVER)
         self._server_boot = 0
         self._server_loop: MortalLoop | None = None
@@ -223,10 +230,42 @@ class SimulatedFleet:
             self.conductor = self.server_endpoint = None
             self._wire.kill(SERVER, noticed_after_s=0.0)
 
+    # --- the dealer ------------------------------------------------------------------------------------------------
+
+    def start_dealer(self) -> None:
+        """A (new) boot of the job's own dealer, if it has one."""
+        name = self._dealer
+        if name is None or self._dealer_loop is not None:
+            return
+        self._dealer_boot += 1
+        loop = self._dealer_loop = MortalLoop(self._loop)
+        service = self.dealer = DealerService(
+            name=name,
+            server=SERVER,
+            loop=loop,
+            store=self._dealer_store,
+            random=simulation_random(self._seed, name, self._dealer_boot),
+            stopwatch=time.perf_counter,
+        )
+        book = self._book()
+        book.accept(self._signed)
+        service.on_roster(book.require())
+        identity = simulation_device_key(self._seed, name)
+        endpoint = self._endpoint(name, identity, book, self._dealer_boot, loop, service)
+        service.attach(endpoint)
+        endpoint.open()
+
+    def kill_dealer(self) -> None:
+        if self._dealer is not None and self._dealer_loop is not None:
+            self._dealer_loop.kill()
+            self._dealer_loop = self.dealer = None
+            self._wire.kill(self._dealer, noticed_after_s=0.0)
+
     # --- agents ----------------------------------------------------------------------------------------------------
 
     def start_agents(self) -> None:
-        """Start everybody who is not away."""
+        """Start everybody who is not away, the dealer too."""
+        self.start_dealer()
         for agent in self.agents.values():
             if not agent.running and agent.name not in self._away:
                 self._start(agent)
@@ -292,6 +331,7 @@ class SimulatedFleet:
                 agent.loop.kill()
                 agent.loop = agent.core = agent.endpoint = None
                 self._wire.kill(name, noticed_after_s=0.0)
+        self.kill_dealer()
         self.kill_server()
 
     def _start(self, agent: SimulatedAgent) -> None:
@@ -337,7 +377,7 @@ class SimulatedFleet:
         book: RosterBook,
         boot: int,
         loop: MortalLoop,
-        handler: AgentCore | Conductor,
+        handler: AgentCore | Conductor | DealerService,
     ) -> Endpoint:
         return Endpoint(
             name=name,
@@ -361,6 +401,8 @@ class SimulatedFleet:
         issued_s = int(self._loop.wall_s())
         parties: list[tuple[str, DeviceKey, tuple[str, ...]]] = [(SERVER, self._server_identity, ("server",))]
         parties += [(agent.name, agent.identity, ("data", "compute")) for agent in self.agents.values()]
+        if self._dealer is not None:
+            parties.append((self._dealer, simulation_device_key(self._seed, self._dealer), ("dealer",)))
         roster = Roster(
             fleet=FLEET,
             epoch=1,

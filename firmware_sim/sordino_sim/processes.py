@@ -22,6 +22,7 @@ from sordino_sim.broker import LocalBroker
 from sordino_sim.fleet_dir import FleetFolder
 from sordino_sim.harness import VERSION
 
+DEALER: Final = "*dealer"  # among the processes; no agent's name
 _STOP_S: Final = 15.0  # a draining agent has 10 s for its tasks and 5 s for its answers
 
 
@@ -50,8 +51,23 @@ class AgentProcesses:
             )
 
     def start_all(self) -> None:
+        """Every agent, and the dealer if there is one."""
         for name in self.names:
             self.start(name)
+        self.start_dealer()
+
+    def start_dealer(self) -> None:
+        """Start the job's own dealer, unless there is none, or it runs."""
+        home = self._folder.dealer
+        if home is None or (DEALER in self._running and self._running[DEALER].poll() is None):
+            return
+        with (home / "dealer.log").open("ab") as log:
+            self._running[DEALER] = subprocess.Popen(
+                [sys.executable, "-m", "sordino_server.cli", "dealer", "run", str(home)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     def kill(self, name: str) -> None:
         """SIGKILL, and wait until it is gone."""

@@ -33,6 +33,11 @@ class Scenario:
     boards: Mapping[str, DeviceProfile]
 
     @property
+    def dealer(self) -> str | None:
+        """The job's dealer, if that is not the server."""
+        return self.job.spec.shares.dealer if self.job.spec.on_shares else None
+
+    @property
     def zones(self) -> Mapping[str, str]:
         """Every device stands in one of as many zones as the job asks its committee to span, by turns."""
         count = self.job.spec.shares.zones if self.job.spec.on_shares else 1

@@ -6,6 +6,7 @@ exit code of the error's class (`sordino_common.errors`); 130 for a run that was
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -37,6 +38,11 @@ app = typer.Typer(
 )
 roster_app = typer.Typer(help="Who belongs to the fleet: the draft, and signing it.", no_args_is_help=True)
 app.add_typer(roster_app, name="roster")
+dealer_app = typer.Typer(
+    help="The dealer of sessions on shares as a process on a host of its own: the server then sees no masks.",
+    no_args_is_help=True,
+)
+app.add_typer(dealer_app, name="dealer")
 plan_app = typer.Typer(help="What a job will cost, before anything runs.", no_args_is_help=True)
 app.add_typer(plan_app, name="plan")
 
@@ -232,6 +238,40 @@ def plan_show(
         _print_json(report)
         return
     render(report, Console(highlight=False, width=None if sys.stdout.isatty() else 160), base=Path.cwd())
+
+
+# --- dealer --------------------------------------------------------------------------------------------------------
+
+
+@dealer_app.command("init")
+def dealer_init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, on the dealer's host.")],
+    name: Annotated[str, typer.Option("--name", help="The dealer's name in the fleet.")],
+    fleet: Annotated[str, typer.Option("--fleet", help="The fleet's name.")],
+    operator_key: Annotated[str, typer.Option("--operator-key", help="64 hex digits, as `sordino init` printed them.")],
+    broker: Annotated[str, typer.Option("--broker", help="HOST:PORT of the MQTT broker.")],
+    server: Annotated[str, typer.Option("--server", help="The server's name in the fleet.")] = "server",
+) -> None:
+    """Make a dealer: its keys, dealer.yaml, and the request to be enrolled."""
+    from sordino_server.dealer.process import REQUEST_FILE, enrol_dealer
+
+    key = enrol_dealer(folder, name=name, fleet=fleet, operator_key=operator_key, broker=broker, server=server)
+    _say(
+        f"dealer {name}  {key.fingerprint}\n\n"
+        "At the server's, comparing the fingerprint:\n"
+        f"  sordino roster add {folder / REQUEST_FILE} --roles dealer\n  sordino roster sign\n"
+        f"Then here:\n  sordino dealer run {folder}\n"
+        f"and in the job:\n  spdz: {{dealer: {name}}}"
+    )
+
+
+@dealer_app.command("run")
+def dealer_run(folder: Annotated[Path, typer.Argument(help="The folder that `sordino dealer init` made.")]) -> None:
+    """Deal preprocessing until stopped."""
+    from sordino_server.dealer.process import run_dealer
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="level=%(levelname)s %(message)s")
+    run_dealer(folder, version=_version())
 
 
 # --- training ------------------------------------------------------------------------------------------------------

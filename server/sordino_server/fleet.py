@@ -21,7 +21,7 @@ from sordino_common.transport.mqtt import MqttSettings, MqttTransport, TlsSettin
 from sordino_common.transport.reactor import Reactor
 from sordino_common.transport.settings import LinkSettings
 from sordino_server.conductor import Conductor
-from sordino_server.home import Home
+from sordino_server.home import BrokerSpec, Home
 from sordino_server.rounds.effects import Ask, Effect, Gather, Result, ask, gather, look
 from sordino_server.rounds.spdz import World
 
@@ -211,14 +211,18 @@ def drive(fleet: Fleet, generator: Callable[[], Generator[Effect, Result, T]]) -
 
 def mqtt_settings(home: Home) -> MqttSettings:
     """fleet.yaml's broker with its paths and its password resolved."""
-    broker = home.spec.broker
+    return broker_settings(home.spec.broker, home.folder, client_id=f"sordino-{home.spec.fleet}-{home.spec.server}")
+
+
+def broker_settings(broker: BrokerSpec, folder: Path, *, client_id: str) -> MqttSettings:
+    """A broker with its paths and its password resolved against `folder`."""
 
     def path(text: str | None) -> str | None:
-        return None if text is None else str((home.folder / Path(text).expanduser()).resolve())
+        return None if text is None else str((folder / Path(text).expanduser()).resolve())
 
     password = None
     if broker.password_file is not None:
-        file = home.folder / Path(broker.password_file).expanduser()
+        file = folder / Path(broker.password_file).expanduser()
         try:
             password = file.read_text("utf-8").splitlines()[0]
         except (OSError, IndexError) as error:
@@ -234,7 +238,7 @@ def mqtt_settings(home: Home) -> MqttSettings:
     return MqttSettings(
         host=broker.host,
         port=broker.port,
-        client_id=f"sordino-{home.spec.fleet}-{home.spec.server}",
+        client_id=client_id,
         username=broker.username,
         password=password,
         keepalive_s=broker.keepalive_s,

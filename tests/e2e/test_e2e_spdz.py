@@ -25,7 +25,7 @@ from sordino_agent.status import read_status
 from sordino_server.store import RunStore, Tensors
 from sordino_sim.broker import LocalBroker
 from sordino_sim.fleet_dir import FleetFolder, write_fleet
-from sordino_sim.processes import AgentProcesses
+from sordino_sim.processes import DEALER, AgentProcesses
 from sordino_sim.runner import simulate
 from sordino_sim.scenario import scenario_of
 
@@ -137,6 +137,25 @@ def test_a_server_that_is_killed_resumes(stage: Stage, undisturbed: Tensors) -> 
     near(stage.model("killed-1"), undisturbed)
     burnt = stage.burnt("agent-00")
     assert len(burnt) == len(set(burnt)) == 2
+
+
+def test_a_dealer_of_its_own(tmp_path: Path, undisturbed: Tensors) -> None:
+    """`sordino dealer run`: killed once, it comes back with the masks of the last checkpoint."""
+    job = boston_shares(*SETTINGS, "spdz.dealer=midas")
+    folder = write_fleet(scenario_of(job), tmp_path / "fleet")
+    with LocalBroker(folder.broker_folder, port=folder.port) as broker, AgentProcesses(folder) as agents:
+        agents.start_all()
+        stage = Stage(folder, broker, agents)
+        training = stage.train("--run", "midas-1", "--set", "spdz.dealer=midas")
+        try:
+            training.wait_for("round 1/4: ")
+            agents.kill(DEALER)
+            agents.start_dealer()
+            summary = training.finish()
+        finally:
+            training.close()
+        assert summary["sessions"] == 2, training.text
+        near(stage.model("midas-1"), undisturbed)
 
 
 def test_a_broker_that_restarts_costs_nothing(stage: Stage, undisturbed: Tensors) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_agent.errors import BadCommand
-from sordino_agent.spdz.policy import OWNERS
 from sordino_agent.spdz.reading import Named, Reader
 from sordino_agent.spdz.tasks import SpdzEffect, SpdzEvent
 from sordino_common.errors import LocalError
@@ -24,12 +23,12 @@ from sordino_common.ring.prg import Seed
 from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Retry
 from sordino_common.spdz.errors import ProtocolError
 from sordino_common.spdz.intake import AHEAD_STEPS
+from sordino_common.spdz.opening import MODEL, OWNERS
 from sordino_common.spdz.owner import InputOwner
 from sordino_common.spdz.party import Party
 from sordino_common.spdz.spec import PADDING, PartySetup, SessionSpec
 
 I64 = npt.NDArray[np.int64]
-MODEL: Final = "model"  # the output that stands for all parameters
 
 
 class MakeParty(Protocol):

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from sordino_agent.errors import Silence
 from sordino_agent.executor import Executor
 from sordino_agent.spdz.journal import BurnJournal
@@ -377,6 +379,9 @@ class Session:
         self._reported = self._checked
         message = m.SpdzChecked(session=self.id, step=self._checked, checkpoint=self._checkpoint, outputs=outputs)
         self._port.tell(self._server, message, context=b"")
+        if self.command.dealer != self._server:  # its masks leave on the parties' word, not on the server's
+            word = msgspec.structs.replace(message, outputs=())
+            self._port.tell(self.command.dealer, word, context=b"")
 
     def _tell_peer(self, name: str, message: m.Message) -> None:
         def outcome(delivered: bool, reason: str) -> None:

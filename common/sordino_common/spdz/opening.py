@@ -14,6 +14,8 @@ from sordino_common.spdz.errors import ProtocolError
 from sordino_common.spdz.lowering.settings import Ranges, Settings
 from sordino_common.spdz.spec import Schedule, SessionSpec
 
+MODEL: Final = "model"  # the output that stands for all parameters
+OWNERS: Final = "*owners"  # the receiver that stands for who owns a row
 _INPUT: Final = "input "  # a range of one input, by name
 _WHOLE: Final = ("fraction_bits", "steps")
 

@@ -6,7 +6,7 @@ at a time, so that whoever drives it can turn to other things in between. Secret
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from sordino_common.plan.arrays import from_numpy
 from sordino_common.ring.backend import RingBackend
 from sordino_common.ring.prg import SEED_BYTES, Seed
 from sordino_common.spdz.dealing import Dealer
+from sordino_common.spdz.opening import MODEL, OWNERS
 from sordino_common.spdz.owner import mask_state
 from sordino_common.spdz.spec import SessionSpec
 
@@ -143,3 +144,30 @@ def first_state(command: m.SpdzOpen, spec: SessionSpec, seed: bytes, values: Sta
     return m.SpdzState(
         session=command.session, names=tuple(masked), values=tuple(from_numpy(value) for value in masked.values())
     )
+
+
+def releases(
+    output: m.SpdzOutput,
+    command: m.SpdzOpen,
+    spec: SessionSpec,
+    span: tuple[int, int],
+    *,
+    outputs: Callable[[int, tuple[str, ...]], State],
+    model: Callable[[int, tuple[str, ...]], State],
+) -> Iterator[tuple[str, int, State]]:
+    """(receiver, step, masks) of all of `output` that opens with the steps from `span[0]` to before `span[1]`."""
+    first, done = span
+    if output.name == MODEL:
+        params = tuple(entry.name for entry in spec.state_inputs if entry.role == "param")
+        for step in range(first + 1, done + 1):
+            if step == command.steps or (output.every and step % output.every == 0):
+                yield output.receiver, step, model(step, params)
+        return
+    for step in range(first, done):
+        masks = outputs(step, (output.name,))
+        if output.receiver != OWNERS:
+            yield output.receiver, step, masks
+            continue
+        assert spec.schedule is not None
+        for part in spec.schedule.step(step):
+            yield part.owner, step, {name: value[part.positions] for name, value in masks.items()}

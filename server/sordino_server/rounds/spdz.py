@@ -27,7 +27,7 @@ from sordino_common.errors import FleetUnavailable
 from sordino_common.ring.fixed import decode_fixed
 from sordino_common.spdz.circuit import Circuit
 from sordino_common.spdz.lowering.settings import Settings
-from sordino_common.spdz.opening import numbers_of, spec_of
+from sordino_common.spdz.opening import MODEL, numbers_of, spec_of
 from sordino_server.dealer.desk import DealerDesk
 from sordino_server.job import JobSpec
 from sordino_server.job_spdz import NOBODY, SERVER, SpdzSpec
@@ -54,7 +54,8 @@ from sordino_server.rounds.events import Note, RoundDone, RoundRecord, RoundStar
 from sordino_server.rounds.fedavg import data_ref
 from sordino_server.rounds.roll import Program, Roll
 from sordino_server.rounds.scaling import measure
-from sordino_server.rounds.spdz_session import MODEL, Opened, Session, SessionLost
+from sordino_server.rounds.spdz_dealing import Dealing, Here, There
+from sordino_server.rounds.spdz_session import Opened, Session, SessionLost
 
 I64 = npt.NDArray[np.int64]
 REPORTS_AHEAD: Final = 4  # reports of the parties within the window of what is dealt ahead
@@ -100,8 +101,8 @@ class Tally:
 
     def count(self, session: Session) -> None:
         self.retries += session.retries
-        self.preprocessing_bytes += session.desk.nbytes
-        self.dealer_s += session.desk.seconds
+        self.preprocessing_bytes += session.dealing.nbytes
+        self.dealer_s += session.dealing.seconds
 
     def count_online(self, counters: Sequence[m.SpdzCounters]) -> None:
         """Of the parties of one session: what the slowest took."""
@@ -240,11 +241,11 @@ class TrainingOnShares:
                 opened = yield from session.advance(until)
                 state = yield from self._settle(state, until, opened, session)
                 self._last = state
+            closed = yield from session.close()
         finally:
             self.tally.count(session)
-        closed = yield from session.close()
         self.tally.count_online([closed[name].counters for name in parties if name in closed])
-        return state
+        return self._last
 
     def new_session(
         self, command: m.SpdzOpen, program: Circuitry, state: Checkpoint, *, split: Literal["train", "test"]
@@ -252,19 +253,25 @@ class TrainingOnShares:
         """With a dealer of its own, who goes on from the masks of `state` if the session does."""
         assert state.shared is not None
         spec = spec_of(command, program.circuit, program.digest)
-        desk = DealerDesk(
-            command,
-            spec,
-            random=self.world.random,
-            masks=None if command.resume is None else state.shared.masks,
-            stopwatch=self.world.stopwatch,
-            **self.world.dealing,
-        )
+        dealing: Dealing
+        if command.dealer != self.world.server:
+            dealing = There(command.dealer, command)
+        else:
+            dealing = Here(
+                DealerDesk(
+                    command,
+                    spec,
+                    random=self.world.random,
+                    masks=None if command.resume is None else state.shared.masks,
+                    stopwatch=self.world.stopwatch,
+                    **self.world.dealing,
+                )
+            )
         self.tally.sessions += 1
         return Session(
             command,
             spec,
-            desk,
+            dealing,
             server=self.world.server,
             data=data_ref(self.spec, state.scaling, split),
             deadline_s=self.spec.train.round_deadline_s,
@@ -284,9 +291,11 @@ class TrainingOnShares:
                      and self.roll.able[name].boot == boot}  # fmt: skip
             parties = choose(shares, self.world.roster(), present.everybody.keys(), keep=state.shared.parties)
             missing = sorted(owners - ready)
+            dealers = () if shares.dealer is None else (shares.dealer,)
+            missing += [name for name in dealers if name not in present.everybody]
             if not missing and parties:
                 known = ready if program.program in self.roll.programs else set()
-                yield from self._give_plan(program, sorted({*parties, *owners} - known))
+                yield from self._give_plan(program, sorted({*parties, *owners, *dealers} - known))
                 return parties
             if not parties:
                 wanted = state.shared.parties or candidates(shares, self.world.roster())

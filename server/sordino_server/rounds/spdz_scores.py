@@ -11,14 +11,14 @@ from collections.abc import Generator
 
 from sordino_common import messages as m
 from sordino_common.errors import FleetUnavailable, RemoteError
-from sordino_common.spdz.opening import numbers_of
+from sordino_common.spdz.opening import OWNERS, numbers_of
 from sordino_common.spdz.spec import Schedule
 from sordino_server.rounds.average import LARGEST
 from sordino_server.rounds.effects import Checkpoint, Effect, Result, report
 from sordino_server.rounds.events import Note
 from sordino_server.rounds.fedavg import test_metrics
 from sordino_server.rounds.spdz import REPORTS_AHEAD, Circuitry, TrainingOnShares, steps_ahead, with_digest
-from sordino_server.rounds.spdz_session import OWNERS, SessionLost
+from sordino_server.rounds.spdz_session import SessionLost
 
 
 def score_on_shares(
@@ -84,9 +84,9 @@ def _score(
         yield from session.open(None)
         yield from session.advance(steps)
         yield from session.settle(steps)
+        closed = yield from session.close()
     finally:
         training.tally.count(session)
-    closed = yield from session.close()
     training.tally.count_online([closed[name].counters for name in parties if name in closed])
     means = _means({name: closed[name] for name, _ in rows if name in closed}, dict(rows))
     return test_metrics(spec, state.scaling, means), sum(count for _, count in rows)

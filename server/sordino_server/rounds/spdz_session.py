@@ -24,8 +24,9 @@ from sordino_common.errors import FleetUnavailable, LocalError, RemoteError
 from sordino_common.plan.arrays import to_numpy
 from sordino_common.spdz import errors as spdz_errors
 from sordino_common.spdz.errors import EquivocationError, ProtocolError, RetriesExhausted
+from sordino_common.spdz.opening import MODEL
 from sordino_common.spdz.spec import SessionSpec
-from sordino_server.dealer.desk import DealerDesk, first_state
+from sordino_server.dealer.desk import first_state, releases
 from sordino_server.rounds.effects import (
     Ask,
     Effect,
@@ -40,10 +41,9 @@ from sordino_server.rounds.effects import (
     tell,
 )
 from sordino_server.rounds.events import Note
+from sordino_server.rounds.spdz_dealing import Dealing
 
 I64 = npt.NDArray[np.int64]
-OWNERS: Final = "*owners"
-MODEL: Final = "model"
 _BY_CODE: Final = {
     cls.code: cls
     for cls in vars(spdz_errors).values()
@@ -98,7 +98,7 @@ class Session:
         self,
         command: m.SpdzOpen,
         spec: SessionSpec,
-        desk: DealerDesk,
+        dealing: Dealing,
         *,
         server: str,
         data: m.DataRef,
@@ -106,7 +106,7 @@ class Session:
     ) -> None:
         self.command: Final = command
         self.spec: Final = spec
-        self.desk: Final = desk
+        self.dealing: Final = dealing
         self.confirmed = command.first_step
         self.retries = 0
         self._server = server
@@ -114,6 +114,7 @@ class Session:
         self._deadline_s = deadline_s
         self._owners = tuple(entry.owner for entry in command.rows)
         self._members = tuple(dict.fromkeys((*command.parties, *self._owners)))
+        self._everybody = self._members if dealing.name is None else (*self._members, dealing.name)
         self._parties = {name: _Member(checked=command.first_step) for name in command.parties}
         self._tries = 0
         self._tried_step = -1
@@ -133,18 +134,28 @@ class Session:
         except Exception as error:
             yield from self.abort(error)
             raise
-        yield from listen(frozenset(self._members))
-        setups = self.desk.setups()
-        seed = setups[command.state_from].state_seed if command.state_from is not None else None
-        for name in self._members:
-            yield from tell(name, setups[name])
-        if seed is not None:
-            if values is None or command.state_from != self._server:
-                raise LocalError("Session: the first state is the server's to give")
-            state = first_state(command, self.spec, seed, values)
-            for name in command.parties:
-                yield from tell(name, state)
+        yield from listen(frozenset(self._everybody))
+        yield from self.dealing.begin(self._members)
         yield from self._confirm()
+        if command.state_from is None:
+            return
+        if values is None or command.state_from != self._server:
+            raise LocalError("Session: the first state is the server's to give")
+        try:
+            yield from self._give_state(values)
+        except Exception as error:
+            yield from self.abort(error)
+            raise
+
+    def _give_state(self, values: Mapping[str, I64]) -> Generator[Effect, Result, None]:
+        """The first parameters, masked, to every party."""
+        while not self.dealing.ready:
+            yield from self._hear(("dealer",) if self.dealing.name is None else (self.dealing.name,))
+        seed = self.dealing.state_seed
+        assert seed is not None
+        state = first_state(self.command, self.spec, seed, values)
+        for name in self.command.parties:
+            yield from tell(name, state)
 
     def _ask_to_open(self) -> Generator[Effect, Result, None]:
         command, owners = self.command, set(self._owners)
@@ -152,9 +163,9 @@ class Session:
         answers = yield from ask(
             Ask(
                 purpose="members of the session to be ready",
-                messages={name: own if name in owners else command for name in self._members},
+                messages={name: own if name in owners else command for name in self._everybody},
                 expects=m.SpdzReady,
-                quorum=len(self._members),
+                quorum=len(self._everybody),
                 deadline_s=self._deadline_s,
                 straggler_s=self._deadline_s,
                 check=self._check_ready,
@@ -188,7 +199,7 @@ class Session:
     def settle(self, done: int) -> Generator[Effect, Result, None]:
         """What belongs to the first `done` steps is durable: masks may be forgotten, owners may run ahead."""
         self.confirmed = max(self.confirmed, done)
-        self.desk.confirm(done)
+        self.dealing.confirm(done)
         yield from self._confirm()
 
     def _advance(self, until: int) -> Generator[Effect, Result, Opened]:
@@ -196,36 +207,67 @@ class Session:
         model: dict[int, Mapping[str, I64]] = {}
         states: dict[int, Mapping[str, I64]] = {}
         while True:
-            done = min(until, *(member.checked for member in self._parties.values()))
+            done = self._done(until)
             if done > self.confirmed:
                 yield from self._open_outputs(done, outputs, model)
                 for step in range(self.confirmed + 1, done + 1):
                     if step in self.command.checkpoints:
-                        states[step] = self.desk.state(step)
+                        states[step] = self.dealing.state(step)
                 if done == until:
                     return Opened(outputs=outputs, model=model, states=states)
                 yield from self.settle(done)
-            if self.desk.may_deal:
-                name, corrections = self.desk.deal()
-                for correction in corrections:
-                    yield from tell(name, correction)
-            items = yield from hear(
-                Hear(
-                    purpose=f"step {self.confirmed} of {self.command.steps}",
-                    wait_s=0.0 if self.desk.may_deal else self.command.silence_s,
-                    missing=self._slowest(),
-                )
-            )
-            if not items and not self.desk.may_deal:
-                raise SessionLost(
-                    f"step {self.confirmed}: nothing heard for {self.command.silence_s:g} s from "
-                    f"{', '.join(self._slowest())}"
-                )
-            for item in items:
-                self._take(item)
+            if self.dealing.may_deal:
+                yield from self.dealing.deal()
+            yield from self._hear(self._slowest())
             yield from self._retry()
 
+    def _hear(self, missing: tuple[str, ...]) -> Generator[Effect, Result, None]:
+        """Whatever is said next; not for long, if there is something to deal."""
+        busy = self.dealing.may_deal
+        items = yield from hear(
+            Hear(
+                purpose=f"step {self.confirmed} of {self.command.steps}",
+                wait_s=0.0 if busy else self.command.silence_s,
+                missing=missing,
+            )
+        )
+        if not items and not busy:
+            raise SessionLost(
+                f"step {self.confirmed}: nothing heard for {self.command.silence_s:g} s from {', '.join(missing)}"
+            )
+        for item in items:
+            self._take(item)
+
+    def _done(self, until: int) -> int:
+        """How many steps, up to `until`, every party and the dealer have done their part for."""
+        done = min(until, self.dealing.checked(until), *(member.checked for member in self._parties.values()))
+        for output in self.command.outputs:
+            if output.receiver == self._server:
+                # A dealer's masks may come after its word that they were sent.
+                while done > self.confirmed and not self._has_masks(output, done):
+                    done -= 1
+        return done
+
+    def _has_masks(self, output: m.SpdzOutput, done: int) -> bool:
+        if output.name == MODEL:
+            return all(
+                self.dealing.has(step, self._params)
+                for step in range(self.confirmed + 1, done + 1)
+                if self._opens_model(output, step)
+            )
+        return all(self.dealing.has(step, (output.name,)) for step in range(self.confirmed, done))
+
+    def _opens_model(self, output: m.SpdzOutput, done: int) -> bool:
+        return done == self.command.steps or (output.every > 0 and done % output.every == 0)
+
+    @property
+    def _params(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.spec.state_inputs if entry.role == "param")
+
     def _take(self, item: Said | Gone) -> None:
+        ours = isinstance(item, Said) and getattr(item.message, "session", b"") == self.command.session
+        if ours and isinstance(item, Said) and self.dealing.take(item.name, item.message):
+            return
         match item:
             case Gone(name=name, why=why):
                 raise SessionLost(f"{name} is lost in the session: {why}")
@@ -253,7 +295,10 @@ class Session:
 
     def _slowest(self) -> tuple[str, ...]:
         least = min(member.checked for member in self._parties.values())
-        return tuple(name for name, member in self._parties.items() if member.checked == least)
+        slowest = tuple(name for name, member in self._parties.items() if member.checked == least)
+        if self.dealing.name is not None and self.dealing.checked(self.command.steps) < least:
+            return (self.dealing.name,)
+        return slowest
 
     # --- retries ---------------------------------------------------------------------------------------------------
 
@@ -279,9 +324,9 @@ class Session:
         self.retries += 1
         for member in self._parties.values():
             member.retry = None
-        self.desk.rewind(step, self._attempt)
+        self.dealing.rewind(step, self._attempt)
         restart = m.SpdzRestart(session=self.command.session, step=step, attempt=self._attempt)
-        for name in self._members:
+        for name in self._everybody:
             yield from tell(name, restart)
 
     # --- outputs ---------------------------------------------------------------------------------------------------
@@ -290,31 +335,28 @@ class Session:
         self, done: int, outputs: dict[int, Mapping[str, I64]], model: dict[int, Mapping[str, I64]]
     ) -> Generator[Effect, Result, None]:
         """Everything that opens with the steps up to `done`, now that all parties have checked them."""
-        params = tuple(entry.name for entry in self.spec.state_inputs if entry.role == "param")
         for output in self.command.outputs:
-            if output.name == MODEL:
+            if output.receiver != self._server:
+                yield from self._release(output, done)
+            elif output.name == MODEL:
                 for step in range(self.confirmed + 1, done + 1):
-                    if step == self.command.steps or (output.every and step % output.every == 0):
-                        masks = {name: self.desk.state(step)[name] for name in params}
-                        if output.receiver == self._server:
-                            model[step] = self._agreed(step, params, masks)
-                        else:
-                            yield from tell(output.receiver, self.desk.masks_for(step, masks))
-                continue
-            for step in range(self.confirmed, done):
-                masks = {output.name: self.desk.output_masks(step)[output.name]}
-                if output.receiver == self._server:
+                    if self._opens_model(output, step):
+                        masks = self.dealing.model(step, self._params)
+                        model[step] = self._agreed(step, self._params, masks)
+            else:
+                for step in range(self.confirmed, done):
+                    masks = self.dealing.outputs(step, (output.name,))
                     outputs[step] = {**outputs.get(step, {}), **self._agreed(step, (output.name,), masks)}
-                elif output.receiver != OWNERS:
-                    yield from tell(output.receiver, self.desk.masks_for(step, masks))
-                else:
-                    yield from self._tell_owners(step, masks)
 
-    def _tell_owners(self, step: int, masks: Mapping[str, I64]) -> Generator[Effect, Result, None]:
-        assert self.spec.schedule is not None
-        for part in self.spec.schedule.step(step):
-            own = {name: value[part.positions] for name, value in masks.items()}
-            yield from tell(part.owner, self.desk.masks_for(step, own))
+    def _release(self, output: m.SpdzOutput, done: int) -> Generator[Effect, Result, None]:
+        """The masks of what opens to agents, if they are ours to send."""
+        if self.dealing.name is None:
+            released = releases(
+                output, self.command, self.spec, (self.confirmed, done),
+                outputs=self.dealing.outputs, model=self.dealing.model,
+            )  # fmt: skip
+            for receiver, step, masks in released:
+                yield from self.dealing.release(receiver, step, masks)
 
     def _agreed(self, step: int, names: tuple[str, ...], masks: Mapping[str, I64]) -> dict[str, I64]:
         """x = m - λ, if every party tells the same m."""
@@ -339,9 +381,9 @@ class Session:
         answers = yield from ask(
             Ask(
                 purpose="members of the session to close it",
-                messages=dict.fromkeys(self._members, m.SpdzClose(session=self.command.session)),
+                messages=dict.fromkeys(self._everybody, m.SpdzClose(session=self.command.session)),
                 expects=m.SpdzClosed,
-                quorum=len(self._members),
+                quorum=len(self._everybody),
                 deadline_s=self._deadline_s,
                 straggler_s=self._deadline_s,
             )
@@ -351,6 +393,7 @@ class Session:
         for name, reply in answers.replies.items():
             assert isinstance(reply, m.SpdzClosed)
             found[name] = reply
+            self.dealing.take(name, reply)
         for name, why in {**answers.missing, **answers.refusals}.items():
             yield from report(Note(text=f"{name} did not close the session: {why}", level="warning"))
         return found
@@ -360,12 +403,12 @@ class Session:
         code = error.code if isinstance(error, RemoteError | FleetUnavailable) else "cancelled"
         message = m.SpdzAbort(session=self.command.session, code=code, reason=str(error)[:1000])
         yield from listen(frozenset())
-        for name in self._members:
+        for name in self._everybody:
             yield from tell(name, message)
 
     def _confirm(self) -> Generator[Effect, Result, None]:
         message = m.SpdzConfirm(session=self.command.session, step=self.confirmed)
-        for name in self._members:
+        for name in self._everybody:
             yield from tell(name, message)
 
 

@@ -1,0 +1,160 @@
+"""`sordino dealer`: the dealer as a process on a host of its own, and the folder that it lives in.
+
+dealer.yaml       names, the operator's public key, the broker
+dealer.key        its own keys, made here
+enrolment.json    for `sordino roster add` at the server's
+roster.cbor, boot, masks/    what it keeps
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final
+
+import msgspec
+import yaml
+
+from sordino_common.channel.boot import next_boot
+from sordino_common.channel.files import write_atomically
+from sordino_common.channel.identity import DeviceKey, check_sign_key
+from sordino_common.channel.roster import RosterBook
+from sordino_common.config import load_config
+from sordino_common.errors import ConfigError
+from sordino_common.messages.base import Name
+from sordino_common.transport.endpoint import Endpoint
+from sordino_common.transport.mqtt import MqttTransport
+from sordino_common.transport.reactor import Reactor
+from sordino_common.transport.settings import LinkSettings
+from sordino_server.dealer.masks import MaskStore
+from sordino_server.dealer.service import DealerService
+from sordino_server.fleet import broker_settings
+from sordino_server.home import BrokerSpec, parse_broker
+
+log = logging.getLogger("sordino.dealer")
+CONFIG_FILE: Final = "dealer.yaml"
+KEY_FILE: Final = "dealer.key"
+REQUEST_FILE: Final = "enrolment.json"
+_DRAIN_S: Final = 5.0
+
+OperatorKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
+
+
+class DealerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """dealer.yaml"""
+
+    name: Name
+    fleet: Name
+    server: Name = "server"
+    operator_key: OperatorKey
+    broker: BrokerSpec
+
+
+def enrol_dealer(folder: Path, *, name: str, fleet: str, operator_key: str, broker: str, server: str) -> DeviceKey:
+    """Make `folder`: key, configuration, enrolment request. Raises `ConfigError`."""
+    host, port = parse_broker(broker)
+    fields = {"name": name, "fleet": fleet, "server": server, "operator_key": operator_key,
+              "broker": {"host": host, "port": port}}  # fmt: skip
+    try:
+        config = msgspec.convert(fields, DealerConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"sordino dealer init: {error}") from None
+    if config.name == config.server:
+        raise ConfigError(f"--name {name!r}: this is the server's name; a dealer of its own has a name of its own")
+    fault = check_sign_key(bytes.fromhex(config.operator_key))
+    if fault is not None:
+        raise ConfigError(f"--operator-key: {fault}")
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder / CONFIG_FILE}: is there already; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / KEY_FILE).exists():
+        key = DeviceKey.load(folder / KEY_FILE)
+    else:
+        key = DeviceKey.generate()
+        key.save(folder / KEY_FILE)
+    request = {
+        "name": name,
+        "fleet": fleet,
+        "sign_key": key.public.sign_key.hex(),
+        "box_key": key.public.box_key.hex(),
+        "roles": ["dealer"],
+        "fingerprint": key.fingerprint,
+    }
+    write_atomically(folder / REQUEST_FILE, (json.dumps(request, indent=1) + "\n").encode())
+    text = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+    write_atomically(folder / CONFIG_FILE, text.encode())
+    return key
+
+
+@contextmanager
+def open_dealer(folder: Path, *, version: str) -> Iterator[tuple[Reactor, DealerService]]:
+    """Connect, and deal for whoever the fleet's server asks for. Raises `ConfigError`."""
+    config = load_config(folder / CONFIG_FILE, DealerConfig)
+    identity = DeviceKey.load(folder / KEY_FILE)
+    book = RosterBook(
+        fleet=config.fleet,
+        operator_key=bytes.fromhex(config.operator_key),
+        wall_s=time.time,
+        path=folder / "roster.cbor",
+    )
+    settings = broker_settings(config.broker, folder, client_id=f"sordino-{config.fleet}-{config.name}")
+    with Reactor() as reactor:
+        service = DealerService(
+            name=config.name,
+            server=config.server,
+            loop=reactor,
+            store=MaskStore(folder / "masks"),
+            random=os.urandom,
+            stopwatch=time.perf_counter,
+        )
+        endpoint = Endpoint(
+            name=config.name,
+            identity=identity,
+            roster=book,
+            fleet=config.fleet,
+            server=config.server,
+            boot=next_boot(folder / "boot"),
+            transport=MqttTransport(settings, reactor),
+            loop=reactor,
+            handler=service,
+            version=version,
+            settings=LinkSettings(),
+        )
+        service.attach(endpoint)
+        if book.current is not None:
+            service.on_roster(book.current)
+        endpoint.open()
+        log.info("event=start name=%s fleet=%s key=%s", config.name, config.fleet, identity.fingerprint)
+        try:
+            yield reactor, service
+        finally:
+            endpoint.close(drain_s=_DRAIN_S)
+            reactor.run_until(lambda: endpoint.closed, deadline_s=reactor.now_s() + _DRAIN_S + 1.0)
+
+
+def run_dealer(folder: Path, *, version: str) -> int:
+    """Be the dealer until SIGINT or SIGTERM. Returns the exit code."""
+    stopped: list[int] = []
+    with open_dealer(folder, version=version) as (reactor, _):
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            stopped.append(number)
+            if len(stopped) > 1:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            reactor.wake()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            reactor.run_until(lambda: bool(stopped), deadline_s=float("inf"))
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+    return 0
