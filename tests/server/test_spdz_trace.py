@@ -189,10 +189,6 @@ REFUSED = {
         ("compute_agents: 2", "compute_agents: [a, b]\n  dealer: a"),
         r":18:3: spdz.dealer: a is also a compute agent: who deals masks must never see a masked value",
     ),
-    "dealer elsewhere": (
-        ("compute_agents: 2", "compute_agents: 2\n  dealer: d"),
-        r":18:3: spdz.dealer: a dealer in a process of its own is not built yet: the server deals; leave the key out",
-    ),
     "unknown key": (("ranges: {x: 4}", "ranges: {z: 4}"), r":18:12: spdz.ranges.z: Object contains unknown field `z`"),
     "unknown in block": (("compute_agents: 2", "parties: 2"), r":17:3: spdz.parties: Object contains unknown"),
     "security": (("compute_agents: 2", "security: none"), r":17:3: spdz.security: Invalid enum value 'none'"),
