@@ -13,13 +13,14 @@ from sordino_common.ring.fixed import encode_fixed
 from sordino_common.spdz.spec import Schedule
 from sordino_server.baseline import Baseline, Owned, Pooled, run_shares_baseline
 from sordino_server.job import Job
+from sordino_server.job_spdz import OWNERS, SERVER
 from sordino_server.model_spdz import SharedModel, SharedProgram, steps_of, trace_spdz, with_steps
 from sordino_server.rounds.effects import Checkpoint, Effect, Result, SharedState, report, save
 from sordino_server.rounds.events import Note, RoundDone
 from sordino_server.rounds.fedavg import Programs, held_out_metrics
 from sordino_server.rounds.roll import Program
 from sordino_server.rounds.spdz import Circuitry, TrainingOnShares, World
-from sordino_server.rounds.spdz_scores import score_on_shares
+from sordino_server.rounds.spdz_scores import predict_on_shares, score_on_shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,17 @@ class SharedRun:
             metrics, rows = yield from score_on_shares(training, scored, state, batch_rows=model.evaluate_rows)
         else:
             metrics, rows = {}, 0
+        if model.predict is not None and spec.shares.inference is not None:
+            inference = spec.shares.inference
+            predicted = yield from predict_on_shares(
+                training,
+                _circuitry(with_steps(model.predict, state.steps + 1)),
+                state,
+                split=inference.split,
+                batch_rows=inference.batch_rows,
+            )
+            text = f"predictions of {predicted} {inference.split} rows are with their owners, and nowhere else"
+            yield from report(Note(text=text))
         state = training.with_tally(replace(state, record=replace(state.record, metrics=metrics, test_rows=rows)))
         yield from save(state)
         yield from report(RoundDone(record=state.record))
@@ -106,7 +118,12 @@ class SharedRun:
 
 
 def shared_run(job: Job, module: nn.Module, world: World) -> SharedRun:
-    """Raises `PlanError` naming the model's line for what shares can't compute."""
+    """Raises `PlanError` naming the model's line for what shares can't compute, `ConfigError` for what is not built."""
+    shares = job.spec.shares
+    if shares.inference is not None and shares.outputs.prediction != OWNERS:
+        raise job.error("spdz.outputs.prediction", "predictions open to who owns the rows: owners")
+    if shares.model_from != SERVER:
+        raise job.error("spdz.model_from", "a model that an agent provides is not built yet; today: server")
     return SharedRun(job=job, model=trace_spdz(job, module), world=world)
 
 

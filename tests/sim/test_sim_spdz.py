@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sordino_common.errors import ConfigError, RemoteError
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
 from sordino_server.progress import line_of, result_line
 from sordino_server.rounds.events import Note, RunStarted
+from sordino_sim.harness import SimulatedFleet
 from sordino_sim.runner import Simulated, simulate, without_wall_clock
 from sordino_sim.tamper import Tamper, read_tamper
 
@@ -184,3 +186,30 @@ def test_a_lossy_network_changes_nothing() -> None:
         "simulation.network.loss=0.05", "simulation.network.duplication=0.05", "simulation.network.reordering=0.1"
     )
     near(simulate(lossy, with_baseline=False), simulate(job, with_baseline=False))
+
+
+def test_predictions_open_to_who_owns_the_rows() -> None:
+    job = boston_shares(
+        "spdz.inference={split: test, batch_rows: 16}", "spdz.outputs.model=nobody", "spdz.evaluate=shares"
+    )
+    fleets: list[SimulatedFleet] = []
+    original = SimulatedFleet.start_agents
+
+    def remember(self: SimulatedFleet) -> None:
+        fleets.append(self)
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedFleet, "start_agents", remember)
+        done = simulate(job, with_baseline=False)
+    notes = [event.text for event in done.events if isinstance(event, Note)]
+    assert "predictions of 101 test rows are with their owners, and nowhere else" in notes
+    rows = 0
+    for agent in fleets[0].agents.values():
+        (name,) = agent.models
+        assert name.endswith("-predictions")
+        predictions = np.load(io.BytesIO(agent.models[name]))["prediction"]
+        assert predictions.shape[0] == len(agent.table.test)
+        assert np.isfinite(predictions).all() and predictions.std() > 0.0
+        rows += len(predictions)
+    assert rows == done.summary["test_rows"] == 101

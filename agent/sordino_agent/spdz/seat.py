@@ -20,6 +20,7 @@ from sordino_common.errors import LocalError
 from sordino_common.messages import SpdzOpen, SpdzSetup
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.ring.prg import Seed
+from sordino_common.spdz.circuit import Wire
 from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Retry
 from sordino_common.spdz.errors import ProtocolError
 from sordino_common.spdz.intake import AHEAD_STEPS
@@ -68,6 +69,7 @@ class Seat:
         self._reader = Reader(command.parties, most=4 * command.ahead + 4)
         self._sums: dict[str, float] = {}
         self._summed: dict[str, int] = {}
+        self._predictions: dict[str, npt.NDArray[np.float32]] = {}
 
     @property
     def waiting_for(self) -> str:
@@ -253,9 +255,7 @@ class Seat:
                 name: (value.astype(np.float64) / 2.0 ** params[name].wire.fraction_bits).astype(np.float32)
                 for name, value in values.items()
             }
-            file = io.BytesIO()
-            np.savez(file, **floats)  # type: ignore[arg-type]  # the stub sees ** as allow_pickle, too
-            yield SpdzEffect(what="model", step=step, data=file.getvalue())
+            yield SpdzEffect(what="model", step=step, kind="model", data=_file_of(floats))
             return
         yield from self._sum(step, values)
 
@@ -264,6 +264,9 @@ class Seat:
         (mine,) = [part for part in self.spec.schedule.step(step) if part.owner == self._agent]
         real = mine.rows != PADDING
         wires = {entry.name: self.spec.circuit.wire(entry.wire) for entry in self.spec.circuit.outputs}
+        if self._rows is not None and "y" not in self._rows:
+            yield from self._predict(values, mine.rows[real], real, wires)
+            return
         for output, value in values.items():
             if value.shape[:1] != real.shape:
                 raise BadCommand(f"output {output!r} has no entry per row")
@@ -278,6 +281,21 @@ class Seat:
         if len(self._summed) == wanted and all(count == own for count in self._summed.values()):
             yield SpdzEffect(what="sums", names=tuple(self._sums), sums=tuple(self._sums.values()), round=own)
 
+    def _predict(
+        self, values: Named, rows: I64, real: npt.NDArray[np.bool_], wires: Mapping[str, Wire]
+    ) -> Iterator[SpdzEffect]:
+        """Predictions of own rows, gathered until all are there; then a file of them."""
+        assert self.spec.schedule is not None
+        own = dict(self.spec.schedule.rows)[self._agent]
+        for name, value in values.items():
+            floats = (value[real].astype(np.float64) / 2.0 ** wires[name].fraction_bits).astype(np.float32)
+            held = self._predictions.setdefault(name, np.zeros((own, *floats.shape[1:]), dtype=np.float32))
+            held[rows] = floats
+            self._summed[name] = self._summed.get(name, 0) + len(rows)
+        if all(count == own for count in self._summed.values()):
+            yield SpdzEffect(what="model", kind="predictions", data=_file_of(self._predictions))
+            yield SpdzEffect(what="sums", round=own)
+
     def _correct(self, predictions: I64, rows: I64) -> npt.NDArray[np.float64]:
         """1 for every row whose predicted class is its own: the largest of several, or the sign of a logit."""
         if self._rows is None or "y" not in self._rows:
@@ -287,6 +305,13 @@ class Seat:
             return np.asarray(predictions.argmax(axis=1) == y.argmax(axis=1), dtype=np.float64)
         half = y.max(initial=0) // 2
         return np.asarray((predictions.reshape(len(y)) > 0) == (y.reshape(len(y)) > half), dtype=np.float64)
+
+
+def _file_of(arrays: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
+    """A .npz file."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub sees ** as allow_pickle, too
+    return file.getvalue()
 
 
 def _named(event: SpdzEvent) -> dict[str, Any]:

@@ -331,7 +331,8 @@ class Session:
                 case "sums":
                     self._sums = effect
                 case "model":
-                    self._keep_model(self.command.run, effect.data)
+                    ending = "" if effect.kind == "model" else f"-{effect.kind}"
+                    self._keep_model(self.command.run + ending, effect.data)
                 case "share":
                     pass
         for attempt, batches in inputs.items():

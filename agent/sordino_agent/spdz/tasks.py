@@ -52,7 +52,8 @@ class SpdzEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     checkpoint   step (how many are done), names, values: m to be kept
     output       to, step, names, values: m, checked
     checked      step: how many are done and checked
-    sums, model  what this agent may read: names and sums over `round` rows; or a file of the parameters in `data`
+    sums         what this agent may read of its own rows: names and sums over `round` rows
+    model        what this agent may read: a file in `data`; `kind`: model or predictions
     done         the last step is checked"""
 
     what: EffectKind

@@ -82,6 +82,11 @@ class DealerDesk:
     # --- steps -----------------------------------------------------------------------------------------------------
 
     @property
+    def dealt(self) -> int:
+        """How many steps are dealt: nobody can have checked more."""
+        return self._dealer.next_step
+
+    @property
     def may_deal(self) -> bool:
         """Whether another step may be dealt: it is within the window, and there is one."""
         step = self._dealer.next_step

@@ -285,7 +285,7 @@ class _Session:
 
     def on_checked(self, party: str, step: int) -> None:
         """All parties' word, not the server's, is what lets a mask leave."""
-        if not self._checked[party] <= step <= self.command.steps:
+        if not self._checked[party] <= step <= min(self.command.steps, self.desk.dealt):
             raise ProtocolError(f"{party} tells of {step} steps checked, which can't be")
         self._checked[party] = step
         done = min(self._checked.values())

@@ -46,6 +46,11 @@ class Here:
         return True
 
     @property
+    def dealt(self) -> int:
+        """How many steps a party may claim to have checked."""
+        return self._desk.dealt
+
+    @property
     def may_deal(self) -> bool:
         return self._desk.may_deal
 
@@ -119,6 +124,10 @@ class There:
     @property
     def ready(self) -> bool:
         return self._command.state_from is None or self._seed is not None
+
+    @property
+    def dealt(self) -> int:
+        return self._command.steps  # the dealer knows better, and refuses
 
     @property
     def may_deal(self) -> bool:

@@ -1,4 +1,4 @@
-"""Held-out metrics of a model that stays shared: inference on shares, results to who owns the rows, sums to the server.
+"""Inference on shares with the model that the committee holds: predictions, and held-out metrics where it stays hidden.
 
 a session of the scoring Plan, whose parameters are the state that the committee holds; batch by batch, each of one
 owner; loss and prediction of a row open to its owner only, who answers sums over all its rows when the session ends
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from typing import Literal
 
 from sordino_common import messages as m
-from sordino_common.errors import FleetUnavailable, RemoteError
+from sordino_common.errors import LocalError, RemoteError
 from sordino_common.spdz.opening import OWNERS, numbers_of
 from sordino_common.spdz.spec import Schedule
 from sordino_server.rounds.average import LARGEST
@@ -25,29 +26,87 @@ def score_on_shares(
     training: TrainingOnShares, program: Circuitry, state: Checkpoint, *, batch_rows: int
 ) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
     """(the job's metrics, over how many held-out rows). Raises `FleetUnavailable`, and errors of exit code 4."""
+    closed, rows = yield from _infer(training, program, state, split="test", batch_rows=batch_rows)
+    if not rows:
+        return {}, 0
+    return test_metrics(training.spec, state.scaling, _means(closed, rows)), sum(rows.values())
+
+
+def predict_on_shares(
+    training: TrainingOnShares,
+    program: Circuitry,
+    state: Checkpoint,
+    *,
+    split: Literal["train", "test"],
+    batch_rows: int,
+) -> Generator[Effect, Result, int]:
+    """Every row's prediction to who owns the row, who keeps it; how many rows that were."""
+    closed, rows = yield from _infer(training, program, state, split=split, batch_rows=batch_rows)
+    return sum(reply.rows for name, reply in closed.items() if name in rows)
+
+
+def _infer(
+    training: TrainingOnShares,
+    program: Circuitry,
+    state: Checkpoint,
+    *,
+    split: Literal["train", "test"],
+    batch_rows: int,
+) -> Generator[Effect, Result, tuple[dict[str, m.SpdzClosed], dict[str, int]]]:
+    """A session over all owners' rows; (what they said at its end, how many rows each has). A session that is lost is
+    tried again."""
     for left in range(training.spec.train.retries, -1, -1):
         try:
-            return (yield from _score(training, program, state, batch_rows))
+            return (yield from _session(training, program, state, split, batch_rows))
         except SessionLost as error:
             if not left:
                 raise
             yield from report(Note(text=f"{error}; once more", level="warning"))
-    raise FleetUnavailable("no session to score in")
+    raise LocalError("no session to infer in")
 
 
-def _score(
-    training: TrainingOnShares, program: Circuitry, state: Checkpoint, batch_rows: int
-) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
+def _session(
+    training: TrainingOnShares, program: Circuitry, state: Checkpoint, split: Literal["train", "test"], batch_rows: int
+) -> Generator[Effect, Result, tuple[dict[str, m.SpdzClosed], dict[str, int]]]:
     assert state.shared is not None
-    spec, shared = training.spec, state.shared
     parties = yield from training.assemble(state, program)
-    rows = tuple((name, training.roll.able[name].data.test_rows) for name, _ in shared.rows)
-    rows = tuple((name, count) for name, count in rows if count > 0)
+    rows = {}
+    for name, _ in state.shared.rows:
+        data = training.roll.able[name].data
+        rows[name] = data.test_rows if split == "test" else data.train_rows
+    rows = {name: count for name, count in rows.items() if count > 0}
     if not rows:
-        yield from report(Note(text="no agent holds rows to test on", level="warning"))
-        return {}, 0
-    steps = Schedule(rows=rows, batch_rows=batch_rows, seed=0, order="by-owner").steps_per_pass
-    ahead = steps_ahead(spec.shares, program, check_every=1)
+        yield from report(Note(text=f"no agent holds {split} rows", level="warning"))
+        return {}, {}
+    command = _command(training, program, state, parties, rows, batch_rows)
+    session = training.new_session(command, program, state, split=split)
+    try:
+        yield from session.open(None)
+        yield from session.advance(command.steps)
+        yield from session.settle(command.steps)
+        closed = yield from session.close()
+    finally:
+        training.tally.count(session)
+    training.tally.count_online([closed[name].counters for name in parties if name in closed])
+    missing = sorted(rows.keys() - closed.keys())
+    if missing:
+        raise SessionLost(f"no sums came from {', '.join(missing)}")
+    return closed, rows
+
+
+def _command(
+    training: TrainingOnShares,
+    program: Circuitry,
+    state: Checkpoint,
+    parties: tuple[str, ...],
+    rows: dict[str, int],
+    batch_rows: int,
+) -> m.SpdzOpen:
+    """Batch by batch, each of one owner; every row's results to its owner."""
+    assert state.shared is not None
+    shares = training.spec.shares
+    schedule = Schedule(rows=tuple(rows.items()), batch_rows=batch_rows, seed=0, order="by-owner")
+    ahead = steps_ahead(shares, program, check_every=1)
     command = m.SpdzOpen(
         run=training.run,
         session=training.world.random(16),
@@ -56,13 +115,13 @@ def _score(
         digest=bytes(32),
         settings=numbers_of(program.settings),
         parties=parties,
-        dealer=spec.shares.dealer or training.world.server,
-        security=spec.shares.security,
+        dealer=shares.dealer or training.world.server,
+        security=shares.security,
         first_step=0,
-        steps=steps,
+        steps=schedule.steps_per_pass,
         check_every=1,
-        retries=spec.shares.retries,
-        rows=tuple(m.SpdzRows(owner=name, rows=count) for name, count in rows),
+        retries=shares.retries,
+        rows=tuple(m.SpdzRows(owner=name, rows=count) for name, count in rows.items()),
         batch_rows=batch_rows,
         seed=0,
         order="by-owner",
@@ -73,32 +132,19 @@ def _score(
         ),
         data=None,
         state_from=None,
-        resume=m.SpdzPoint(session=shared.session, step=shared.steps),
+        resume=m.SpdzPoint(session=state.shared.session, step=state.shared.steps),
         checkpoints=(),
         ahead=ahead,
         report_every=max(1, ahead // REPORTS_AHEAD),
-        silence_s=spec.shares.silence_s,
+        silence_s=shares.silence_s,
     )
-    session = training.new_session(with_digest(command, program), program, state, split="test")
-    try:
-        yield from session.open(None)
-        yield from session.advance(steps)
-        yield from session.settle(steps)
-        closed = yield from session.close()
-    finally:
-        training.tally.count(session)
-    training.tally.count_online([closed[name].counters for name in parties if name in closed])
-    means = _means({name: closed[name] for name, _ in rows if name in closed}, dict(rows))
-    return test_metrics(spec, state.scaling, means), sum(count for _, count in rows)
+    return with_digest(command, program)
 
 
 def _means(closed: dict[str, m.SpdzClosed], rows: dict[str, int]) -> dict[str, float]:
     """Mean row results over all owners. Raises `RemoteError`, naming who tells what can't be."""
-    missing = sorted(rows.keys() - closed.keys())
-    if missing:
-        raise SessionLost(f"no sums came from {', '.join(missing)}")
     sums: dict[str, list[float]] = {}
-    for name in sorted(closed):
+    for name in sorted(rows):
         reply = closed[name]
         if reply.rows != rows[name] or len(reply.names) != len(reply.sums) or set(reply.names) - {"loss", "correct"}:
             raise RemoteError(f"{name} tells sums over {reply.rows} rows, it has {rows[name]}; or of other names")

@@ -283,7 +283,8 @@ class Session:
 
     def _take_checked(self, name: str, message: m.SpdzChecked) -> None:
         member = self._parties.get(name)
-        if member is None or not member.checked <= message.step <= self.command.steps:
+        most = min(self.command.steps, self.dealing.dealt)
+        if member is None or not member.checked <= message.step <= most:
             raise ProtocolError(f"{name} tells of {message.step} steps checked, which can't be")
         member.checked = message.step
         member.checkpoint = max(member.checkpoint, message.checkpoint)

@@ -1,0 +1,297 @@
+"""The server's conduct of one session on shares, fed by hand: what it opens, what it refuses, whom it names."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from helpers_agent import SERVER, data_ref
+from helpers_channel import entry, roster
+from helpers_shares import LOWERED, NAMES, fleet_roster, open_command
+from sordino_common import messages as m
+from sordino_common.errors import ConfigError, FleetUnavailable
+from sordino_common.plan.arrays import from_numpy
+from sordino_common.spdz.errors import EquivocationError, MacCheckError, ProtocolError, RetriesExhausted
+from sordino_common.spdz.opening import spec_of
+from sordino_server.dealer.desk import DealerDesk
+from sordino_server.job_spdz import SpdzSpec
+from sordino_server.rounds.committee import candidates, choose
+from sordino_server.rounds.effects import Answers, Ask, Gone, Hear, Heard, Said, Tell
+from sordino_server.rounds.spdz_dealing import Here
+from sordino_server.rounds.spdz_session import Session, SessionAborted, SessionLost, SessionRefused
+
+COMMAND = open_command(check_every=1, steps=4, checkpoints=(2, 4))
+SESSION = COMMAND.session
+
+
+class World:
+    """Plays a generator: keeps what it tells, answers a `Hear` from `items`, and asks by `answers`."""
+
+    def __init__(self, command: m.SpdzOpen = COMMAND) -> None:
+        self.command = command
+        spec = spec_of(command, LOWERED.circuit, LOWERED.digest)
+        desk = DealerDesk(command, spec, random=random.Random(1).randbytes, masks=None, stopwatch=lambda: 0.0)
+        self.desk = desk
+        self.session = Session(command, spec, Here(desk), server=SERVER, data=data_ref(), deadline_s=10.0)
+        self.told: list[tuple[str, m.Message]] = []
+        self.asked: list[Ask] = []
+        self.answers = Answers(replies=dict.fromkeys(NAMES, self.ready()), refusals={}, missing={})
+        self.items: list[Said | Gone] = []
+
+    def ready(self) -> m.SpdzReady:
+        return m.SpdzReady(session=SESSION, digest=self.command.digest, correction_bytes=1)
+
+    def play(self, generator: Generator[Any, Any, Any]) -> Any:
+        value: Any = None
+        try:
+            while True:
+                effect = generator.send(value)
+                value = None
+                match effect:
+                    case Ask():
+                        self.asked.append(effect)
+                        value = self.answers
+                    case Tell():
+                        self.told.append((effect.to, effect.message))
+                    case Hear():
+                        items, self.items = tuple(self.items), []
+                        value = Heard(items=items)
+        except StopIteration as stop:
+            return stop.value
+
+    def say(self, name: str, message: m.Message) -> None:
+        self.items.append(Said(name=name, message=message))
+
+    def checked(self, name: str, step: int, *, lie: int = 0, outputs: bool = True, first: int = 0) -> None:
+        values = tuple(
+            m.SpdzValues(step=k, names=("loss",), values=(from_numpy(np.array(100 + k + lie, dtype=np.int64)),))
+            for k in range(first, step)
+        )
+        self.say(name, m.SpdzChecked(session=SESSION, step=step, checkpoint=0, outputs=values if outputs else ()))
+
+    def heard(self, kind: type[m.Message]) -> list[tuple[str, m.Message]]:
+        return [(to, message) for to, message in self.told if isinstance(message, kind)]
+
+
+VALUES = {entry.name: np.zeros(entry.wire.shape, np.int64) for entry in LOWERED.circuit.inputs if entry.role == "param"}
+
+
+def opened(*, dealt: int = 4) -> World:
+    """The session is open and `dealt` steps are dealt."""
+    world = World()
+    world.play(world.session.open(VALUES))
+    for _ in range(dealt):
+        world.desk.deal()
+    return world
+
+
+def test_everybody_gets_its_own_secrets_and_nothing_else() -> None:
+    world = opened()
+    (question,) = world.asked
+    assert set(question.messages) == set(NAMES)
+    setups = dict(world.heard(m.SpdzSetup))
+    assert set(setups) == set(NAMES)
+    seeds = {message.party_seed for message in setups.values() if isinstance(message, m.SpdzSetup)}
+    assert len(seeds) == 3
+    assert len(world.heard(m.SpdzState)) == 3
+    assert len(world.heard(m.SpdzConfirm)) == 3
+
+
+def test_corrections_run_ahead_as_far_as_agreed() -> None:
+    world = opened(dealt=1)
+    for name in NAMES:
+        world.checked(name, 1)
+    world.play(world.session.advance(1))
+    steps = [message.step for _, message in world.heard(m.SpdzCorrection) if isinstance(message, m.SpdzCorrection)]
+    assert steps == sorted(set(steps))
+    assert max(steps) < COMMAND.ahead
+
+
+def test_what_opens_is_m_minus_the_mask_once_all_parties_agree() -> None:
+    world = opened()
+    mask = int(world.desk.output_masks(0)["loss"])
+    for name in NAMES:
+        world.checked(name, 1)
+    found = world.play(world.session.advance(1))
+    assert int(found.outputs[0]["loss"]) == 100 - mask
+
+
+def test_a_checkpoint_is_the_dealers_and_confirmed_only_when_settled() -> None:
+    world = opened()
+    for name in NAMES:
+        world.checked(name, 2)
+    found = world.play(world.session.advance(2))
+    assert set(found.states) == {2}
+    assert world.session.confirmed == 0
+    world.play(world.session.settle(2))
+    assert [message.step for _, message in world.heard(m.SpdzConfirm)][-3:] == [2, 2, 2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "text"),
+    [
+        (lambda w: w.checked("agent-02", 1, lie=1), EquivocationError, "agent-02 and agent-00 tell different outputs"),
+        (lambda w: w.checked("agent-02", 1, outputs=False), ProtocolError, "agent-02 has checked step 0 but does not"),
+        (lambda w: w.checked("agent-02", 5), ProtocolError, "agent-02 tells of 5 steps checked, which can't be"),
+        (lambda w: w.items.append(Gone(name="agent-02", why="restarted")), SessionLost, "agent-02 is lost"),
+        (
+            lambda w: w.say("agent-02", m.SpdzAbort(session=SESSION, code="mac-check", reason="the MAC check failed")),
+            MacCheckError,
+            r"MacCheckError: agent-02: the MAC check failed \[mac-check\]",
+        ),
+        (
+            lambda w: w.say("agent-02", m.SpdzAbort(session=SESSION, code="silence", reason="nothing came")),
+            SessionLost,
+            "agent-02: nothing came",
+        ),
+        (
+            lambda w: w.say("agent-02", m.SpdzAbort(session=SESSION, code="os.system", reason="so there")),
+            SessionAborted,
+            r"agent-02: so there \[os.system\]",
+        ),
+    ],
+)  # fmt: skip
+def test_what_ends_a_session_and_who_is_named(spoil: Any, error: type[Exception], text: str) -> None:
+    world = opened()
+    for name in NAMES[:2]:
+        world.checked(name, 1)
+    spoil(world)
+    with pytest.raises(error, match=text):
+        world.play(world.session.advance(1))
+    aborts = world.heard(m.SpdzAbort)
+    assert {to for to, _ in aborts} == set(NAMES)  # everybody is told
+
+
+def test_silence_names_who_is_behind() -> None:
+    world = opened()
+    for name in NAMES[:2]:
+        world.checked(name, 1)
+    with pytest.raises(SessionLost, match=r"step 0: nothing heard for 30 s from agent-02"):
+        world.play(world.session.advance(1))
+
+
+def test_words_of_another_session_are_not_heard() -> None:
+    world = opened()
+    other = m.SpdzAbort(session=bytes(16), code="mac-check", reason="old")
+    world.say("agent-00", other)
+    for name in NAMES:
+        world.checked(name, 1)
+    world.play(world.session.advance(1))
+
+
+def retry(world: World, step: int, attempt: int, names: tuple[str, ...] = NAMES) -> None:
+    for name in names:
+        world.say(name, m.SpdzRetry(session=SESSION, step=step, attempt=attempt, where="gate 4"))
+
+
+def test_a_retry_takes_everybody_and_deals_anew() -> None:
+    world = opened()
+    retry(world, 1, 0)
+    for name in NAMES:
+        world.checked(name, 1)
+    world.play(world.session.advance(1))
+    assert world.session.retries == 1
+    restarts = world.heard(m.SpdzRestart)
+    assert {to for to, _ in restarts} == set(NAMES)
+    assert {(message.step, message.attempt) for _, message in restarts} == {(1, 1)}  # type: ignore[attr-defined]
+
+
+def test_retries_are_capped() -> None:
+    world = opened()
+    for attempt in range(COMMAND.retries + 1):
+        retry(world, 0, attempt)
+    items, world.items = world.items, []
+
+    def play_in_turns() -> None:
+        generator = world.session.advance(1)
+        value: Any = None
+        while True:
+            effect = generator.send(value)
+            value = None
+            if isinstance(effect, Hear):
+                value = Heard(items=tuple(items[: len(NAMES)]))
+                del items[: len(NAMES)]
+
+    with pytest.raises(RetriesExhausted, match="step 0 met the edge of the ring 5 times, at most 4 are expected"):
+        play_in_turns()
+
+
+def test_steps_that_were_not_dealt_can_not_be_checked() -> None:
+    world = opened(dealt=1)
+    world.checked("agent-00", 4)
+    with pytest.raises(ProtocolError, match="agent-00 tells of 4 steps checked, which can't be"):
+        world.play(world.session.advance(2))
+
+
+def test_parties_that_meet_the_edge_at_different_places_are_found() -> None:
+    world = opened()
+    retry(world, 0, 0, NAMES[:2])
+    retry(world, 1, 0, NAMES[2:])
+    with pytest.raises(EquivocationError, match="the parties met the edge of the ring at different places"):
+        world.play(world.session.advance(1))
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "text"),
+    [
+        (
+            {"refusals": {"agent-01": "policy: a committee of 3 is too small"}},
+            SessionRefused,
+            "agent-01 refuses the session: policy: a committee of 3 is too small",
+        ),
+        ({"refusals": {"agent-01": "session-reused: it was used"}}, SessionRefused, "agent-01 refuses the session"),
+        ({"refusals": {"agent-01": "busy: 4 sessions are open"}}, SessionLost, "agent-01 can't take part"),
+        ({"missing": {"agent-01": "offline"}}, SessionLost, r"the session can't open; missing: agent-01 \(offline\)"),
+    ],
+)
+def test_a_session_that_can_not_open_says_why(answers: dict[str, Any], error: type[Exception], text: str) -> None:
+    world = World()
+    world.answers = Answers(**{"replies": {}, "refusals": {}, "missing": {}, **answers})
+    with pytest.raises(error, match=text) as caught:
+        world.play(world.session.open(VALUES))
+    assert getattr(caught.value, "exit_code", None) == (4 if error is SessionRefused else 3)
+    assert world.heard(m.SpdzSetup) == []  # nobody has a secret
+    assert len(world.heard(m.SpdzAbort)) == 3
+
+
+def test_ready_for_another_session_is_no_answer() -> None:
+    world = World()
+    world.play(world.session.open(VALUES))
+    check = world.asked[0].check
+    assert check is not None
+    with pytest.raises(Exception, match="is ready for another session"):
+        check("agent-00", msgspec.structs.replace(world.ready(), digest=bytes(32)))
+
+
+# --- the committee -------------------------------------------------------------------------------------------------
+
+
+def test_the_committee_spans_zones_where_it_can() -> None:
+    known = roster(
+        entries=[
+            entry(SERVER, roles=("server",)),
+            *(entry(f"a-{k}", roles=("compute",), zone="north" if k < 3 else f"zone-{k}") for k in range(5)),
+        ]
+    )
+    names = {f"a-{k}" for k in range(5)}
+    assert choose(SpdzSpec(compute_agents=3, zones=3), known, names) == ("a-0", "a-3", "a-4")
+    assert choose(SpdzSpec(compute_agents=2), known, {"a-1", "a-2"}) == ("a-1", "a-2")
+    assert choose(SpdzSpec(compute_agents=3, zones=3), known, names - {"a-4"}) == ()  # wait for more
+    assert choose(SpdzSpec(compute_agents=2), known, names, keep=("a-1", "a-2")) == ("a-1", "a-2")
+    assert choose(SpdzSpec(compute_agents=2), known, names - {"a-2"}, keep=("a-1", "a-2")) == ()
+
+
+def test_a_roster_that_can_not_give_the_committee_is_said_at_once() -> None:
+    known = fleet_roster(zones=("a",))
+    with pytest.raises(
+        ConfigError, match="the job wants 4 compute agents in 1 zones; the roster of epoch 1 has 3 in 1"
+    ):
+        candidates(SpdzSpec(compute_agents=4), known)
+    with pytest.raises(ConfigError, match="hub has not the role compute in the roster"):
+        candidates(SpdzSpec(compute_agents=("agent-00", "hub")), known)
+    assert FleetUnavailable.exit_code == 3
