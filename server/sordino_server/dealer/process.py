@@ -105,6 +105,8 @@ def open_dealer(folder: Path, *, version: str) -> Iterator[tuple[Reactor, Dealer
         path=folder / "roster.cbor",
     )
     settings = broker_settings(config.broker, folder, client_id=f"sordino-{config.fleet}-{config.name}")
+    from sordino_server.dealer.backend_torch import best_backend  # torch: `dealer init` does without
+
     with Reactor() as reactor:
         service = DealerService(
             name=config.name,
@@ -113,6 +115,7 @@ def open_dealer(folder: Path, *, version: str) -> Iterator[tuple[Reactor, Dealer
             store=MaskStore(folder / "masks"),
             random=os.urandom,
             stopwatch=time.perf_counter,
+            dealing={"backend": best_backend()},
         )
         endpoint = Endpoint(
             name=config.name,
