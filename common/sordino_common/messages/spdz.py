@@ -116,7 +116,7 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     Plan itself and compares. `data`: which columns an owner inputs. `dealer`: who deals. `state_from`: who provides
     the first state, null if `resume` says where it is. `ahead`: corrections and inputs come at most so many steps
     ahead of what is confirmed; `report_every`: steps between two `SpdzChecked`. `checkpoints`: after these numbers
-    of steps, ascending, parties keep their masked state. `silence_s`: an agent that hears nothing for so long gives up."""
+    of steps, ascending, parties keep their masked state. `silence_s`: who hears nothing for so long gives up."""
 
     run: RunId
     session: SessionId
