@@ -7,9 +7,11 @@ never names a class, a module or a function.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.array import Array
@@ -62,7 +64,10 @@ def encode_message(message: Message) -> bytes:
     if _REGISTRY.get(kind) is not type(message):
         raise LocalError(f"{type(message).__name__} is not a registered message")
     try:
-        fields = to_plain(from_plain(to_plain(message), type(message)))  # 60 in a float field becomes 60.0
+        fields = to_plain(message)
+        checked = from_plain(fields, type(message))
+        if not _has_one_form(type(message)):
+            fields = to_plain(checked)  # 60 in a float field becomes 60.0
     except msgspec.ValidationError as error:
         raise LocalError(f"message {kind}: {error}") from None
     return encode([kind, fields])
@@ -87,7 +92,8 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
     if len(fields) != len(cls.__struct_fields__):
         missing = sorted(set(cls.__struct_fields__) - set(fields))
         raise CodecError(f"message {kind}: missing fields {', '.join(missing)}")
-    if not _same(to_plain(message), fields):  # a nested default left out, or a whole number for a float
+    # A nested default left out, or a whole number for a float: where there are neither, there is but one way.
+    if not _has_one_form(cls) and not _same(to_plain(message), fields):
         raise CodecError(f"message {kind}: not its one encoding: every field is written out, floats as floats")
     return message
 
@@ -107,6 +113,37 @@ def from_plain(fields: object, cls: type[S]) -> S:
     """The struct that `to_plain` took apart. Raises `msgspec.ValidationError`, naming the field, on anything else."""
     # bytes as a built-in type: otherwise msgspec would take base64 text for them, a second encoding.
     return msgspec.convert(fields, cls, dec_hook=_dec_hook, builtin_types=(bytes,))
+
+
+@cache
+def _has_one_form(cls: type[msgspec.Struct]) -> bool:
+    """Whether what decodes as `cls` can have been written in one way only: no floats, no nested defaults."""
+    pending: list[Any] = [msgspec.inspect.type_info(cls)]
+    while pending:
+        info = pending.pop()
+        match info:
+            case msgspec.inspect.StructType():
+                if info.cls is not cls and any(not entry.required for entry in info.fields):
+                    return False
+                pending += [entry.type for entry in info.fields]
+            case msgspec.inspect.UnionType():
+                pending += info.types
+            case msgspec.inspect.VarTupleType():
+                pending.append(info.item_type)
+            case (
+                msgspec.inspect.IntType()
+                | msgspec.inspect.StrType()
+                | msgspec.inspect.BytesType()
+                | msgspec.inspect.BoolType()
+                | msgspec.inspect.NoneType()
+                | msgspec.inspect.LiteralType()
+            ):
+                pass
+            case msgspec.inspect.CustomType() if info.cls is Array:
+                pass
+            case _:
+                return False
+    return True
 
 
 def _same(a: Any, b: Any) -> bool:

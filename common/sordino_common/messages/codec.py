@@ -63,17 +63,23 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
         raise CodecError(f"CBOR: {cause}") from None
 
 
+# Exact types: a subclass (an enum, say) is left to the slower way. Rounds of a session pass here several times each.
+_PLAIN: Final = frozenset({bool, int, float, str, bytes, type(None)})
+
+
 def _to_wire(value: object) -> object:
-    if value is None or isinstance(value, bool | int | float | str | bytes):
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, Array):
         return cbor2.CBORTag(TAG_SHAPED, [list(value.shape), cbor2.CBORTag(DTYPES[value.dtype][1], value.data)])
     if isinstance(value, list | tuple):
-        return [_to_wire(item) for item in value]
+        return [item if type(item) in _PLAIN else _to_wire(item) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise LocalError("codec: map keys must be text")
-        return {key: _to_wire(item) for key, item in value.items()}
+        return {key: item if type(item) in _PLAIN else _to_wire(item) for key, item in value.items()}
+    if isinstance(value, bool | int | float | str | bytes):
+        return value
     raise LocalError(f"codec: {type(value).__name__} has no place on the wire")
 
 
@@ -95,6 +101,12 @@ def scan(data: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
     end = scanner.item(0, limits.depth)
     if end != len(data):
         raise CodecError(f"CBOR: {len(data) - end} bytes after the end of the item at byte {end}")
+
+
+# Whole items of one byte: numbers from -24 to 23, false, true and null. Most items are one of these.
+_ONE_BYTE: Final = frozenset((*range(0x18), *range(0x20, 0x38), 0xF4, 0xF5, 0xF6))
+
+_SHORT: Final = frozenset((*range(0x40, 0x58), *range(0x60, 0x78)))  # strings of fewer than 24 bytes
 
 
 class _Scanner:
@@ -129,6 +141,18 @@ class _Scanner:
 
     def item(self, at: int, depth: int) -> int:
         """Check the item at byte `at`; returns the offset behind it."""
+        data = self.data
+        if at < len(data) and self.items_left > 0:
+            first = data[at]
+            if first in _ONE_BYTE:
+                self.items_left -= 1
+                return at + 1
+            if first in _SHORT:
+                end = at + 1 + (first & 31)
+                text_bytes = self.limits.text_bytes
+                if end <= len(data) and (first < 0x60 or (first - 0x60 <= text_bytes and data[at + 1 : end].isascii())):
+                    self.items_left -= 1
+                    return end
         major, info, argument, after = self.head(at)
         if major <= 1:
             return after
@@ -158,8 +182,11 @@ class _Scanner:
         if is_text:
             if length > self.limits.text_bytes:
                 raise CodecError(f"CBOR: text of {length} bytes at byte {at}, at most {self.limits.text_bytes}")
+            text = self.data[after:end]
+            if text.isascii():
+                return end
             try:
-                self.data[after:end].decode("utf-8")
+                text.decode("utf-8")
             except UnicodeDecodeError:
                 raise CodecError(f"CBOR: text at byte {at} is not UTF-8") from None
         return end
