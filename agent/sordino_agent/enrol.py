@@ -139,6 +139,12 @@ policy:
   # datasets: {{boston: [train, evaluate]}}       # absent: every dataset is open to all of `jobs`
   fetch: none              # stored tensors that may be fetched: none, any, or the Plans that made them
   min_rows: 10             # no answer is formed over fewer rows
+  # Secret shares: add spdz-compute and spdz-data to `jobs`, and say what may open to whom.
+  # spdz:
+  #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"]}}
+  #   min_committee: 3         # fewest compute agents
+  #   zones: 2                 # in so many zones of the roster
+  #   security: active         # the least that is accepted
 
 limits:
   memory_bytes: 268435456  # of one task, in the worker process
