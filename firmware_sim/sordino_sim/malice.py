@@ -33,7 +33,7 @@ class MaliciousBroker(MemoryBroker):
         # From a packet in a thousand to one in five, a different mix each time.
         self._rates = {deed: 10 ** self._rng.uniform(-3.0, -0.7) for deed in _DEEDS}
         self.seen: deque[Publication] = deque(past, maxlen=_KEPT)
-        self.counts = dict.fromkeys(_DEEDS, 0)
+        self.counts: dict[str, int] = dict.fromkeys(_DEEDS, 0)
         self._silent_from_s = self._rng.choice((float("inf"), float("inf"), self._rng.uniform(0.5, 10.0)))
         self._silent_for_s = self._rng.choice((2.0, 10.0, float("inf")))
 
