@@ -141,8 +141,12 @@ policy:
   # datasets: {{boston: [train, evaluate]}}       # absent: every dataset is open to all of `jobs`
   fetch: none              # stored tensors that may be fetched: none, any, or the Plans that made them
   min_rows: 10             # no answer is formed over fewer rows
-  # Computing on secret shares: add spdz-compute (be a member of a committee) or spdz-data (input masked rows) to jobs.
-  # spdz: {{outputs: {{loss: [{server}], model: [{server}]}}, min_committee: 2, zones: 1, security: active}}
+  # Secret shares: add spdz-compute and spdz-data to `jobs`, and say what may open to whom.
+  # spdz:
+  #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"]}}
+  #   min_committee: 3         # fewest compute agents
+  #   zones: 2                 # in so many zones of the roster
+  #   security: active         # the least that is accepted
 
 limits:
   memory_bytes: {limits.memory_bytes}  # of one task, in the worker process

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -17,15 +16,14 @@ from typing import Any, Final, Protocol
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
 from sordino_common.messages import Cancel, Message, Refused
+from sordino_server.listening import Ear
 from sordino_server.rounds.effects import (
     Answers,
     Ask,
     Checkpoint,
     Effect,
     Gather,
-    Gone,
     Hear,
-    Heard,
     Listen,
     Look,
     Meter,
@@ -33,7 +31,6 @@ from sordino_server.rounds.effects import (
     Present,
     Report,
     Result,
-    Said,
     Save,
     Tell,
 )
@@ -41,7 +38,6 @@ from sordino_server.rounds.events import Answered, Note, Observer, Outcome, Wait
 
 _REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
 _REFUSED_EVERY_S: Final = 60.0  # this time
-_KEPT_MOST: Final = 4096  # messages that nobody asked for, until they are heard
 
 
 class Incoming(Protocol):
@@ -133,9 +129,7 @@ class Conductor:
         self._save: Callable[[Checkpoint], None] = _no_store
         self._run: str | None = None
         self._pending: _Question | _Gathering | _Hearing | None = None
-        self._listening: dict[str, int] = {}  # name -> boot
-        self._kept: deque[Said | Gone] = deque()
-        self._away: dict[str, float] = {}  # of those who are listened to: offline since
+        self._ear = Ear(gone_s=gone_s)
         self._timer: Timer | None = None
         self._reminded_s = 0.0
         self._refused = 0
@@ -178,8 +172,7 @@ class Conductor:
             raise LocalError("Conductor.start while another generator runs")
         self._generator, self._run, self._save = generator, run, save or _no_store
         self._pending, self.done, self._result, self._error = None, False, None, None
-        self._listening, self._away = {}, {}
-        self._kept.clear()
+        self._ear = Ear(gone_s=self._gone_s)
         self._base = self._traffic()
         self._loop.call_at(self._loop.now_s(), lambda: self._advance(None))
 
@@ -210,8 +203,8 @@ class Conductor:
         name, message = incoming.sender, incoming.message
         asked = isinstance(question, _Question) and question.waiting.get(name) == incoming.correlation
         if not asked or not isinstance(question, _Question):
-            if name in self._listening and len(self._kept) < _KEPT_MOST:
-                self._keep(Said(name=name, message=message))
+            self._ear.said(name, message)
+            self._review()
             return  # else it is late: its question is over
         del question.waiting[name]
         question.gone_since.pop(name, None)
@@ -234,13 +227,7 @@ class Conductor:
             del self._boots[name]
         if name in self._members() and (before is not None) != (name in self._boots):
             self._tell(Note(text=f"{name} is {'online' if online else 'offline'}"))
-        if name in self._listening:
-            if not online:
-                self._away.setdefault(name, self._loop.now_s())
-            elif boot == self._listening[name]:
-                self._away.pop(name, None)
-            else:
-                self._lose(name, "restarted")
+        self._ear.presence(name, online, boot, self._loop.now_s())
         question = self._pending
         if isinstance(question, _Question) and name in question.waiting:
             if not online:
@@ -261,7 +248,7 @@ class Conductor:
             # While the server itself was cut off it could not see who came back: give everybody their time again.
             question.gone_since = dict.fromkeys(question.gone_since, self._loop.now_s())
         if connected:
-            self._away = dict.fromkeys(self._away, self._loop.now_s())
+            self._ear.reconnected(self._loop.now_s())
         self._review()
 
     def on_roster(self, roster: object) -> None:
@@ -306,7 +293,7 @@ class Conductor:
                         self._review()
                         return
                     case Listen(names=names):
-                        self._listen(names)
+                        self._ear.listen(names, self._online_of(tuple(names)), self._loop.now_s())
                     case Tell():
                         self._say(effect)
                     case Look():
@@ -440,53 +427,28 @@ class Conductor:
 
     # --- listening -------------------------------------------------------------------------------------------------
 
-    def _listen(self, names: frozenset[str]) -> None:
-        online = self._online_of(tuple(names))
-        self._kept = deque(item for item in self._kept if item.name in names and item.name in self._listening)
-        self._listening = {name: online.get(name, self._listening.get(name, -1)) for name in sorted(names)}
-        self._away = {name: self._away.get(name, self._loop.now_s()) for name in sorted(names) if name not in online}
-
     def _say(self, effect: Tell) -> None:
         assert self._endpoint is not None
 
         def outcome(delivered: bool, reason: str) -> None:
             if not delivered and not self.done:
-                self._lose(effect.to, reason or "a message could not be delivered")
+                self._ear.lose(effect.to, _printable(reason or "a message could not be delivered"))
                 self._review()
 
         try:
             self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
         except LimitExceeded as error:
-            self._lose(effect.to, str(error))
-
-    def _lose(self, name: str, why: str) -> None:
-        self._away.pop(name, None)
-        if name in self._listening:
-            self._keep(Gone(name=name, why=_printable(why)))
-
-    def _keep(self, item: Said | Gone) -> None:
-        self._kept.append(item)
-        if isinstance(self._pending, _Hearing):
-            self._review()
+            self._ear.lose(effect.to, _printable(str(error)))
 
     def _review_hearing(self, hearing: _Hearing) -> float | None:
         now_s = self._loop.now_s()
-        if self._connected:
-            for name in [name for name, since in self._away.items() if now_s >= since + self._gone_s]:
-                self._away.pop(name)
-                self._kept.append(Gone(name=name, why="went offline"))
+        away_s = self._ear.review(now_s) if self._connected else math.inf
         until_s = hearing.started_s + hearing.hear.wait_s
-        if self._kept or now_s >= until_s:
+        if self._ear or now_s >= until_s:
             self._pending = None
-            self._loop.call_at(now_s, self._resume_hearing)
+            self._loop.call_at(now_s, lambda: self._advance(self._ear.take()))
             return None
-        away = (since + self._gone_s for since in self._away.values()) if self._connected else ()
-        return min(until_s, min(away, default=math.inf))
-
-    def _resume_hearing(self) -> None:
-        items = tuple(self._kept)
-        self._kept.clear()
-        self._advance(Heard(items=items))
+        return min(until_s, away_s)
 
     def _close(self, question: _Question, at_deadline: bool) -> None:
         self._pending = None

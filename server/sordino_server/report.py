@@ -77,13 +77,21 @@ def _head(result: RunResult, summary: Mapping[str, Any], metric: str | None) -> 
     note = f"{overhead:.1f} times plain PyTorch" if overhead is not None else ""
     tiles.append(_tile("time", f"{summary['seconds']:.1f} s", note))
     security = str(summary["security"])
-    sees = "baseline: the server sees each agent's update" if security == "plain" else security
+    sees = _SEES.get(security, security)
+    how = "on secret shares" if summary["mode"] == "spdz" else f"{summary['mode']} averaging"
     return (
         f'<header><p class="brand">sordino</p><h1>{escape(str(summary["job"]))}</h1>'
-        f'<p class="sub">{escape(str(summary["mode"]))} averaging · <span class="tag">{escape(sees)}</span> · '
+        f'<p class="sub">{escape(how)} · <span class="tag">{escape(sees)}</span> · '
         f"run {escape(result.run)}</p></header>"
         f'<div class="tiles">{"".join(tiles)}</div>'
     )
+
+
+_SEES: Final = {
+    "plain": "baseline: the server sees each agent's update",
+    "active": "active security: nobody sees rows or gradients, and cheating is detected",
+    "passive": "SECURITY PASSIVE: a single cheating compute agent could have falsified this result, or learned rows",
+}
 
 
 def _metric_chart(result: RunResult, metric: str) -> str:
@@ -187,7 +195,7 @@ def _job_table(result: RunResult, summary: Mapping[str, Any]) -> str:
     local = f"{spec.train.local_epochs:g} epochs" if spec.train.local_epochs else f"{spec.train.local_steps} steps"
     size_of_model = sum(tensor.size for tensor in result.tensors.values())
     rows = [
-        ("model", f"{escape(spec.model.file)}, {escape(spec.model.factory)}; {size_of_model} parameters"),
+        ("model", f"{escape(spec.model.file)}, {escape(spec.model.factory)}; {size_of_model or 'unopened'} parameters"),
         ("data", f"{escape(spec.data.dataset)}: {len(spec.data.features)} features, target {escape(spec.data.target)}"),
         ("loss", escape(spec.loss)),
         ("optimizer", escape(", ".join(f"{key} {value}" for key, value in optimizer.items() if value))),
@@ -195,10 +203,26 @@ def _job_table(result: RunResult, summary: Mapping[str, Any]) -> str:
         ("quorum", f"{spec.train.quorum}, deadline {spec.train.round_deadline_s:g} s"),
         ("seed", str(spec.train.seed)),
     ]
+    if summary["mode"] == "spdz":
+        rows += _share_rows(summary)
     baseline = summary.get("baseline")
     if baseline:
         rows.append(("plain PyTorch", f"{baseline['epochs']:g} epochs in {baseline['seconds']:.2f} s"))
     return _table(("", ""), rows, header=False)
+
+
+def _share_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    opened = ", ".join(f"{what} to {to}" for what, to in summary["opened"].items()) or "nothing"
+    rounds, nbytes = summary["online_rounds_per_step"], summary["opened_bytes_per_step_per_party"]
+    return [
+        ("committee", f"{summary['compute_agents']} compute agents; opened: {escape(opened)}"),
+        (
+            "a step",
+            f"{rounds} rounds, {size(nbytes)} from each party, {size(summary['preprocessing_bytes_per_step'])} dealt",
+        ),
+        ("checks", f"{summary['mac_checks']} MAC checks, {summary['mask_at_edge_retries']} steps run again"),
+        ("seconds", f"{summary['online_seconds']:.2f} online, {summary['dealer_seconds']:.2f} dealing"),
+    ]
 
 
 def _card(title: str, body: str, legend: str) -> str:

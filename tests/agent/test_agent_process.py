@@ -18,6 +18,7 @@ from sordino_agent.datasets import DatasetSpec
 from sordino_agent.pipe import FrameReader, WorkerSetup, header
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
+from sordino_agent.spdz.tasks import SpdzEvent, SpdzTask
 from sordino_agent.tasks import DatasetList, DescribeTask, Done, Failure, Outcome, PlanTask, TrainFacts, TrainTask
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
@@ -202,6 +203,47 @@ def test_an_idle_worker_ends_and_comes_back(reactor: Reactor, make: Maker) -> No
     executor.submit(DescribeTask(), outcomes.append)
     wait(reactor, outcomes, 2)
     assert isinstance(outcomes[1], Done)
+
+
+def test_a_worker_that_is_held_stays(reactor: Reactor, make: Maker, datasets: tuple[DatasetSpec, ...]) -> None:
+    """What a session leaves in it would be lost: neither idleness nor another set-up ends it, until it is let go."""
+    executor = make(idle_s=0.0)
+    outcomes: list[Outcome] = []
+    release = executor.hold()
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    pid = executor.worker_pid
+    executor.replace_setup(WorkerSetup(datasets=datasets, executor="numpy", memory_bytes=MEMORY))
+    reactor.run_until(lambda: False, deadline_s=reactor.now_s() + 0.2)
+    assert executor.worker_pid == pid
+    release()
+    release()  # once is enough
+    assert reactor.run_until(lambda: executor.worker_pid is None, deadline_s=reactor.now_s() + 30.0)
+
+
+def test_a_session_whose_worker_is_killed_says_so(reactor: Reactor, make: Maker) -> None:
+    executor = make()
+    outcomes: list[Outcome] = []
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    assert executor.worker_pid is not None
+    os.kill(executor.worker_pid, signal.SIGKILL)
+    reactor.run_until(lambda: executor.worker_pid is None, deadline_s=reactor.now_s() + 30.0)
+    executor.submit(SpdzTask(session=bytes(16), setup=None, events=()), outcomes.append)
+    wait(reactor, outcomes, 2)
+    lost = failure(outcomes[1])
+    assert lost.code == "unknown-session"
+    assert "the process that computes has lost the session's shares" in lost.reason
+
+
+def test_a_large_task_passes_the_pipe_whole(reactor: Reactor, make: Maker) -> None:
+    """More than the pipe holds, in several writes."""
+    executor = make()
+    outcomes: list[Outcome] = []
+    event = SpdzEvent(what="correction", data=os.urandom(5 << 20))
+    executor.submit(SpdzTask(session=bytes(16), setup=None, events=(event,)), outcomes.append)
+    wait(reactor, outcomes)
+    assert failure(outcomes[0]).code == "unknown-session"  # it was read to its end
 
 
 def test_a_task_for_a_worker_that_is_ending_waits_for_the_next(reactor: Reactor, make: Maker) -> None:
