@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sordino_agent.desk import Asker, Desk, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.spdz.room import KINDS as SPDZ_KINDS
 from sordino_agent.spdz.room import Room
@@ -71,23 +72,6 @@ _ANSWERS: Final = (
 _REASON_CHARS: Final = 1000
 _TELL_MOST: Final = 20  # refused packets that the log names, in
 _TELL_EVERY_S: Final = 60.0  # this time; `HealthReport.refusals` counts them all
-
-
-class Sender(Protocol):
-    """What the core needs of an `Endpoint`."""
-
-    def send(
-        self,
-        to: str,
-        message: m.Message,
-        *,
-        correlation: bytes | None = None,
-        context: bytes = b"",
-        expires_s: float | None = None,
-        on_outcome: Callable[[bool, str], None] | None = None,
-    ) -> bytes: ...
-
-    def end_context(self, peer: str, context: bytes) -> None: ...
 
 
 class _KnownPlan:

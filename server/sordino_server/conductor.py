@@ -1,8 +1,7 @@
 """Performs a round generator's effects through an `Endpoint`: sends, matches replies, keeps deadlines and presence.
 
 One generator at a time, driven by callbacks of one loop; the generator is resumed from a fresh callback, never from
-inside a send. An agent that goes offline in mid-question has `gone_s` to come back (a link that flaps); one that comes
-back under a new boot has forgotten the question and counts as missing at once.
+inside a send. What it waits for is kept in `waits`, what it listens to in `listening`; here is the loop that drives.
 """
 
 from __future__ import annotations
@@ -10,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from sordino_common.clock import Loop, Timer
-from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
-from sordino_common.messages import Cancel, Message, Refused
+from sordino_common.errors import LimitExceeded, LocalError, RemoteError, SordinoError
+from sordino_common.messages import Cancel, Message
 from sordino_server.listening import Ear
 from sordino_server.rounds.effects import (
-    Answers,
     Ask,
     Checkpoint,
     Effect,
@@ -34,7 +31,8 @@ from sordino_server.rounds.effects import (
     Save,
     Tell,
 )
-from sordino_server.rounds.events import Answered, Note, Observer, Outcome, Waiting, silent
+from sordino_server.rounds.events import Answered, Note, Observer, Outcome, silent
+from sordino_server.waits import Gathering, Hearing, Question, printable
 
 _REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
 _REFUSED_EVERY_S: Final = 60.0  # this time
@@ -73,38 +71,6 @@ class Interrupted(SordinoError):
     code = "interrupted"
 
 
-@dataclass(slots=True, kw_only=True)
-class _Question:
-    """An `Ask` under way."""
-
-    ask: Ask
-    started_s: float
-    waiting: dict[str, bytes | None] = field(default_factory=dict)  # name -> correlation
-    boots: dict[str, int] = field(default_factory=dict)
-    gone_since: dict[str, float] = field(default_factory=dict)
-    replies: dict[str, Message] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
-    forbidden: set[str] = field(default_factory=set)
-    missing: dict[str, str] = field(default_factory=dict)
-    quorum_at: float | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Gathering:
-    """A `Gather` under way."""
-
-    gather: Gather
-    started_s: float
-
-
-@dataclass(slots=True, kw_only=True)
-class _Hearing:
-    """A `Hear` under way."""
-
-    hear: Hear
-    started_s: float
-
-
 Traffic = Callable[[], tuple[int, int]]
 
 
@@ -128,7 +94,7 @@ class Conductor:
         self._generator: Generator[Effect, Result, Any] | None = None
         self._save: Callable[[Checkpoint], None] = _no_store
         self._run: str | None = None
-        self._pending: _Question | _Gathering | _Hearing | None = None
+        self._pending: Question | Gathering | Hearing | None = None
         self._ear = Ear(gone_s=gone_s)
         self._timer: Timer | None = None
         self._reminded_s = 0.0
@@ -199,24 +165,11 @@ class Conductor:
     # --- EndpointHandler -------------------------------------------------------------------------------------------
 
     def on_message(self, incoming: Incoming) -> None:
-        question = self._pending
-        name, message = incoming.sender, incoming.message
-        asked = isinstance(question, _Question) and question.waiting.get(name) == incoming.correlation
-        if not asked or not isinstance(question, _Question):
-            self._ear.said(name, message)
-            self._review()
-            return  # else it is late: its question is over
-        del question.waiting[name]
-        question.gone_since.pop(name, None)
-        refusal = self._refusal(question.ask, name, message)
-        if refusal is None:
-            question.replies[name] = message
-            self._answered(question, name, "answered", "")
-        else:
-            question.refusals[name] = refusal
-            if isinstance(message, Refused) and message.code == PolicyRefusal.code:
-                question.forbidden.add(name)
-            self._answered(question, name, "refused", refusal)
+        question, name = self._pending, incoming.sender
+        if isinstance(question, Question) and question.awaits(name, incoming.correlation):
+            question.take(name, incoming.message)
+        else:  # said unasked, or late: its question is over
+            self._ear.said(name, incoming.message)
         self._review()
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
@@ -228,14 +181,8 @@ class Conductor:
         if name in self._members() and (before is not None) != (name in self._boots):
             self._tell(Note(text=f"{name} is {'online' if online else 'offline'}"))
         self._ear.presence(name, online, boot, self._loop.now_s())
-        question = self._pending
-        if isinstance(question, _Question) and name in question.waiting:
-            if not online:
-                question.gone_since.setdefault(name, self._loop.now_s())
-            elif question.boots.get(name) == boot:
-                question.gone_since.pop(name, None)
-            else:
-                self._miss(question, name, "restarted")
+        if isinstance(self._pending, Question):
+            self._pending.presence(name, online, boot, self._loop.now_s())
         self._review()
 
     def on_connection(self, connected: bool, reason: str) -> None:
@@ -243,10 +190,8 @@ class Conductor:
             text = "the broker is back" if connected else f"the broker is away: {reason}"
             self._tell(Note(text=text, level="info" if connected else "warning"))
         self._connected = connected
-        question = self._pending
-        if connected and isinstance(question, _Question):
-            # While the server itself was cut off it could not see who came back: give everybody their time again.
-            question.gone_since = dict.fromkeys(question.gone_since, self._loop.now_s())
+        if connected and isinstance(self._pending, Question):
+            self._pending.reconnected(self._loop.now_s())
         if connected:
             self._ear.reconnected(self._loop.now_s())
         self._review()
@@ -265,7 +210,7 @@ class Conductor:
         if self._refused > _REFUSED_MOST:
             return  # anybody who reaches the broker can cause these: they must not bury the rest
         who = sender or "an unknown sender"
-        self._tell(Note(text=_printable(f"a packet of {who} was refused: {error}"), level="warning"))
+        self._tell(Note(text=printable(f"a packet of {who} was refused: {error}"), level="warning"))
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
@@ -283,12 +228,12 @@ class Conductor:
                         self._begin_question(effect)
                         return
                     case Gather():
-                        self._pending = _Gathering(gather=effect, started_s=self._loop.now_s())
+                        self._pending = Gathering(effect, now_s=self._loop.now_s())
                         self._reminded_s = self._loop.now_s()
                         self._review()
                         return
                     case Hear():
-                        self._pending = _Hearing(hear=effect, started_s=self._loop.now_s())
+                        self._pending = Hearing(effect, now_s=self._loop.now_s())
                         self._reminded_s = self._loop.now_s()
                         self._review()
                         return
@@ -311,71 +256,60 @@ class Conductor:
 
     def _begin_question(self, ask: Ask) -> None:
         now_s = self._loop.now_s()
-        question = _Question(ask=ask, started_s=now_s)
-        self._pending, self._reminded_s = question, now_s
         online = self._online_of((*self._members(), *self._others()))
-        for name in sorted(ask.messages):
-            if name in online:
-                question.boots[name] = online[name]
-                question.waiting[name] = None
-            else:
-                question.missing[name] = "offline"
-        for name in tuple(question.waiting):
+        question = Question(ask, now_s=now_s, online=online, gone_s=self._gone_s, settled=self._answered)
+        self._pending, self._reminded_s = question, now_s
+        for name in question.waiting:
             self._send(question, name, ask.messages[name])
         self._review()
 
-    def _send(self, question: _Question, name: str, message: Message) -> None:
+    def _send(self, question: Question, name: str, message: Message) -> None:
         assert self._endpoint is not None
 
         def outcome(delivered: bool, reason: str) -> None:
             if not delivered and self._pending is question and name in question.waiting:
-                self._miss(question, name, reason or "the command could not be delivered")
+                question.miss(name, reason or "the command could not be delivered")
                 self._review()
 
         try:
             correlation = self._endpoint.send(name, message, expires_s=question.ask.deadline_s, on_outcome=outcome)
         except LimitExceeded as error:  # too large for the link, or too much is queued for this agent
-            self._miss(question, name, str(error))
+            question.miss(name, str(error))
             return
-        if name in question.waiting:
-            question.waiting[name] = correlation
-
-    def _refusal(self, ask: Ask, name: str, message: Message) -> str | None:
-        """Why this reply doesn't count; None if it does."""
-        if isinstance(message, Refused):
-            return _printable(f"{message.code}: {message.reason}")
-        if type(message) is not ask.expects:
-            return f"answered with {type(message).kind}, expected {ask.expects.kind}"
-        if ask.check is not None:
-            try:
-                ask.check(name, message)
-            except RemoteError as error:
-                return _printable(str(error))
-        return None
-
-    def _miss(self, question: _Question, name: str, why: str) -> None:
-        del question.waiting[name]
-        question.gone_since.pop(name, None)
-        question.missing[name] = why = _printable(why)
-        self._answered(question, name, "missing", why)
+        question.sent(name, correlation)
 
     # --- when is it enough? ----------------------------------------------------------------------------------------
 
     def _review(self) -> None:
         """End the pending wait if its rules say so; otherwise set the timer to when they may."""
         self._stop_timer()
-        match self._pending:
-            case _Question() as question:
-                due_s = self._review_question(question)
-            case _Gathering() as gathering:
-                due_s = self._review_gathering(gathering)
-            case _Hearing() as hearing:
-                due_s = self._review_hearing(hearing)
+        pending, now_s = self._pending, self._loop.now_s()
+        match pending:
+            case Question():
+                due_s = pending.review(now_s, self._connected)
+            case Gathering():
+                due_s = pending.review(now_s, self._present())
+            case Hearing():
+                away_s = self._ear.review(now_s) if self._connected else math.inf
+                due_s = pending.review(now_s, bool(self._ear), away_s)
             case None:
                 return
         if due_s is not None:
             due_s = min(due_s, self._reminded_s + self._remind_s)
             self._timer = self._loop.call_at(due_s, self._on_timer)
+            return
+        self._pending = None
+        match pending:
+            case Question():
+                late = pending.close(now_s)
+                if late and pending.ask.cancel is not None:
+                    self._cancel(late, pending.ask.cancel)
+                answers = pending.answers()
+                self._loop.call_at(now_s, lambda: self._advance(answers))
+            case Gathering():
+                self._loop.call_at(now_s, lambda: self._advance(self._present()))
+            case Hearing():
+                self._loop.call_at(now_s, lambda: self._advance(self._ear.take()))
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -385,46 +319,6 @@ class Conductor:
             self._remind(now_s)
         self._review()
 
-    def _review_question(self, question: _Question) -> float | None:
-        ask, now_s = question.ask, self._loop.now_s()
-        deadline_s = question.started_s + ask.deadline_s
-        dues = [deadline_s]
-        if question.quorum_at is None and len(question.replies) >= ask.quorum:
-            question.quorum_at = now_s
-        if question.quorum_at is not None:
-            dues.append(question.quorum_at + ask.straggler_s)
-        lost_s = self._lost_at(question)
-        if lost_s is not None:
-            dues.append(lost_s)
-        if not question.waiting or now_s >= min(dues):
-            self._close(question, now_s >= deadline_s)
-            return None
-        return min(dues)
-
-    def _lost_at(self, question: _Question) -> float | None:
-        """When everybody who is still awaited will have been gone for `gone_s`; None while somebody is there."""
-        if not self._connected or any(name not in question.gone_since for name in question.waiting):
-            return None
-        return max((since + self._gone_s for since in question.gone_since.values()), default=None)
-
-    def _review_gathering(self, gathering: _Gathering) -> float | None:
-        gather, now_s = gathering.gather, self._loop.now_s()
-        present = self._present()
-        wanted = present.members - gather.without
-        have = len(wanted & present.boots.keys())
-        others = len(gather.others & present.everybody.keys())
-        enough = have >= gather.quorum and others >= gather.quorum_others
-        join_s, deadline_s = gathering.started_s + gather.join_s, gathering.started_s + gather.deadline_s
-        if (
-            (have == len(wanted) and others == len(gather.others))
-            or now_s >= deadline_s
-            or (enough and now_s >= join_s)
-        ):
-            self._pending = None
-            self._loop.call_at(now_s, lambda: self._advance(self._present()))
-            return None
-        return join_s if enough else deadline_s
-
     # --- listening -------------------------------------------------------------------------------------------------
 
     def _say(self, effect: Tell) -> None:
@@ -432,44 +326,13 @@ class Conductor:
 
         def outcome(delivered: bool, reason: str) -> None:
             if not delivered and not self.done:
-                self._ear.lose(effect.to, _printable(reason or "a message could not be delivered"))
+                self._ear.lose(effect.to, printable(reason or "a message could not be delivered"))
                 self._review()
 
         try:
             self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
         except LimitExceeded as error:
-            self._ear.lose(effect.to, _printable(str(error)))
-
-    def _review_hearing(self, hearing: _Hearing) -> float | None:
-        now_s = self._loop.now_s()
-        away_s = self._ear.review(now_s) if self._connected else math.inf
-        until_s = hearing.started_s + hearing.hear.wait_s
-        if self._ear or now_s >= until_s:
-            self._pending = None
-            self._loop.call_at(now_s, lambda: self._advance(self._ear.take()))
-            return None
-        return min(until_s, away_s)
-
-    def _close(self, question: _Question, at_deadline: bool) -> None:
-        self._pending = None
-        late = tuple(question.waiting)
-        for name in late:
-            if name in question.gone_since:
-                why = "went offline"
-            elif at_deadline:
-                why = f"no answer within {question.ask.deadline_s:g} s"
-            else:
-                why = f"no answer within {question.ask.straggler_s:g} s of the quorum"
-            self._miss(question, name, why)
-        if late and question.ask.cancel is not None:
-            self._cancel(late, question.ask.cancel)
-        answers = Answers(
-            replies=dict(sorted(question.replies.items())),
-            refusals=dict(sorted(question.refusals.items())),
-            missing=dict(sorted(question.missing.items())),
-            forbidden=frozenset(question.forbidden),
-        )
-        self._loop.call_at(self._loop.now_s(), lambda: self._advance(answers))
+            self._ear.lose(effect.to, printable(str(error)))
 
     # --- small things ----------------------------------------------------------------------------------------------
 
@@ -488,7 +351,7 @@ class Conductor:
         up, down = self._traffic()
         return {"bytes_up": up - self._base[0], "bytes_down": down - self._base[1]}
 
-    def _answered(self, question: _Question, name: str, outcome: Outcome, note: str) -> None:
+    def _answered(self, question: Question, name: str, outcome: Outcome, note: str) -> None:
         self._tell(
             Answered(
                 purpose=question.ask.purpose,
@@ -503,40 +366,10 @@ class Conductor:
 
     def _remind(self, now_s: float) -> None:
         match self._pending:
-            case _Question() as question:
-                self._tell(
-                    Waiting(
-                        purpose=question.ask.purpose,
-                        names=tuple(question.waiting),
-                        have=len(question.replies),
-                        quorum=question.ask.quorum,
-                        waited_s=now_s - question.started_s,
-                        left_s=question.started_s + question.ask.deadline_s - now_s,
-                    )
-                )
-            case _Gathering() as gathering:
-                present = self._present()
-                self._tell(
-                    Waiting(
-                        purpose=gathering.gather.purpose,
-                        names=tuple(sorted(present.members - gathering.gather.without - present.boots.keys())),
-                        have=len((present.members - gathering.gather.without) & present.boots.keys()),
-                        quorum=gathering.gather.quorum,
-                        waited_s=now_s - gathering.started_s,
-                        left_s=gathering.started_s + gathering.gather.deadline_s - now_s,
-                    )
-                )
-            case _Hearing() as hearing:
-                self._tell(
-                    Waiting(
-                        purpose=hearing.hear.purpose,
-                        names=hearing.hear.missing,
-                        have=0,
-                        quorum=len(hearing.hear.missing),
-                        waited_s=now_s - hearing.started_s,
-                        left_s=hearing.started_s + hearing.hear.wait_s - now_s,
-                    )
-                )
+            case Question() | Hearing() as waiting:
+                self._tell(waiting.told(now_s))
+            case Gathering() as gathering:
+                self._tell(gathering.told(now_s, self._present()))
             case None:
                 pass
 
@@ -552,11 +385,6 @@ class Conductor:
         self._stop_timer()
         self._pending = None
         self.done, self._result, self._error = True, result, error
-
-
-def _printable(text: str) -> str:
-    """A peer's words, without what would move a terminal's cursor or forge a line of a log."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _no_store(checkpoint: Checkpoint) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sordino_agent.desk import Asker
 from sordino_agent.errors import Busy, Cancelled, CircuitDiffers, Draining, UnknownSession
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.spdz.policy import OWNERS, require_session
 from sordino_agent.spdz.session import Session
@@ -36,23 +37,6 @@ KINDS: Final = (
     m.SpdzOpen, m.SpdzSetup, m.SpdzCorrection, m.SpdzState, m.SpdzInput, m.SpdzShares, m.SpdzOutputs, m.SpdzMasks,
     m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort, m.SpdzClose,
 )  # fmt: skip
-
-
-class Sender(Protocol):
-    """What the room needs of an `Endpoint`."""
-
-    def send(
-        self,
-        to: str,
-        message: m.Message,
-        *,
-        correlation: bytes | None = None,
-        context: bytes = b"",
-        expires_s: float | None = None,
-        on_outcome: Callable[[bool, str], None] | None = None,
-    ) -> bytes: ...
-
-    def end_context(self, peer: str, context: bytes) -> None: ...
 
 
 class Room:

@@ -1,0 +1,5 @@
+"""`python -m sordino_server.cli`."""
+
+from sordino_server.cli import main
+
+main()

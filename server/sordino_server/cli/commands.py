@@ -1,0 +1,39 @@
+"""The table of `sordino`'s commands. A new group is a module beside this one and a line here."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from sordino_server.cli.dealer import dealer_app
+from sordino_server.cli.fleet import agents, init
+from sordino_server.cli.plans import plan_app, plans
+from sordino_server.cli.roster import roster_app
+from sordino_server.cli.running import run_cli
+from sordino_server.cli.runs import export_model, runs, show
+from sordino_server.cli.train import train
+
+app = typer.Typer(
+    help="Con sordino: a fleet learns together, and no device says what it knows.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(init)
+app.command()(agents)
+app.command()(plans)
+app.command()(train)
+app.command()(runs)
+app.command()(show)
+app.command("export")(export_model)
+app.add_typer(roster_app, name="roster")
+app.add_typer(dealer_app, name="dealer")
+app.add_typer(plan_app, name="plan")
+
+
+def main() -> NoReturn:
+    """The console script. Ends the process with the error's exit code."""
+    raise SystemExit(run_cli(app, sys.argv[1:], program="sordino"))

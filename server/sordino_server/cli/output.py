@@ -1,0 +1,62 @@
+"""What commands share: their common options, and how they print."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sordino_server.home import Home
+from sordino_server.store import RunStore
+
+FleetOption = Annotated[Path, typer.Option("--fleet", help="The fleet directory.", envvar="SORDINO_FLEET")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")]
+JobArgument = Annotated[Path, typer.Argument(help="The job file.")]
+HERE: Final = Path()
+
+
+def open_store(folder: Path) -> RunStore:
+    return RunStore(Home(folder).folder, wall_s=time.time)
+
+
+def table_of(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:  # for a script, a row is a line
+        console.width = max(console.width, 240)
+    console.print(table)
+
+
+def print_json(value: object) -> None:
+    say(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def installed_version() -> str:
+    return metadata.version("sordino")
