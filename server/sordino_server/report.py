@@ -12,17 +12,12 @@ import msgspec
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
 from sordino_server.charts import Line, bar_chart, line_chart, participation
+from sordino_server.page import card, count, metric_text, page, table, tile, word
 from sordino_server.progress import number, size
 from sordino_server.rounds.events import RoundRecord, Share
 from sordino_server.run import RunResult
 
 _GRID_AGENTS: Final = 60  # more rows than this nobody reads one by one
-_WORDS: Final = {
-    "test_mse": "test MSE",
-    "test_rmse": "test RMSE",
-    "test_accuracy": "test accuracy",
-    "test_loss": "test loss",
-}
 
 
 def write_report(result: RunResult, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
@@ -41,17 +36,17 @@ def report_html(result: RunResult, summary: Mapping[str, Any]) -> str:
     metric = next(iter(summary["metrics"]), None)
     sections = [_head(result, summary, metric)]
     if metric is not None:
-        sections.append(_card(_word(metric), _metric_chart(result, metric), _metric_legend(result)))
+        sections.append(card(word(metric), _metric_chart(result, metric), _metric_legend(result)))
     losses = [(float(r.round), r.loss) for r in records if r.loss is not None]
     loss_line = Line(label="training loss", style="a", points=losses)
     loss_note = "mean over the agents' local steps, weighted by rows; in the scaled target's unit"
-    sections.append(_card("Training loss", line_chart([loss_line], x_label="round"), loss_note))
-    sections.append(_card("Who took part", *_participation(records)))
+    sections.append(card("Training loss", line_chart([loss_line], x_label="round"), loss_note))
+    sections.append(card("Who took part", *_participation(records)))
     sections.append('<div class="two">' + _bytes_card(records) + _time_card(records) + "</div>")
-    sections.append(_card("Agents", _agent_table(records), "over all rounds"))
-    sections.append(_card("Job", _job_table(result, summary), ""))
-    title = f"{escape(str(summary['job']))}: Sordino"
-    return _PAGE.replace("{title}", title).replace("{style}", _STYLE).replace("{body}", "\n".join(sections))
+    sections.append(card("Agents", _agent_table(records), "over all rounds"))
+    sections.append(card("Job", _job_table(result, summary), ""))
+    title = f"{summary['job']}: Sordino"
+    return page(title, sections)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -65,17 +60,17 @@ def _head(result: RunResult, summary: Mapping[str, Any], metric: str | None) -> 
         below = ""
         if baseline:
             theirs = baseline[metric]
-            below = f"plain PyTorch {_metric(metric, theirs)} ({_difference(metric, value, theirs)})"
-        tiles.append(_tile(_word(metric), _metric(metric, value), below, "hero"))
+            below = f"plain PyTorch {metric_text(metric, theirs)} ({_difference(metric, value, theirs)})"
+        tiles.append(tile(word(metric), metric_text(metric, value), below, "hero"))
     asked = {name for record in result.records for name in record.shares}
     drops = summary["dropouts"]
-    tiles.append(_tile("agents", str(summary["agents"]), f"of {len(asked)} asked; {_count(drops, 'answer')} missing"))
-    tiles.append(_tile("rounds", str(summary["rounds"]), f"{summary['steps']:,} local steps".replace(",", " ")))
+    tiles.append(tile("agents", str(summary["agents"]), f"of {len(asked)} asked; {count(drops, 'answer')} missing"))
+    tiles.append(tile("rounds", str(summary["rounds"]), f"{summary['steps']:,} local steps".replace(",", " ")))
     traffic = f"↑ {size(summary['bytes_up'])} to the server, ↓ {size(summary['bytes_down'])} to the agents"
-    tiles.append(_tile("traffic", size(summary["bytes_up"] + summary["bytes_down"]), traffic))
+    tiles.append(tile("traffic", size(summary["bytes_up"] + summary["bytes_down"]), traffic))
     overhead = summary.get("overhead_vs_torch")
     note = f"{overhead:.1f} times plain PyTorch" if overhead is not None else ""
-    tiles.append(_tile("time", f"{summary['seconds']:.1f} s", note))
+    tiles.append(tile("time", f"{summary['seconds']:.1f} s", note))
     security = str(summary["security"])
     sees = _SEES.get(security, security)
     how = "on secret shares" if summary["mode"] == "spdz" else f"{summary['mode']} averaging"
@@ -148,7 +143,7 @@ def _bytes_card(records: Sequence[RoundRecord]) -> str:
     first = records[0].round if records else 1
     chart = bar_chart(stacks, ("to the server", "to the agents"), first_x=first, show=texts)
     legend = '<span class="swatch a"></span>to the server &nbsp; <span class="swatch b"></span>to the agents'
-    return _card("Bytes per round", chart, legend)
+    return card("Bytes per round", chart, legend)
 
 
 def _time_card(records: Sequence[RoundRecord]) -> str:
@@ -162,7 +157,7 @@ def _time_card(records: Sequence[RoundRecord]) -> str:
     first = records[0].round if records else 1
     chart = bar_chart(stacks, ("slowest device", "wire, server, waiting"), first_x=first, show=texts)
     legend = '<span class="swatch a"></span>slowest device &nbsp; <span class="swatch b"></span>wire, server, waiting'
-    return _card("Seconds per round", chart, legend)
+    return card("Seconds per round", chart, legend)
 
 
 def _agent_table(records: Sequence[RoundRecord]) -> str:
@@ -186,7 +181,7 @@ def _agent_table(records: Sequence[RoundRecord]) -> str:
                 escape("; ".join(notes)),
             )
         )
-    return _table(("agent", "rows", "rounds answered", "last loss", "seconds a round", "what went wrong"), rows)
+    return table(("agent", "rows", "rounds answered", "last loss", "seconds a round", "what went wrong"), rows)
 
 
 def _job_table(result: RunResult, summary: Mapping[str, Any]) -> str:
@@ -208,7 +203,7 @@ def _job_table(result: RunResult, summary: Mapping[str, Any]) -> str:
     baseline = summary.get("baseline")
     if baseline:
         rows.append(("plain PyTorch", f"{baseline['epochs']:g} epochs in {baseline['seconds']:.2f} s"))
-    return _table(("", ""), rows, header=False)
+    return table(("", ""), rows, header=False)
 
 
 def _share_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -225,105 +220,7 @@ def _share_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _card(title: str, body: str, legend: str) -> str:
-    note = f'<p class="legend">{legend}</p>' if legend else ""
-    return f'<section class="card"><h2>{escape(title)}</h2>{note}{body}</section>'
-
-
-def _tile(label: str, value: str, note: str, style: str = "") -> str:
-    return (
-        f'<div class="tile {style}"><p class="label">{escape(label)}</p><p class="value">{escape(value)}</p>'
-        f'<p class="note">{escape(note)}</p></div>'
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
-    top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if header else ""
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead>{top}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _word(metric: str) -> str:
-    return _WORDS.get(metric, metric)
-
-
-def _metric(metric: str, value: float) -> str:
-    return f"{100.0 * value:.1f} %" if metric == "test_accuracy" else number(value)
-
-
 def _difference(metric: str, ours: float, theirs: float) -> str:
     if metric == "test_accuracy":
         return f"{100.0 * (ours - theirs):+.1f} points"
     return f"{100.0 * (ours / theirs - 1.0):+.1f} %" if theirs else ""
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-<footer>Written by sordino. One file, no scripts, nothing fetched.</footer>
-</main></body>
-</html>
-"""
-
-_STYLE: Final = """
-:root { --page: #f6f6f3; --card: #ffffff; --ink: #1c1c1a; --soft: #63635d; --rule: #e3e3dd; --a: #1f5fbf;
-  --b: #c9772b; --good: #7fa9dd; --miss: #e2a33b; --bad: #c2413a; --shadow: 0 1px 2px rgba(0,0,0,.06); }
-@media (prefers-color-scheme: dark) { :root { --page: #151614; --card: #1f201e; --ink: #ecece6; --soft: #a3a39a;
-  --rule: #34352f; --a: #7fb0f5; --b: #eba35c; --good: #3f6ba6; --miss: #d39a37; --bad: #e0645c; --shadow: none; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 980px; margin: 0 auto; padding: 32px 20px 48px; }
-header { margin-bottom: 20px; }
-.brand { margin: 0; color: var(--soft); font-style: italic; font-family: Georgia, "Times New Roman", serif; }
-h1 { margin: 2px 0 4px; font-size: 28px; letter-spacing: -.01em; }
-h2 { margin: 0 0 2px; font-size: 16px; }
-.sub { margin: 0; color: var(--soft); }
-.tag { border: 1px solid var(--rule); border-radius: 99px; padding: 1px 9px; background: var(--card); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; margin-bottom: 16px; }
-.tile, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; box-shadow: var(--shadow); }
-.tile { padding: 12px 14px; }
-.tile p { margin: 0; }
-.tile .label { color: var(--soft); font-size: 13px; }
-.tile .value { font-size: 25px; font-weight: 600; letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
-.tile .note { color: var(--soft); font-size: 12.5px; line-height: 1.35; }
-.tile.hero .value { color: var(--a); }
-.card { padding: 16px 18px; margin-bottom: 16px; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 0 16px; }
-.legend { margin: 0 0 8px; color: var(--soft); font-size: 13px; }
-svg { display: block; width: 100%; height: auto; }
-.grid { stroke: var(--rule); stroke-width: 1; }
-.tick { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-nums; }
-.axis { fill: var(--soft); font-size: 11px; }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.line.a { stroke: var(--a); } .line.b { stroke: var(--b); stroke-width: 1.6; stroke-dasharray: 5 4; }
-.dot { opacity: 0; } .dot:hover { opacity: 1; } .dot.a, .end.a { fill: var(--a); } .dot.b, .end.b { fill: var(--b); }
-.hit { fill: transparent; }
-.bar.a, .swatch.a { fill: var(--a); background: var(--a); } .bar.b, .swatch.b { fill: var(--b); background: var(--b); }
-.bar:hover, .cell:hover { opacity: .75; }
-.cell.answered, .swatch.answered { fill: var(--good); background: var(--good); }
-.cell.missing, .swatch.missing { fill: var(--miss); background: var(--miss); }
-.cell.refused, .swatch.refused { fill: var(--bad); background: var(--bad); }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
-.key { display: inline-block; width: 18px; height: 0; border-top: 2px solid var(--a); margin: 0 6px 4px 0; }
-.key.b { border-top: 2px dashed var(--b); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th { text-align: left; color: var(--soft); font-weight: 500; }
-th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-tr:last-child td { border-bottom: 0; }
-.empty { color: var(--soft); }
-footer { color: var(--soft); font-size: 12.5px; margin-top: 8px; }
-"""
