@@ -7,17 +7,20 @@ stdout is for results (`--json`: one JSON object and nothing else), stderr for p
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
+from sordino_common.errors import ConfigError
 from sordino_server.cli import run_cli
 from sordino_server.job import Job, load_job
 from sordino_server.progress import ProgressView, result_line, size
+from sordino_sim.sweep import Sweep, Trial, plan_trials, read_sweep, run_trials
 
 app = typer.Typer(
     help="The whole fleet on this machine: the same agents and the same server, simulated or as processes.",
@@ -72,10 +75,37 @@ def run(
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep",
+            help="key.path=v1,v2,...: a run for each value, then a table; with --report a plot against the value.",
+        ),
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, help="With --sweep: runs of each value, the seed counted up.")
+    ] = 1,
 ) -> None:
     """Run a job on a simulated fleet."""
     changes = list(overrides or ())
     changes += [] if profile is None else [f"simulation.profile={profile!r}"]
+    if sweep is not None:
+        if tamper is not None:
+            raise ConfigError("--tamper is for one run: leave out --sweep")
+        _sweep(
+            job,
+            read_sweep(sweep, repeat=repeat),
+            changes=_changes(changes, agents=agents, seed=seed),
+            options={"transport": transport.value, "faults": faults},
+            store=store,
+            report=report,
+            baseline=baseline,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
+    if repeat != 1:
+        raise ConfigError("--repeat needs --sweep key.path=v1,v2,...; one job several times: --sweep train.seed=1,2,3")
     loaded = _load(job, agents=agents, seed=seed, overrides=changes)
     # Torch is only imported once the job is known to be right.
     from sordino_server.report import write_report
@@ -147,11 +177,62 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _load(path: Path, *, agents: int | None, seed: int | None, overrides: list[str] | tuple[str, ...]) -> Job:
+def _sweep(
+    path: Path,
+    sweep: Sweep,
+    *,
+    changes: Sequence[str],
+    options: Mapping[str, Any],
+    store: Path | None,
+    report: Path | None,
+    baseline: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """All runs, then the table (or JSON) of what they found; ends with the exit code of the worst."""
+    trials = plan_trials(path, sweep, overrides=changes, with_baseline=baseline)
+    from sordino_server.run import json_text
+    from sordino_sim.runner import simulate
+    from sordino_sim.sweep_view import SweepView, sweep_table, write_sweep
+
+    with SweepView(sweep.key, len(trials), quiet=quiet) as view:
+
+        def perform(trial: Trial) -> Mapping[str, Any]:
+            folder = f"value-{sweep.values.index(trial.value) + 1}-seed-{trial.seed}"
+            return simulate(
+                trial.job,
+                observer=view.observer(trial),
+                store_folder=None if store is None else store / folder,
+                with_baseline=trial.with_baseline,
+                **options,
+            ).summary
+
+        swept, stopped = run_trials(sweep, trials, perform, told=view.told)
+    if report is not None:
+        write_sweep(swept, report)
+        _note(f"report: {report / 'sweep.html'}")
+    if as_json:
+        _say(json_text(swept.to_json()))
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal:  # for a script, a row is a line
+            console.width = max(console.width, 240)
+        console.print(sweep_table(swept))
+    if stopped is not None:
+        raise stopped
+    if swept.exit_code:
+        raise typer.Exit(swept.exit_code)
+
+
+def _load(path: Path, *, agents: int | None, seed: int | None, overrides: Sequence[str]) -> Job:
+    return load_job(path, overrides=_changes(overrides, agents=agents, seed=seed))
+
+
+def _changes(overrides: Sequence[str], *, agents: int | None, seed: int | None) -> list[str]:
     changes = list(overrides)
     changes += [] if agents is None else [f"simulation.agents={agents}"]
     changes += [] if seed is None else [f"train.seed={seed}", f"simulation.seed={seed}"]
-    return load_job(path, overrides=changes)
+    return changes
 
 
 def _say(text: str) -> None:

@@ -78,6 +78,72 @@ def line_chart(lines: Sequence[Line], *, x_label: str, unit: str = "", height: f
     return frame.svg("".join(parts))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """What was measured at one value of a swept setting: mean, and mean ± `spread` as a bar; `seeds`: each run."""
+
+    label: str
+    mean: float
+    spread: float | None
+    seeds: Sequence[float]
+
+
+def value_chart(spots: Sequence[Spot], reference: Sequence[float | None], *, x_label: str, name: str) -> str:
+    """Measurements against a setting's values; `reference[k]` is drawn as a dashed line through value k.
+
+    The x axis is to scale if all labels are numbers (logarithmic if they are positive and span a factor of 8), and has
+    equal steps otherwise."""
+    heights = [y for spot in spots for y in (*spot.seeds, spot.mean - (spot.spread or 0.0),
+                                             spot.mean + (spot.spread or 0.0))]  # fmt: skip
+    heights += [y for y in reference if y is not None]
+    heights = [y for y in heights if math.isfinite(y)]
+    if not heights:
+        return '<p class="empty">nothing to draw</p>'
+    places, scaled = _places([spot.label for spot in spots])
+    marks = ticks(min(heights), max(heights))
+    margin = 0.06 * ((max(places) - min(places)) or 1.0)
+    frame = _Frame(x=(min(places) - margin, max(places) + margin), y=(marks[0], marks[-1]), height=280.0, log=False)
+    parts = [frame.grid(marks, x_label, at=[(place, spot.label) for place, spot in zip(places, spots, strict=True)])]
+    base = [(frame.px(x), frame.py(y)) for x, y in zip(places, reference, strict=True) if y is not None]
+    if len(base) == 1:
+        base = [(frame.px(frame.x[0]), base[0][1]), (frame.px(frame.x[1]), base[0][1])]
+    if base:
+        parts.append(_path(base, "b", "plain PyTorch"))
+    good = [(x, spot) for x, spot in zip(places, spots, strict=True) if math.isfinite(spot.mean)]
+    if scaled and len(good) > 1:
+        parts.append(_path([(frame.px(x), frame.py(spot.mean)) for x, spot in good], "a", name))
+    for place, spot in good:
+        x = frame.px(place)
+        if spot.spread:
+            top, bottom = frame.py(spot.mean + spot.spread), frame.py(spot.mean - spot.spread)
+            parts.append(f'<line class="error" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+        for y in spot.seeds if len(spot.seeds) > 1 else ():
+            tip = f"<title>{escape(f'{x_label} {spot.label}, one seed: {y:.4g}')}</title>"
+            parts.append(f'<circle class="seed" cx="{x:.1f}" cy="{frame.py(y):.1f}" r="2.6">{tip}</circle>')
+        about = f"{name}, {x_label} {spot.label}: {spot.mean:.4g}" + (f" ± {spot.spread:.2g}" if spot.spread else "")
+        tip = f"<title>{escape(about)}</title>"
+        parts.append(f'<circle class="mark a" cx="{x:.1f}" cy="{frame.py(spot.mean):.1f}" r="4.5">{tip}</circle>')
+    return frame.svg("".join(parts))
+
+
+def _places(labels: Sequence[str]) -> tuple[list[float], bool]:
+    """Where each label stands on the x axis, and whether that is to scale."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return [float(k) for k in range(len(labels))], False
+    if not all(math.isfinite(x) for x in numbers):
+        return [float(k) for k in range(len(labels))], False
+    if min(numbers) > 0.0 and max(numbers) / min(numbers) >= 8.0:
+        return [math.log10(x) for x in numbers], True
+    return numbers, True
+
+
+def _path(points: Sequence[tuple[float, float]], style: str, about: str) -> str:
+    steps = " ".join(f"{'L' if k else 'M'}{x:.1f},{y:.1f}" for k, (x, y) in enumerate(points))
+    return f'<path class="line {style}" d="{steps}"><title>{escape(about)}</title></path>'
+
+
 def bar_chart(
     stacks: Sequence[Sequence[float]], labels: Sequence[str], *, first_x: int, show: Sequence[Sequence[str]]
 ) -> str:
@@ -148,7 +214,8 @@ class _Frame:
         share = math.log(y / low) / math.log(high / low) if self.log else (y - low) / (high - low)
         return self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM)
 
-    def grid(self, marks: Sequence[float], x_label: str) -> str:
+    def grid(self, marks: Sequence[float], x_label: str, *, at: Sequence[tuple[float, str]] | None = None) -> str:
+        """Lines at `marks`, texts below: whole numbers, or `at` (x, text)."""
         parts = []
         for mark in marks:
             y = self.py(mark)
@@ -158,13 +225,14 @@ class _Frame:
         low, high = self.x
         base = self.height - _BOTTOM
         most = 8 if self.width > HALF else 5
-        whole = [mark for mark in ticks(math.ceil(low), math.floor(high), most=most) if low <= mark <= high]
-        for mark in whole:
-            if mark == int(mark):
-                x = self.px(mark)
-                parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 16:.1f}" text-anchor="middle">{mark:g}</text>')
-        middle = (_LEFT + self.width - _RIGHT) / 2
-        parts.append(f'<text class="axis" x="{middle:.1f}" y="{base + 28:.1f}" text-anchor="middle">{x_label}</text>')
+        if at is None:
+            whole = [mark for mark in ticks(math.ceil(low), math.floor(high), most=most) if low <= mark <= high]
+            at = [(mark, f"{mark:g}") for mark in whole if mark == int(mark)]
+        for place, text in at:
+            x, words = self.px(place), escape(text)
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 16:.1f}" text-anchor="middle">{words}</text>')
+        middle, words = (_LEFT + self.width - _RIGHT) / 2, escape(x_label)
+        parts.append(f'<text class="axis" x="{middle:.1f}" y="{base + 28:.1f}" text-anchor="middle">{words}</text>')
         return "".join(parts)
 
     def svg(self, inner: str) -> str:
