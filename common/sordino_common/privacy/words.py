@@ -1,0 +1,44 @@
+"""Random 64-bit words for the samplers: a ChaCha20 stream of a fresh key for every draw.
+
+The key comes from a source of bytes that the caller passes (`os.urandom` in the field, a seeded one in the simulator).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from sordino_common.ring.prg import SEED_BYTES, Seed, expand_ring, label
+
+RandomBytes = Callable[[int], bytes]
+U64 = npt.NDArray[np.uint64]
+
+
+class Words:
+    """A stream of uniform uint64, keyed once. Not to be shared between two uses; never prints its state."""
+
+    __slots__ = ("_draws", "_seed")
+
+    def __init__(self, random: RandomBytes = os.urandom) -> None:
+        self._seed = Seed(random(SEED_BYTES))
+        self._draws = 0
+
+    def take(self, count: int) -> U64:
+        """`count` fresh words, uint64[count]."""
+        self._draws += 1
+        return expand_ring(self._seed, label("privacy words", self._draws), (count,)).view(np.uint64)
+
+    def below(self, bound: int, count: int) -> U64:
+        """`count` uniform integers in [0, bound), 1 <= bound <= 2^63, by rejection: exactly uniform."""
+        mask = np.uint64((1 << (bound - 1).bit_length()) - 1)
+        limit = np.uint64(bound)
+        out = self.take(count) & mask
+        bad = np.flatnonzero(out >= limit)
+        while bad.size:
+            again = self.take(bad.size) & mask
+            out[bad] = again
+            bad = bad[again >= limit]
+        return out
