@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import NAME_PATTERN, Label
+from sordino_server.job_privacy import DataRangesSpec, PrivacySpec, check_privacy
 from sordino_server.job_spdz import SpdzSpec, check_spdz
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
@@ -66,6 +67,7 @@ class DataSpec(_Strict, frozen=True, kw_only=True):
     target_offset: float = 0.0
     target_scale: Positive = 1.0
     classes: Annotated[int, Meta(ge=2, le=1000)] | None = None
+    ranges: DataRangesSpec | None = None
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -170,9 +172,10 @@ class JobSpec(_Strict, frozen=True, kw_only=True):
     limits: LimitsSpec = LimitsSpec()
     simulation: SimulationSpec = SimulationSpec()
     spdz: SpdzSpec | UnsetType = UNSET
-    # Named in the design, built by later issues. Given, they are refused: see _check_mode.
+    privacy: PrivacySpec | None = None
+    # Named in the design, built later. Given, they are refused: see job_privacy.
     secure_aggregation: Any | UnsetType = UNSET
-    privacy: Any | UnsetType = UNSET
+    validate: Literal["norm"] | None = None
 
     @property
     def shares(self) -> SpdzSpec:
@@ -213,6 +216,7 @@ def load_job(path: Path, *, overrides: Sequence[str] = ()) -> Job:
     _check_mode(job)
     _check_data(job)
     _check_train(job)
+    check_privacy(spec, job.error)
     if not job.model_file.is_file():
         raise job.error("model.file", f"there is no file {job.model_file}; the path is relative to the job file")
     return job
@@ -251,11 +255,12 @@ def _check_mode(job: Job) -> None:
         raise job.error("mode", f"mode {spec.mode} is not built yet; today: federated, spdz")
     if spec.mode not in ("federated", "spdz"):
         raise job.error("mode", f"there is no mode {spec.mode!r}; today: federated, spdz")
-    for key in ("secure_aggregation", "privacy"):
-        value = getattr(spec, key)
-        if value is not UNSET and value is not None and value is not False:
-            raise job.error(key, f"{key} is not built yet: {_WITHOUT[spec.mode]}")
     if spec.on_shares:
+        for key in ("secure_aggregation", "privacy"):
+            if getattr(spec, key) not in (UNSET, None, False):
+                raise job.error(
+                    key, "is not offered on secret shares: nobody sees updates, and the result opens without noise"
+                )
         check_spdz(spec, job.error)
         return
     if spec.spdz is not UNSET:
@@ -268,10 +273,6 @@ def _check_mode(job: Job) -> None:
         )
 
 
-_WITHOUT: Final = {
-    "federated": "without it the server sees each device's update",
-    "spdz": "on secret shares nobody sees updates, and the result is opened without noise",
-}
 # What each task's loss is; on shares, classes are learned from one-hot floats.
 _LOSSES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "federated": {"regression": ("mse",), "binary": ("bce_with_logits",), "multiclass": ("cross_entropy",)},

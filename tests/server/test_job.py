@@ -68,11 +68,6 @@ EDITS = {
     "spdz": (("mode: federated", "mode: federated\nspdz: {}"), r":3:1: spdz: is only used with mode: spdz"),
     "statistics": (("mode: federated", "mode: statistics"), r":2:1: mode: mode statistics is not built yet"),
     "no such mode": (("mode: federated", "mode: fed"), r":2:1: mode: there is no mode 'fed'"),
-    "secure aggregation": (
-        ("mode: federated", "mode: federated\nsecure_aggregation: {helpers: 2}"),
-        r":3:1: secure_aggregation: .*not built yet: without it the server sees each device's update",
-    ),
-    "privacy": (("mode: federated", "mode: federated\nprivacy: {epsilon: 1}"), r":3:1: privacy: privacy is not built"),
     "security": (("mode: federated", "mode: federated\nsecurity: active"), r":3:1: security: 'active' is not offered"),
     "loss of another task": (("loss: mse", "loss: cross_entropy"), r":10:1: loss: cross_entropy does not fit"),
     "target among features": (("target: y", "target: a"), r":8:3: data.target: a is also a feature"),
@@ -111,6 +106,15 @@ EDITS = {
     "name": (("job: toy", "job: Toy"), r":1:1: job: Expected `str` matching regex"),
     "no model": (("file: model.py", "file: other.py"), r":4:3: model.file: there is no file .*other.py"),
 }
+
+
+@pytest.mark.parametrize("key", ["secure_aggregation: {helpers: 2}", "privacy: {unit: device, epsilon: 1}"])
+def test_nothing_is_added_to_sums_on_shares(key: str, tmp_path: Path) -> None:
+    path = written(tmp_path, ("mode: federated", f"mode: spdz\n{key}"))
+    if key.startswith("privacy"):
+        path.write_text(path.read_text().replace("epsilon: 1", "epsilon: 1, delta: 1.0e-5, clip_norm: 1"))
+    with pytest.raises(ConfigError, match=r":3:1: \w+: is not offered on secret shares: nobody sees updates"):
+        load_job(path)
 
 
 @pytest.mark.parametrize("what", EDITS)

@@ -1,0 +1,224 @@
+"""The `privacy:` block of a job: whose privacy, how much of it, where the noise is added.
+
+`check_privacy` refuses what can be known to be wrong without the fleet. What the numbers cost is
+`sordino_server.accounting`; how vectors are clipped and noise is drawn, `sordino_common.privacy`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta
+
+from sordino_common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sordino_server.job import JobSpec
+
+Epsilon = Annotated[float, Meta(gt=0.0, le=1000.0)]
+NoiseMultiplier = Annotated[float, Meta(gt=0.0, le=1e4)]
+ClipNorm = Annotated[float, Meta(ge=1e-6, le=1e6)]
+Range = tuple[float, float]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class DevicePrivacySpec(_Strict, frozen=True, kw_only=True):
+    """The second unit of a job that protects records on the device and the device in the sum."""
+
+    epsilon: Epsilon | None = None
+    noise_multiplier: NoiseMultiplier | None = None
+    clip_norm: ClipNorm
+
+
+class PrivacySpec(_Strict, frozen=True, kw_only=True):
+    """Differential privacy of the whole run, for one record or one device added or removed.
+
+    Give `epsilon` (at `delta`; the noise is calibrated to it over rounds x local_steps) or `noise_multiplier` (noise's
+    standard deviation / clip norm). `clip_norm`: of a row's gradient (record) or of a device's update (device).
+    `sampling_rate`: record only; every row is in a step with this probability, independently (Poisson).
+    `noise`: record only; `device`: every device adds full noise in each of its local steps; `aggregate`: the helpers
+    and the server add it to the fleet's sum, one round is one step. `grid_bits`: the clip norm is 2^grid_bits steps of
+    the integer grid. `standardize_share`: what `data.standardize: fleet` may spend of the budget, as 1/σ²."""
+
+    unit: Literal["record", "device"]
+    epsilon: Epsilon | None = None
+    noise_multiplier: NoiseMultiplier | None = None
+    delta: Annotated[float, Meta(gt=0.0, le=0.1)]
+    clip_norm: ClipNorm
+    sampling_rate: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    noise: Literal["aggregate", "device"] | None = None
+    grid_bits: Annotated[int, Meta(ge=8, le=24)] = 16
+    device: DevicePrivacySpec | None = None
+    accountant: Literal["pld", "rdp"] = "pld"
+    standardize_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
+
+    @property
+    def noise_at(self) -> Literal["aggregate", "device"]:
+        """Who adds the noise: the aggregators of a sum, or each device by itself."""
+        return self.noise or ("device" if self.unit == "record" else "aggregate")
+
+
+class DataRangesSpec(_Strict, frozen=True, kw_only=True):
+    """Public bounds [lo, hi] of what the columns hold; values outside are clipped to them. One pair for all features,
+    or one for each. They bound what a row adds to the sums of `standardize: fleet`. Choose them from what is known of
+    the quantity, not from the rows."""
+
+    features: Annotated[tuple[float | Range, ...], Meta(min_length=1, max_length=4095)]
+    target: Range | None = None
+
+    def of_features(self, count: int) -> tuple[Range, ...] | None:
+        """[lo, hi] of each of `count` features; None if they are not one pair or `count` pairs."""
+        pairs = tuple(entry for entry in self.features if isinstance(entry, tuple))
+        if len(pairs) == len(self.features) == count:
+            return pairs
+        numbers = [entry for entry in self.features if not isinstance(entry, tuple)]
+        if len(numbers) == len(self.features) == 2:
+            return ((numbers[0], numbers[1]),) * count
+        return None
+
+
+def check_privacy(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> None:
+    """Raise `ConfigError` at the first key that can't be right. `error(key, text)` makes it."""
+    for key, text in _problems(spec):
+        raise error(key, text)
+
+
+def is_secure(spec: JobSpec) -> bool:
+    """Whether `secure_aggregation` is asked for."""
+    return spec.secure_aggregation is not UNSET and spec.secure_aggregation not in (None, False)
+
+
+def scaled_by_fleet(spec: JobSpec) -> bool:
+    """Whether scaling constants come from the rows of the fleet, and so cost privacy."""
+    return "fleet" in (spec.data.standardize, spec.data.target_standardize)
+
+
+def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    if spec.validate is not None:
+        yield (
+            "validate",
+            (
+                f"{spec.validate} is not built yet: it needs updates secret-shared between two compute agents, and a "
+                "test of their norm on the shares. Without it a device can send an update of any direction within the "
+                "clip norm, or, in a secure sum, beyond it; leave the key out to accept that"
+            ),
+        )
+    privacy = spec.privacy
+    if privacy is None:
+        if spec.data.ranges is not None:
+            yield "data.ranges", "is only used with privacy, to bound what a row adds to the sums of standardize: fleet"
+        return
+    if spec.mode != "federated":
+        yield "privacy", f"is offered in mode federated, not in {spec.mode}"
+    yield from _one_of("privacy", privacy)
+    yield from (_record_problems(spec, privacy) if privacy.unit == "record" else _device_problems(spec, privacy))
+    yield from _range_problems(spec, privacy)
+
+
+def _one_of(key: str, block: PrivacySpec | DevicePrivacySpec) -> Iterator[tuple[str, str]]:
+    if (block.epsilon is None) == (block.noise_multiplier is None):
+        yield key, "give exactly one of epsilon (the noise is calibrated to it) and noise_multiplier"
+
+
+def _record_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, str]]:
+    if privacy.sampling_rate is None:
+        yield (
+            "privacy",
+            (
+                "unit record needs sampling_rate: with which probability a row is in a step. Steps of a fixed batch "
+                "size do not have the privacy that is accounted for"
+            ),
+        )
+    if spec.train.local_steps is None:
+        yield (
+            "train.local_epochs",
+            (
+                "with privacy of records, say train.local_steps: the number of noised steps must be known beforehand "
+                "(an epoch is about 1 / sampling_rate steps)"
+            ),
+        )
+    if privacy.noise_at == "aggregate":
+        if not is_secure(spec):
+            yield (
+                "privacy.noise",
+                "aggregate means noise inside a secure sum: add secure_aggregation: true, or say noise: device",
+            )
+        if spec.train.local_steps != 1:
+            yield (
+                "privacy.noise",
+                (
+                    "aggregate makes one step of a round, so train.local_steps must be 1, not "
+                    f"{spec.train.local_steps}; for more steps between rounds, say noise: device"
+                ),
+            )
+    if privacy.device is not None:
+        if privacy.noise_at != "device":
+            yield "privacy.device", "both units at once need noise: device"
+        if not is_secure(spec):
+            yield "privacy.device", "noise for the device unit is added in a secure sum: add secure_aggregation: true"
+        yield from _one_of("privacy.device", privacy.device)
+
+
+def _device_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, str]]:
+    if not is_secure(spec):
+        yield "privacy.unit", "device needs secure_aggregation: true; without it the server sees each device's update"
+    if privacy.sampling_rate is not None:
+        yield (
+            "privacy.sampling_rate",
+            (
+                "is of unit record. Devices are chosen by the server, so against the server there is no gain from "
+                "sampling them: every round counts in full"
+            ),
+        )
+    if privacy.noise == "device":
+        yield "privacy.noise", "for unit device, noise is added by the aggregators of the sum; leave it out"
+    if privacy.device is not None:
+        yield "privacy.device", "is the second unit beside unit: record; here it is the first"
+
+
+def _range_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, str]]:
+    data, ranges = spec.data, spec.data.ranges
+    if ranges is None:
+        if scaled_by_fleet(spec):
+            key = "standardize" if data.standardize == "fleet" else "target_standardize"
+            yield (
+                f"data.{key}",
+                (
+                    "fleet, under privacy, needs data.ranges: public bounds [lo, hi] of the columns, which bound what "
+                    "a row adds to the sums. Or say given, or none"
+                ),
+            )
+        return
+    if not scaled_by_fleet(spec):
+        yield "data.ranges", "is only used with standardize: fleet or target_standardize: fleet"
+    features = ranges.of_features(len(data.features))
+    if features is None:
+        yield (
+            "data.ranges.features",
+            f"expected one [lo, hi] for all, or a list of {len(data.features)}, one for each feature",
+        )
+        return
+    one = not isinstance(ranges.features[0], tuple)
+    pairs = [("data.ranges.features" + ("" if one else f".{at}"), pair) for at, pair in enumerate(features)]
+    if ranges.target is not None:
+        pairs.append(("data.ranges.target", ranges.target))
+    for key, (low, high) in pairs:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            yield key, f"expected [lo, hi] with lo < hi, got [{low:g}, {high:g}]"
+    if data.target_standardize == "fleet" and ranges.target is None:
+        yield "data.ranges", "target_standardize: fleet needs data.ranges.target too"
+
+
+def require_runnable(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> None:
+    """Refuse, when a run begins, what can be loaded and planned but is not built, so that nobody trains less privately
+    than they asked."""
+    for key in ("secure_aggregation", "privacy"):
+        value = getattr(spec, key)
+        if value is not UNSET and value is not None and value is not False:
+            raise error(key, f"{key} is not built yet: without it the server sees each device's update")
