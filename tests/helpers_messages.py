@@ -26,6 +26,21 @@ DATA = m.DataRef(
     target_scale=9.0,
 )
 
+TERMS = m.SumTerms(
+    session=TENSOR_ID,
+    run="boston-1",
+    index=12,
+    purpose="update of round 3",
+    bits=32,
+    length=3,
+    bound=1 << 22,
+    helpers=("helper-0", "helper-1"),
+    minimum=5,
+    most=100,
+    noise=m.SumNoise(sigma_squared=1 << 40),
+)
+U32 = m.Array("uint32", (3,), struct.pack("<3I", 1, 2, (1 << 32) - 1))
+
 EXAMPLES: dict[str, m.Message] = {
     "describe": m.Describe(),
     "described": m.Described(
@@ -83,6 +98,32 @@ EXAMPLES: dict[str, m.Message] = {
     "evaluate": m.Evaluate(run="boston-1", round=3, plan_id=PLAN_ID, data=DATA, params=(F32,), batch_rows=64),
     "evaluated": m.Evaluated(run="boston-1", round=3, rows=10, names=("loss",), sums=(2.5,), seconds=0.25),
     "cancel": m.Cancel(run="boston-1", round=None),
+    "contribution": m.Contribution(session=TENSOR_ID, masked=U32, boxes=(b"one", b"two"), seconds=0.5),
+    "sum-seeds": m.SumSeeds(terms=TERMS, seeds=(m.SealedSeed(name="agent-00", box=b"one"),)),
+    "sum-seeds-checked": m.SumSeedsChecked(
+        session=TENSOR_ID, accepted=("agent-00",), rejected=(m.RejectedSeed(name="agent-01", reason="does not open"),)
+    ),
+    "sum-cut": m.SumCut(session=TENSOR_ID, members=("agent-00", "agent-02")),
+    "sum-share": m.SumShare(session=TENSOR_ID, members=PLAN_ID, share=U32),
+    "sum-update": m.SumUpdate(
+        terms=TERMS,
+        round=3,
+        attempt=0,
+        plan_id=PLAN_ID,
+        data=DATA,
+        params=(F32,),
+        batch_rows=32,
+        steps=0,
+        epochs=1.5,
+        seed=7,
+        weight="one",
+        weight_unit=40,
+        fraction_bits=16,
+        clip=m.SumClip(norm=1.0, grid_bits=16),
+    ),
+    "sum-metrics": m.SumMetrics(
+        terms=TERMS, round=3, plan_id=PLAN_ID, data=DATA, params=(F32,), batch_rows=64, fraction_bits=20
+    ),
     "tensor-put": m.TensorPut(tensor_id=TENSOR_ID, value=F32, lease_s=60.0),
     "tensor-run": m.TensorRun(plan_id=PLAN_ID, inputs=(TENSOR_ID,), outputs=(TENSOR_ID,), lease_s=60.0),
     "tensor-stored": m.TensorStored(tensor_ids=(TENSOR_ID,), used_bytes=24, budget_bytes=1 << 20),

@@ -27,6 +27,7 @@ def main() -> None:
     train = encode_message(EXAMPLES["train"])
     data = cbor2.loads(encode_message(EXAMPLES["evaluate"]))[1]["data"]
     share = cbor2.loads(encode_message(EXAMPLES["spdz-shares"]))[1]["shares"][1]
+    terms = cbor2.loads(encode_message(EXAMPLES["sum-seeds"]))[1]["terms"]
     floats = cbor2.CBORTag(40, [[1], cbor2.CBORTag(85, bytes(4))])
     good = {kind: encode_message(example).hex() for kind, example in sorted(EXAMPLES.items())}
     refusals = {
@@ -74,6 +75,17 @@ def main() -> None:
         "bad_values_without_names": bad("spdz-state", "0 names for 1 values", names=[]),
         "bad_share_kind": bad("spdz-shares", "Invalid enum value", shares=[{**share, "kind": "check-5"}]),
         "bad_too_many_shares": bad("spdz-shares", "length <= 16", shares=[share] * 17),
+        "bad_helper_twice": bad("sum-update", "a helper is named twice", terms={**terms, "helpers": ["h", "h"]}),
+        "bad_four_helpers": bad("sum-update", "length <= 3", terms={**terms, "helpers": ["a", "b", "c", "d"]}),
+        "bad_word_of_16_bits": bad("sum-update", "Invalid enum value 16", terms={**terms, "bits": 16}),
+        "bad_cohort_of_one": bad("sum-update", ">= 2", terms={**terms, "minimum": 1}),
+        "bad_cohort_upside_down": bad("sum-update", "at least 5 and at most 4", terms={**terms, "most": 4}),
+        "bad_no_variance": bad("sum-update", ">= 1", terms={**terms, "noise": {"sigma_squared": 0}}),
+        "bad_clipped_and_weighted": bad("sum-update", "is not weighted by rows", weight="rows"),
+        "bad_members_out_of_order": bad("sum-cut", "ascending order, each once", members=["b", "a"]),
+        "bad_member_twice": bad("sum-cut", "ascending order, each once", members=["a", "a"]),
+        "bad_seeds_of_nobody": bad("sum-seeds", "length >= 1", seeds=[]),
+        "bad_box_too_large": bad("contribution", "length <= 512", boxes=[bytes(513)]),
         "bad_abort_reason_too_long": bad("spdz-abort", "length <= 4000", reason="x" * 4001),
         "bad_reason_too_long": bad("refused", "length <= 4000", reason="x" * 4001),
     }

@@ -16,6 +16,7 @@ DTYPES: Final[dict[str, tuple[int, int]]] = {
     "uint8": (1, 64),
     "int32": (4, 78),
     "int64": (8, 79),
+    "uint32": (4, 70),
     "uint64": (8, 71),
     "float32": (4, 85),
     "float64": (8, 86),

@@ -24,36 +24,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sordino_common.errors import LocalError
+from sordino_common.ring.seed import SEED_BYTES, Seed
 
-SEED_BYTES: Final = 32
+__all__ = ["SEED_BYTES", "Seed", "Stream", "expand_bytes", "expand_ring", "label"]
+
 _MAX_STREAM_BYTES: Final = 1 << 38
 _CHUNK: Final = 1 << 18  # zeros to encrypt at a time: fits the L2 cache beside the output
 _ZEROS: Final = memoryview(bytes(_CHUNK))  # its slices are no copies
-
-
-class Seed:
-    """32 secret bytes. Shows nothing, compares with nothing; `expose` is the one way out, to seal it to its party."""
-
-    __slots__ = ("_bytes",)
-
-    def __init__(self, data: bytes) -> None:
-        if len(data) != SEED_BYTES:
-            raise LocalError(f"Seed: expected {SEED_BYTES} bytes, got {len(data)}")
-        self._bytes = bytes(data)
-
-    def expose(self) -> bytes:
-        return self._bytes
-
-    def __repr__(self) -> str:
-        return "Seed(32 bytes, hidden)"
-
-    def __eq__(self, other: object) -> bool:
-        raise TypeError("a Seed is not compared; compare what was derived from it, in constant time")
-
-    __hash__ = None  # type: ignore[assignment]  # secrets are not keys of tables
-
-    def __bool__(self) -> bool:
-        raise TypeError("a Seed has no truth value")
 
 
 def label(*parts: str | int | bytes) -> bytes:
@@ -70,15 +47,29 @@ def label(*parts: str | int | bytes) -> bytes:
     return bytes(out)
 
 
+class Stream:
+    """The stream of (seed, info), piece after piece: each `fill` goes on where the last one ended."""
+
+    __slots__ = ("_encryptor", "_left")
+
+    def __init__(self, seed: Seed, info: bytes) -> None:
+        key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"sordino prg v1\0" + info).derive(seed.expose())
+        self._encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._left = _MAX_STREAM_BYTES
+
+    def fill(self, out: memoryview) -> None:
+        """Fill `out` (writable, contiguous, bytes) with the stream's next bytes."""
+        if out.nbytes > self._left:
+            raise LocalError(f"expand: {out.nbytes} bytes more from one key; split the use into several infos")
+        self._left -= out.nbytes
+        for start in range(0, out.nbytes, _CHUNK):
+            part = out[start : start + _CHUNK]
+            self._encryptor.update_into(_ZEROS[: part.nbytes], part)
+
+
 def expand_bytes(seed: Seed, info: bytes, out: memoryview) -> None:
     """Fill `out` (writable, contiguous, bytes) with the stream of (seed, info)."""
-    if out.nbytes > _MAX_STREAM_BYTES:
-        raise LocalError(f"expand: {out.nbytes} bytes from one key; split the use into several infos")
-    key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"sordino prg v1\0" + info).derive(seed.expose())
-    encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-    for start in range(0, out.nbytes, _CHUNK):
-        part = out[start : start + _CHUNK]
-        encryptor.update_into(_ZEROS[: part.nbytes], part)
+    Stream(seed, info).fill(out)
 
 
 def expand_ring(
