@@ -55,6 +55,7 @@ from sordino_common.errors import CodecError, ConfigError, LimitExceeded, LocalE
 from sordino_common.messages import RejectedSeed, SumCut, SumSeedsChecked, SumShare
 from sordino_common.messages.sums import members_digest
 from sordino_common.plan.arrays import from_numpy
+from sordino_common.privacy.discrete_gaussian import noise_bound
 from sordino_common.ring.prg import Seed, Stream, expand_bytes
 
 # --- sums --------------------------------------------------------------------------------------------------------
@@ -608,3 +609,11 @@ def test_a_leader_holds_one_accumulator_whatever_n() -> None:
         tracemalloc.stop()
     assert max(peaks.values()) < (1 << 20) + 100_000
     assert abs(peaks[60] - peaks[2]) < 50_000
+
+
+def test_the_tail_is_that_of_the_sampler() -> None:
+    """Terms are checked without NumPy, so the bound is written down twice: here they agree, but for ln 2's digits."""
+    for sigma_squared, length, aggregators in ((1, 1, 2), (1 << 40, 10_000, 4), (12_345, 1 << 28, 3)):
+        mine = noise_tail(noise_of(sigma_squared), aggregators=aggregators, length=length)
+        theirs = noise_bound(sigma_squared, length, aggregators)
+        assert abs(mine - theirs) <= 2 + theirs // 10_000
