@@ -17,6 +17,7 @@ from sordino_common.messages import Cancel, Message
 from sordino_server.listening import Ear
 from sordino_server.rounds.effects import (
     Ask,
+    Begin,
     Checkpoint,
     Effect,
     Gather,
@@ -93,6 +94,7 @@ class Conductor:
         self._connected = True
         self._generator: Generator[Effect, Result, Any] | None = None
         self._save: Callable[[Checkpoint], None] = _no_store
+        self._begin: Callable[[int], None] = _no_ledger
         self._run: str | None = None
         self._pending: Question | Gathering | Hearing | None = None
         self._ear = Ear(gone_s=gone_s)
@@ -130,13 +132,16 @@ class Conductor:
         *,
         run: str | None = None,
         save: Callable[[Checkpoint], None] | None = None,
+        begin: Callable[[int], None] | None = None,
     ) -> None:
-        """Begin. `run`: whose tasks an interruption cancels. `save` must return when the checkpoint is durable."""
+        """Begin. `run`: whose tasks an interruption cancels. `save` must return when the checkpoint is durable, `begin`
+        when the number of releases is."""
         if self._endpoint is None:
             raise LocalError("Conductor.start before attach")
         if self._generator is not None and not self.done:
             raise LocalError("Conductor.start while another generator runs")
         self._generator, self._run, self._save = generator, run, save or _no_store
+        self._begin = begin or _no_ledger
         self._pending, self.done, self._result, self._error = None, False, None, None
         self._ear = Ear(gone_s=self._gone_s)
         self._base = self._traffic()
@@ -245,6 +250,8 @@ class Conductor:
                         value = self._present()
                     case Meter():
                         value = Metered(**self._bytes(), now_s=self._loop.now_s())
+                    case Begin(releases=releases):
+                        self._begin(releases)
                     case Save(checkpoint=checkpoint):
                         self._save(checkpoint)
                     case Report(event=event):
@@ -389,3 +396,7 @@ class Conductor:
 
 def _no_store(checkpoint: Checkpoint) -> None:
     raise LocalError("this generator saves checkpoints, but the conductor was started without a store")
+
+
+def _no_ledger(releases: int) -> None:
+    raise LocalError("this generator counts releases, but the conductor was started without a store for the count")

@@ -24,10 +24,10 @@ from safetensors.numpy import save as save_tensors
 
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
-from sordino_server.rounds.effects import Checkpoint, Scaling, SharedState
+from sordino_server.rounds.effects import Checkpoint, PrivateState, Scaling, SharedState
 from sordino_server.rounds.events import RoundRecord, Share
 
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE runs (
     run TEXT PRIMARY KEY, job TEXT NOT NULL, mode TEXT NOT NULL, status TEXT NOT NULL, created_s REAL NOT NULL,
@@ -44,6 +44,7 @@ CREATE TABLE shares (
     run TEXT NOT NULL, round INTEGER NOT NULL, agent TEXT NOT NULL, outcome TEXT NOT NULL, rows INTEGER NOT NULL,
     steps INTEGER NOT NULL, loss REAL, seconds REAL NOT NULL, note TEXT NOT NULL, PRIMARY KEY (run, round, agent)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE releases (run TEXT PRIMARY KEY, begun INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 _KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
 
@@ -130,6 +131,9 @@ class RunStore:
         tensors = dict(zip(names, ordered, strict=True)) if checkpoint.params or checkpoint.shared is None else {}
         if checkpoint.shared is not None:
             write_atomically(home / _masks_file(file), _save_masks(checkpoint.shared), mode=0o600)
+        if checkpoint.private is not None:
+            states = {f"{k:04d}": np.asarray(v, order="C") for k, v in enumerate(checkpoint.private.optimizer)}
+            write_atomically(home / _private_file(file), save_tensors(states))
         write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
         with self._transaction():
             self._db.execute(
@@ -152,6 +156,19 @@ class RunStore:
             if old.name < file:
                 old.unlink(missing_ok=True)
                 (home / _masks_file(old.name)).unlink(missing_ok=True)
+                (home / _private_file(old.name)).unlink(missing_ok=True)
+
+    def begin(self, run: str, releases: int) -> None:
+        """Durable when it returns: so many noised releases of the run have begun. The number only grows."""
+        self._db.execute(
+            "INSERT INTO releases VALUES (?,?) ON CONFLICT (run) DO UPDATE SET begun=max(begun, excluded.begun)",
+            (run, releases),
+        )
+
+    def begun(self, run: str) -> int:
+        """How many noised releases of the run have begun, after a crash as well."""
+        row = self._db.execute("SELECT begun FROM releases WHERE run=?", (run,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def finish(
         self, run: str, status: str, *, summary: Mapping[str, object] | None = None, error: str | None = None
@@ -249,6 +266,8 @@ class RunStore:
         tensors = _read(home / file)
         masks = home / _masks_file(file)
         shared = _read_masks(masks) if masks.exists() else None
+        kept = home / _private_file(file)
+        private = _read_private(kept, self.begun(run)) if kept.exists() else None
         # Masks are written before the row: what is newer is durable with the parties, too.
         steps = steps if shared is None else shared.steps
         try:
@@ -256,7 +275,12 @@ class RunStore:
         except KeyError as error:
             raise ConfigError(f"{file} of run {run} lacks the parameter {error}") from None
         return Checkpoint(
-            params=params, scaling=Scaling(**fields), steps=steps, record=self.records(run)[-1], shared=shared
+            params=params,
+            scaling=Scaling(**fields),
+            steps=steps,
+            record=self.records(run)[-1],
+            shared=shared,
+            private=private,
         )
 
     def tensors(self, run: str) -> Tensors:
@@ -319,6 +343,16 @@ def export(tensors: Tensors, path: Path, *, run: str, scaling: Scaling | None = 
 
 def _masks_file(file: str) -> str:
     return file.replace("round-", "masks-")
+
+
+def _private_file(file: str) -> str:
+    return file.replace("round-", "private-")
+
+
+def _read_private(path: Path, begun: int) -> PrivateState:
+    """`begun`: by the table, which also counts what began after the checkpoint."""
+    states = _read(path)
+    return PrivateState(optimizer=tuple(np.asarray(states[name]) for name in sorted(states)), begun=begun)
 
 
 def _save_masks(shared: SharedState) -> bytes:

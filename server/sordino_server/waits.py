@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from sordino_common.errors import PolicyRefusal, RemoteError
+from sordino_common.errors import BudgetRefused, PolicyRefusal, RemoteError
 from sordino_common.messages import Message, Refused
 from sordino_server.rounds.effects import Answers, Ask, Gather, Hear, Present
 from sordino_server.rounds.events import Outcome, Waiting
@@ -31,6 +31,7 @@ class Question:
         self._settled = settled
         self._refusals: dict[str, str] = {}
         self._forbidden: set[str] = set()
+        self._unaffordable: set[str] = set()
         self._boots = {name: online[name] for name in sorted(ask.messages) if name in online}
         self._missing = {name: "offline" for name in sorted(ask.messages) if name not in online}
         self._waiting: dict[str, bytes | None] = dict.fromkeys(self._boots)  # name -> correlation
@@ -62,6 +63,8 @@ class Question:
         self._refusals[name] = refusal
         if isinstance(message, Refused) and message.code == PolicyRefusal.code:
             self._forbidden.add(name)
+        if isinstance(message, Refused) and message.code == BudgetRefused.code:
+            self._unaffordable.add(name)
         self._settled(self, name, "refused", refusal)
 
     def miss(self, name: str, why: str) -> None:
@@ -117,6 +120,7 @@ class Question:
             refusals=dict(sorted(self._refusals.items())),
             missing=dict(sorted(self._missing.items())),
             forbidden=frozenset(self._forbidden),
+            unaffordable=frozenset(self._unaffordable),
         )
 
     def told(self, now_s: float) -> Waiting:

@@ -10,11 +10,20 @@ import pytest
 from helpers_server import PROGRAMS, Agent, Fleet, job_spec
 from sordino_common import messages as m
 from sordino_common.clock import VirtualLoop
-from sordino_common.errors import ConfigError, LimitExceeded, LocalError, RemoteError
+from sordino_common.errors import (
+    BudgetRefused,
+    ConfigError,
+    FleetUnavailable,
+    LimitExceeded,
+    LocalError,
+    PolicyRefusal,
+    RemoteError,
+)
 from sordino_server.conductor import Conductor, Interrupted
-from sordino_server.rounds.effects import Answers, Ask, Effect, Gather, Present, Result, ask, gather, look, meter
+from sordino_server.rounds.effects import Answers, Ask, Effect, Gather, Present, Result, ask, begin, gather, look, meter
 from sordino_server.rounds.events import Note, Waiting
 from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.rounds.roll import shortage
 
 
 def question(names: tuple[str, ...], **fields: object) -> Ask:
@@ -201,4 +210,52 @@ def test_contract_of_the_conductor() -> None:
     with pytest.raises(LocalError, match="another generator"):
         fleet.conductor.start(look())
     with pytest.raises(LocalError, match="before the end"):
+        fleet.conductor.result()
+
+
+def test_who_can_not_afford_it_is_told_apart() -> None:
+    def refuse(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        return m.Refused(command="describe", code="budget", reason="epsilon 0.7 of 1.0 is spent, this costs 0.4")
+
+    answers = run(Fleet([Agent("a"), Agent("b", answer=refuse)]), question(("a", "b")))
+    assert answers.unaffordable == {"b"} and answers.forbidden == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("missing", "forbidden", "unaffordable", "lacking", "kind"),
+    [
+        ("abc", "", "ab", 2, BudgetRefused),  # they would have been enough
+        ("abc", "", "a", 2, FleetUnavailable),  # c is missing as well
+        ("abc", "bc", "a", 2, BudgetRefused),  # nobody is missing for another reason
+        ("bc", "bc", "", 2, PolicyRefusal),
+        ("bc", "bc", "a", 1, PolicyRefusal),  # a has answered in the end
+        ("bc", "b", "", 1, FleetUnavailable),
+        ("", "", "", 1, FleetUnavailable),
+    ],
+)
+def test_what_a_shortage_is_a_matter_of(
+    missing: str, forbidden: str, unaffordable: str, lacking: int, kind: type[Exception]
+) -> None:
+    error = shortage("too few.", missing=set(missing), forbidden=set(forbidden), unaffordable=set(unaffordable),
+                     lacking=lacking)  # fmt: skip
+    assert type(error) is kind
+    if kind is BudgetRefused:
+        names = ", ".join(sorted(set(unaffordable)))
+        assert str(error) == f"too few. The privacy budget of {names} can't pay for it."
+        assert error.exit_code == 5
+
+
+def test_releases_are_counted_before_the_generator_goes_on() -> None:
+    fleet, seen = Fleet([Agent("a")]), []
+
+    def generator() -> Generator[Effect, Result, str]:
+        yield from begin(3)
+        return f"begun: {seen}"
+
+    fleet.conductor.start(generator(), begin=seen.append)
+    fleet.finish()
+    assert fleet.conductor.result() == "begun: [3]"
+    fleet.conductor.start(generator())
+    fleet.finish()
+    with pytest.raises(LocalError, match="without a store for the count"):
         fleet.conductor.result()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sordino_common.errors import ConfigError
-from sordino_server.rounds.effects import Checkpoint, Scaling
+from sordino_server.rounds.effects import Checkpoint, PrivateState, Scaling
 from sordino_server.rounds.events import RoundRecord, Share
 from sordino_server.store import RunStore, export
 
@@ -184,3 +185,24 @@ def test_kill_9_in_mid_save_leaves_the_last_round_whole(tmp_path: Path) -> None:
         assert back is not None
         assert back.record.round >= max([said, *rest])
         assert (back.params[0] == back.record.round).all()
+
+
+def test_an_optimizer_state_comes_back_with_the_releases_that_began_after_it(tmp_path: Path) -> None:
+    states = (*(np.full((2, k + 1), k, np.float32) for k in range(12)), np.array(0.5, np.float32))
+    with opened(tmp_path) as store:
+        created(store)
+        assert store.begun("toy-1") == 0
+        store.begin("toy-1", 1)
+        store.save("toy-1", replace(checkpoint(1), private=PrivateState(optimizer=states, begun=1)), elapsed_s=1.0)
+        store.begin("toy-1", 2)
+        store.begin("toy-1", 3)
+    with opened(tmp_path) as store:  # the round of releases 2 and 3 was lost
+        found = store.checkpoint("toy-1")
+        assert found is not None and found.private is not None
+        assert found.private.begun == store.begun("toy-1") == 3
+        assert all(np.array_equal(a, b) for a, b in zip(found.private.optimizer, states, strict=True))
+        store.begin("toy-1", 2)
+        assert store.begun("toy-1") == 3, "what has begun does not become undone"
+        for number in (2, 3, 4):
+            store.save("toy-1", replace(checkpoint(number), private=found.private), elapsed_s=1.0)
+    assert len(list((tmp_path / "runs" / "toy-1").glob("private-*.safetensors"))) == 2

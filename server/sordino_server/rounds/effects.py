@@ -9,6 +9,7 @@ A generator yields an effect and is sent the answer:
     Listen  -> None       from now on, keep what these parties say unasked, for Hear
     Tell    -> None       a message that is not answered
     Hear    -> Heard      what was said since, or a while of silence
+    Begin   -> None       something is about to be released: when the generator goes on, that is on disk
     Save    -> None       a durable checkpoint: when the generator goes on, it is on disk
     Report  -> None       tell the observers
 
@@ -55,12 +56,14 @@ class Ask:
 class Answers:
     """`replies` passed the check. Why the others are not there: `refusals` and `missing`, name -> reason.
 
-    `forbidden`: those of `refusals` whose device's own policy does not allow it."""
+    `forbidden`: those of `refusals` whose device's own policy does not allow it; `unaffordable`: those whose privacy
+    budget can't pay for it."""
 
     replies: Mapping[str, Message]
     refusals: Mapping[str, str]
     missing: Mapping[str, str]
     forbidden: frozenset[str] = frozenset()
+    unaffordable: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +186,15 @@ class SharedState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateState:
+    """Of a private run. `optimizer`: the optimizer's state where the server takes the steps. `begun`: how many noised
+    releases have begun so far, whatever came of them: what the accountant counts."""
+
+    optimizer: Params = ()
+    begun: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """All that the rounds after `record.round` depend on, apart from the job. Seeds derive from job and round."""
 
@@ -191,6 +203,14 @@ class Checkpoint:
     steps: int
     record: RoundRecord
     shared: SharedState | None = None  # of a run on shares; `params` is then empty unless they opened to the server
+    private: PrivateState | None = None  # of a run with differential privacy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """`releases` of the run have begun, the one that comes next included. A crash can only leave one too many."""
+
+    releases: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +223,7 @@ class Report:
     event: Event
 
 
-Effect = Ask | Gather | Look | Meter | Save | Report | Listen | Tell | Hear
+Effect = Ask | Gather | Look | Meter | Begin | Save | Report | Listen | Tell | Hear
 Result = Answers | Present | Metered | Heard | None
 
 
@@ -237,6 +257,10 @@ def meter() -> Generator[Effect, Result, Metered]:
 
 def report(event: Event) -> Generator[Effect, Result, None]:
     yield Report(event=event)
+
+
+def begin(releases: int) -> Generator[Effect, Result, None]:
+    yield Begin(releases=releases)
 
 
 def save(checkpoint: Checkpoint) -> Generator[Effect, Result, None]:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from sordino_common.errors import ConfigError, FleetUnavailable, PolicyRefusal, RemoteError
+from sordino_common.errors import BudgetRefused, ConfigError, FleetUnavailable, PolicyRefusal, RemoteError
 from sordino_common.messages import DatasetInfo, Describe, Described, Message, PlanPut, PlanReady
 from sordino_server.job import DataSpec, TrainSpec, quorum_of
 from sordino_server.rounds.effects import (
@@ -239,8 +239,19 @@ class Roll:
         return "missing: " + (", ".join(reasons) if reasons else "the roster lists no more agents that hold data")
 
 
-def shortage(text: str, *, missing: AbstractSet[str], forbidden: AbstractSet[str]) -> FleetUnavailable | PolicyRefusal:
-    """The error for too few answers: a matter of policy if that is why each of the `missing` is missing."""
+def shortage(
+    text: str,
+    *,
+    missing: AbstractSet[str],
+    forbidden: AbstractSet[str],
+    unaffordable: AbstractSet[str] = Nobody,
+    lacking: int = 1,
+) -> FleetUnavailable | PolicyRefusal | BudgetRefused:
+    """The error for too few answers, `lacking` of them: a matter of privacy budgets if those who could not afford it
+    would have been enough, or are (with policies) why each of the `missing` is missing; of policy, if that alone is."""
+    broke = missing & unaffordable
+    if broke and (len(broke) >= lacking or missing <= forbidden | broke):
+        return BudgetRefused(f"{text} The privacy budget of {', '.join(sorted(broke))} can't pay for it.")
     return PolicyRefusal(text) if missing and missing <= forbidden else FleetUnavailable(text)
 
 
