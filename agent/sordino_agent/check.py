@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sordino_agent.config import KEY_FILE, LoadedConfig, load_agent_config
+from sordino_agent.config import KEY_FILE, LEDGER_FILE, LoadedConfig, load_agent_config
+from sordino_agent.errors import LedgerError
+from sordino_agent.ledger import Ledger
+from sordino_agent.ledger_mark import mark_path
 from sordino_agent.service import roster_book
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.errors import ConfigError, FleetUnavailable, RosterError, SordinoError
@@ -59,7 +62,7 @@ def check(path: Path, *, offline: bool) -> list[Finding]:
             remedy = "name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`"
         return [error("configuration", str(problem), remedy)]
     findings = [ok("configuration", f"{path} is valid")]
-    for part in (_state, _roster, _datasets, _policy, _resources):
+    for part in (_state, _roster, _datasets, _budgets, _policy, _resources):
         findings += part(loaded)
     if not offline:
         findings += _broker(loaded)
@@ -154,6 +157,28 @@ def _datasets(loaded: LoadedConfig) -> Iterator[Finding]:
             yield warning("datasets", f"{text}: commands over too few rows will be refused", remedy)
         else:
             yield ok("datasets", text)
+
+
+def _budgets(loaded: LoadedConfig) -> Iterator[Finding]:
+    """The ledger as far as it can be read, and rows that are offered under a budget and again beside it."""
+    path = loaded.state_file(LEDGER_FILE)
+    try:
+        if path.exists() or mark_path(path).exists():
+            ledger = Ledger(path, read_only=True)
+            count = sum(1 for _ in ledger.entries())
+            ledger.close()
+            yield ok("ledger", f"{path}: {count} entries, none missing or changed")
+    except LedgerError as problem:
+        yield error("ledger", str(problem), "the agent does not start until this is settled")
+    specs = loaded.datasets()
+    for spec in specs:
+        others = [other.name for other in specs if other.path == spec.path and other.name != spec.name]
+        if spec.budget is not None and others:
+            yield warning(
+                "budget",
+                f"the file of {spec.name} is also offered as {', '.join(others)}: its budget does not cover that",
+                "offer the same rows under one name",
+            )
 
 
 def _policy(loaded: LoadedConfig) -> Iterator[Finding]:

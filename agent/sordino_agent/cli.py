@@ -1,4 +1,4 @@
-"""`sordino-agent init | run | check | status`."""
+"""`sordino-agent init | run | check | status | budget`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sordino-agent", description="Train on this device's data, which stays here.")
     parser.add_argument("--version", action="version", version=f"sordino-agent {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="init | run | check | status")
+    commands = parser.add_subparsers(required=True, metavar="init | run | check | status | budget")
 
     init = commands.add_parser("init", help="make a key, a configuration and a request to be enrolled")
     init.add_argument("folder", type=Path, metavar="DIR")
@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     _config_argument(status)
     status.add_argument("--json", action="store_true", help="as one JSON object")
     status.set_defaults(act=_status)
+
+    budget = commands.add_parser("budget", help="what privacy was spent of each dataset, and what is left")
+    _config_argument(budget)
+    budget.add_argument("--json", action="store_true", help="as one JSON array")
+    budget.set_defaults(act=_budget)
     return parser
 
 
@@ -170,6 +175,27 @@ def _status(arguments: argparse.Namespace) -> int:
     megabytes = status.resident_bytes / 1e6
     _say(f"  traffic   {status.bytes_sent} bytes sent, {status.bytes_received} received; {megabytes:.1f} MB resident")
     return 0 if alive else FleetUnavailable.exit_code
+
+
+def _budget(arguments: argparse.Namespace) -> int:
+    from sordino_agent.budget_report import lines, report
+    from sordino_agent.config import LEDGER_FILE, load_agent_config
+    from sordino_agent.ledger import Ledger
+    from sordino_agent.ledger_mark import mark_path
+
+    loaded = load_agent_config(_config_path(arguments))
+    path = loaded.state_file(LEDGER_FILE)
+    there = path.exists() or mark_path(path).exists()
+    ledger = Ledger(path, read_only=True) if there else None
+    reports = report(ledger, loaded.budgets())
+    if ledger is not None:
+        ledger.close()
+    if arguments.json:
+        _say(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode())
+        return 0
+    for line in lines(reports):
+        _say(line)
+    return 0
 
 
 def _duration(seconds: float) -> str:

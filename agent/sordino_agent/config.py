@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from sordino_agent.budget import BudgetSpec
 from sordino_agent.datasets import DatasetSpec
 from sordino_agent.policy import Limits, Policy
 from sordino_common.config import Marks, error_at, load_config_with_marks
@@ -23,6 +24,7 @@ BOOT_FILE: Final = "boot"
 ROSTER_FILE: Final = "roster.cbor"
 STATUS_FILE: Final = "status.json"
 JOURNAL_FILE: Final = "journal.sqlite"
+LEDGER_FILE: Final = "ledger.sqlite"
 MODELS_FOLDER: Final = "models"
 
 _KEY_HEX: Final = 64
@@ -82,6 +84,10 @@ class LoadedConfig:
             )
             for spec in self.config.datasets
         )
+
+    def budgets(self) -> dict[str, BudgetSpec]:
+        """The privacy budgets by dataset, of those that have one."""
+        return {spec.name: spec.budget for spec in self.config.datasets if spec.budget is not None}
 
     def operator_key(self) -> bytes:
         """The pinned key, 32 bytes. Raises `ConfigError`."""

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from sordino_agent.budget import BudgetSpec
 from sordino_agent.desk import Asker, Desk, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
+from sordino_agent.ledger import Ledger
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
@@ -86,7 +88,8 @@ class AgentCore:
     """One agent's handler for its endpoint. Call `attach` with the endpoint, then `start`.
 
     `resident_bytes` reports the process's memory for `HealthReport`; the simulator leaves it at 0. `journal`: where
-    sessions on shares are burnt; by default in memory, which is enough for who never restarts. `keep_model(run, file)`
+    sessions on shares are burnt, `ledger`: where privacy is charged, with the budgets; by default both are in memory,
+    which is enough for who never restarts. `keep_model(run, file)`
     stores a model that opened to this agent."""
 
     def __init__(
@@ -101,6 +104,7 @@ class AgentCore:
         loop: Loop,
         version: str,
         journal: BurnJournal | None = None,
+        ledger: Ledger | None = None,
         keep_model: Callable[[str, bytes], None] = lambda run, file: None,
         executor_name: str = "numpy",
         resident_bytes: Callable[[], int] = lambda: 0,
@@ -113,6 +117,7 @@ class AgentCore:
         self._roster_server: str | None = None
         self._policy = policy
         self._limits = limits
+        self._ledger = ledger or Ledger(None, wall_s=loop.wall_s)
         self._executor = executor
         self._store = store
         self._loop = loop
@@ -154,8 +159,11 @@ class AgentCore:
         """Have the datasets described once, so that the first `Describe` is answered at once."""
         self._describe()
 
-    def reconfigure(self, policy: Policy) -> None:
-        """Another policy from now on, and the datasets described again. What runs goes on."""
+    def reconfigure(self, policy: Policy, budgets: Mapping[str, BudgetSpec] | None = None) -> None:
+        """Another policy, and if given other budgets, from now on; the datasets are described again. What runs goes
+        on."""
+        if budgets is not None:
+            self._ledger.budgets = budgets
         self._policy = self.room.policy = policy
         self._datasets = None
         self._describe()
@@ -294,6 +302,7 @@ class AgentCore:
                 self._plan_put(message, asker)
             case m.Moments():
                 self._policy.require_dataset(message.dataset, "moments")
+                self._ledger.require_exact(message.dataset, message.kind)
                 task = MomentsTask(command=message, min_rows=self._policy.min_rows)
                 label = f"moments {message.dataset}"
                 self._desk.submit(task, asker, command=message.kind, label=label, answer=_moments_answer)
@@ -323,6 +332,8 @@ class AgentCore:
                 self._policy.require_job("tensors")
                 self._send(asker, m.TensorDropped(dropped=self._store.drop(message.tensor_ids)))
             case m.SpdzOpen():
+                if message.data is not None:  # what opens at the end is without noise
+                    self._ledger.require_exact(message.data.dataset, message.kind)
                 self.room.on_message(message, asker)
             case _:
                 raise PolicyRefusal(f"commands of kind {message.kind!r} are not known to this agent ({self._version})")
@@ -350,6 +361,7 @@ class AgentCore:
 
     def _train(self, message: m.Train, asker: Asker) -> None:
         self._policy.require_dataset(message.data.dataset, "train")
+        self._ledger.require_exact(message.data.dataset, message.kind)
         self._policy.require_plan(message.plan_id)
 
         def task() -> TrainTask:
@@ -374,6 +386,7 @@ class AgentCore:
 
     def _evaluate(self, message: m.Evaluate, asker: Asker) -> None:
         self._policy.require_dataset(message.data.dataset, "evaluate")
+        self._require_evaluation(message.data, message.kind)
         self._policy.require_plan(message.plan_id)
         task = EvaluateTask(command=message, plan=self._plan(message.plan_id), min_rows=self._policy.min_rows)
 
@@ -392,6 +405,16 @@ class AgentCore:
         self._desk.submit(
             task, asker, command=message.kind, label=label, answer=answer, run=message.run, round=message.round
         )
+
+    def _require_evaluation(self, data: m.DataRef, what: str) -> None:
+        """Sums without noise: of train rows under a budget never, of held-out rows if the policy says so."""
+        if data.split == "train":
+            self._ledger.require_exact(data.dataset, f"{what} of train rows")
+        elif data.dataset in self._ledger.budgets and not self._policy.exact_evaluation:
+            raise PolicyRefusal(
+                f"dataset {data.dataset!r} has a privacy budget, and `{what}` gives sums over held-out rows without "
+                "noise; its owner can allow that with policy.exact_evaluation: true"
+            )
 
     def _tensor_run(self, message: m.TensorRun, asker: Asker) -> None:
         self._policy.require_job("tensors")

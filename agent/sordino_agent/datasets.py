@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from sordino_agent.budget import BudgetSpec
 from sordino_common.messages.base import Label, Name
 
 Columns = Annotated[tuple[Label, ...], msgspec.Meta(min_length=1, max_length=4096)]
@@ -18,7 +19,9 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     with several `columns` a table [rows, columns]; with one, that column, whatever its shape); default: by the file's
     ending. `columns`: what is offered; absent means all (of an npy table it is required). `features` and `target`
     together are another way to say `columns`. Rows for testing are chosen in one of three ways: `test_fraction` of the
-    rows by a shuffle seeded with `split_seed`, the last `test_rows` rows, or all rows of `test_path`."""
+    rows by a shuffle seeded with `split_seed`, the last `test_rows` rows, or all rows of `test_path`. `budget`: all
+    that may ever be learnt from the rows (see `BudgetSpec`); with one, nothing about train rows leaves without noise.
+    Two datasets are two budgets: don't offer the same rows under two names."""
 
     name: Name
     path: str
@@ -31,6 +34,7 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     split_seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     test_rows: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
     test_path: str | None = None
+    budget: BudgetSpec | None = None
 
     def __post_init__(self) -> None:
         # A ValueError here becomes a validation error with the entry's file, line and column.

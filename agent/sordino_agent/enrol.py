@@ -132,6 +132,7 @@ datasets: []
 #    tags: [housing]
 #    test_fraction: 0.2          # or test_rows: 50 (the last ones), or test_path: data/test.csv
 #    split_seed: 1
+#    budget: {{epsilon: 3.0, delta: 1.0e-5}}   # all that may ever be learnt from its rows; absent: counted, not refused
 
 # What a server may ask for. Whatever is not allowed here is refused.
 policy:
@@ -141,6 +142,7 @@ policy:
   # datasets: {{boston: [train, evaluate]}}       # absent: every dataset is open to all of `jobs`
   fetch: none              # stored tensors that may be fetched: none, any, or the Plans that made them
   min_rows: 10             # no answer is formed over fewer rows
+  # exact_evaluation: true # with a budget: sums over held-out rows may leave without noise all the same
   # Secret shares: add spdz-compute and spdz-data to `jobs`, and say what may open to whom.
   # spdz:
   #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"]}}

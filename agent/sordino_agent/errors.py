@@ -125,3 +125,11 @@ class JournalError(SordinoError):
 
     exit_code: ClassVar[int] = 3
     code = "journal"
+
+
+class LedgerError(SordinoError):
+    """The privacy ledger is missing, is not the one that was here, or can't be written. Nothing is released that can't
+    be charged first."""
+
+    exit_code: ClassVar[int] = 2
+    code = "ledger"

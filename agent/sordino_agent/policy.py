@@ -32,13 +32,16 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     matters. `datasets`: for which jobs each dataset may be used; a dataset that is not named is open to all of `jobs`
     if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none",
     "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over.
-    `spdz-compute`: be a party of sessions on shares; `spdz-data`: input rows into them, masked; `spdz`: which."""
+    `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
+    budget, which does not cover them then. `spdz-compute`: be a party of sessions on shares; `spdz-data`: input rows
+    into them, masked; `spdz`: which."""
 
     jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()
     datasets: dict[Name, tuple[DataJob, ...]] | None = None
     fetch: Literal["none", "any"] | tuple[PlanHex, ...] = "none"
     min_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 10
+    exact_evaluation: bool = False
     spdz: SpdzPolicy = SpdzPolicy()
 
     def require_job(self, kind: JobKind) -> None:

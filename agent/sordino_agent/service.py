@@ -17,6 +17,7 @@ from sordino_agent.config import (
     BOOT_FILE,
     JOURNAL_FILE,
     KEY_FILE,
+    LEDGER_FILE,
     MODELS_FOLDER,
     ROSTER_FILE,
     STATUS_FILE,
@@ -24,6 +25,7 @@ from sordino_agent.config import (
     load_agent_config,
 )
 from sordino_agent.core import AgentCore
+from sordino_agent.ledger import Ledger
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
@@ -70,6 +72,7 @@ class Service:
             idle_s=config.limits.idle_s,
         )
         self._journal = BurnJournal(loaded.state_file(JOURNAL_FILE))
+        self._ledger = Ledger(loaded.state_file(LEDGER_FILE), budgets=loaded.budgets(), wall_s=reactor.wall_s)
         self.core: Final = AgentCore(
             name=config.agent.name,
             server=config.agent.server,
@@ -80,6 +83,7 @@ class Service:
             loop=reactor,
             version=__version__,
             journal=self._journal,
+            ledger=self._ledger,
             keep_model=self._keep_model,
             executor_name=config.executor,
             resident_bytes=resident_bytes,
@@ -146,6 +150,7 @@ class Service:
         """After `closed`: end the worker, and say in the status file that nobody is there any more."""
         self._executor.close()
         self._journal.close()
+        self._ledger.close()
         self._state = "stopped"
         self._write_status(last=True)
         log.info("event=stopped")
@@ -177,7 +182,7 @@ class Service:
             log.warning("event=reload-needs-restart sections=%s", ",".join(fixed))
         self._loaded = loaded
         self._executor.replace_setup(worker_setup(loaded))
-        self.core.reconfigure(new.policy)
+        self.core.reconfigure(new.policy, loaded.budgets())
         log.info("event=reloaded datasets=%d", len(new.datasets))
 
     # --- status ----------------------------------------------------------------------------------------------------

@@ -118,6 +118,7 @@ def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table)
             "jobs": ["describe", "moments", "train", "evaluate", "spdz-compute", "spdz-data"],
             "plans": "any",
             "min_rows": 1,
+            "exact_evaluation": True,
             "spdz": {
                 "outputs": {what: [home.spec.server, OWNERS] for what in ("model", "loss", "prediction")},
                 "security": "passive",

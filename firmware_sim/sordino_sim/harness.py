@@ -17,6 +17,7 @@ from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.data.table import Table
 from sordino_agent.executor import InlineExecutor
+from sordino_agent.ledger import Ledger
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.spdz.bench import Bench, Lower
 from sordino_agent.spdz.journal import BurnJournal
@@ -62,6 +63,7 @@ _POLICY: Final = Policy(
     jobs=("describe", "moments", "train", "evaluate", "spdz-compute", "spdz-data"),
     plans="any",
     min_rows=1,
+    exact_evaluation=True,
     spdz=SpdzPolicy(
         outputs=dict.fromkeys(("model", "loss", "prediction"), (SERVER, OWNERS)),
         security="passive",  # the least that is accepted
@@ -104,7 +106,8 @@ class SimulatedAgent:
     """One device: what survives its restarts (key, rows, boot counter), and the boot that is running, if any."""
 
     __slots__ = (
-        *("board", "boot", "core", "endpoint", "identity", "journal", "loop", "models", "name", "slowdown", "table"),
+        *("board", "boot", "core", "endpoint", "identity", "journal", "ledger", "loop", "models", "name", "slowdown"),
+        "table",
     )
 
     def __init__(self, *, name: str, identity: DeviceKey, board: DeviceProfile, table: Table) -> None:
@@ -114,6 +117,7 @@ class SimulatedAgent:
         self.table = table
         self.boot = 0
         self.journal = BurnJournal(None)  # on the device's disk: it survives restarts
+        self.ledger = Ledger(None)  # as well
         self.models: dict[str, bytes] = {}
         self.slowdown = 1.0
         self.loop: MortalLoop | None = None
@@ -358,6 +362,7 @@ class SimulatedFleet:
             loop=loop,
             version=VERSION,
             journal=agent.journal,
+            ledger=agent.ledger,
             keep_model=agent.models.__setitem__,
         )
         book = self._book()

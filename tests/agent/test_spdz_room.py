@@ -9,6 +9,7 @@ import pytest
 from helpers_agent import SERVER, data_ref
 from helpers_channel import entry, roster
 from helpers_shares import NAMES, OPEN, SHARES_POLICY, Committee, Conduct, Packet, committee, fleet_roster, open_command
+from sordino_agent.budget import BudgetSpec
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common import messages as m
@@ -534,3 +535,13 @@ def test_nothing_secret_is_shown() -> None:
     setup = m.SpdzSetup(session=SESSION, party_seed=b"s" * 32, mac_key=b"k" * 16, owner_seed=None, state_seed=None)
     assert "ssss" not in repr(setup)
     assert "kkkk" not in repr(setup)
+
+
+def test_rows_under_a_privacy_budget_do_not_enter_a_session() -> None:
+    made = committee()
+    made.wire.cores["agent-00"].reconfigure(SHARES_POLICY, {"toy": BudgetSpec(epsilon=1.0, delta=1e-5)})
+    made.open(open_command())
+    (refused,) = made.said(m.Refused)
+    assert isinstance(refused, m.Refused)
+    assert refused.code == "budget"
+    assert "`spdz-open` would show something of its rows without noise" in refused.reason

@@ -1,0 +1,346 @@
+"""The privacy ledger: what this device has released about its rows. It only grows, and it is on disk before a release.
+
+    afford(charges)   before the work: refuse what the budget can't pay
+    charge(charges)   after the work, before anything leaves: durable (fsync) when it returns, or it raises
+
+An entry is a `Mechanism` as the code made it that sampled, clipped and added noise: the server's word is not in it.
+Between `charge` and the release a crash only leaves an entry too many. Every computation with fresh noise is charged;
+an answer that is given again byte for byte is not computed again and costs nothing.
+
+On disk: SQLite, WAL, synchronous=FULL; triggers forbid changing and removing entries; each entry carries the SHA-256
+over itself and the one before. Beside it lies a mark (`*.mark`): the ledger's id, a count of entries, and the digest of
+the last of these. So a ledger that is missing, was replaced, cut short or edited is refused by name, and so is one
+restored from an old copy. NOT detected: removing or restoring ledger and mark together (a whole disk image), the last
+entry alone cut off after a crash (the mark follows one entry behind), and an owner who rewrites both; the ledger
+protects the owner from the server and from accidents, not from himself.
+
+Two processes may use one ledger: `charge` looks at the budget again inside its transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from sordino_agent.budget import BudgetSpec, Spent
+from sordino_agent.errors import LedgerError
+from sordino_agent.ledger_mark import Mark, give_up, mark_path, read_mark, write_mark
+from sordino_common.errors import BudgetRefused, LocalError, SordinoError
+from sordino_common.messages import encode
+from sordino_common.privacy.mechanism import Mechanism, Unit
+
+Split = Literal["train", "test"]
+
+log = logging.getLogger("sordino.agent")
+
+MOST_ENTRIES: Final = 1_000_000  # about 300 MB; each is read when the ledger is opened
+_VERSION: Final = 1
+_WAIT_S: Final = 10.0  # for another process's transaction
+_RESTORE: Final = "Nothing is released under it; put the right file back from where you keep it"
+_COLUMNS: Final = (
+    "id, dataset, split, run, round, what, unit, sensitivity_squared, sigma_squared, sampling_threshold, count, wall_s"
+)
+_SCHEMA: Final = (
+    # Whole numbers of any size as decimal text: Δ² and σ² in grid units pass 64 bits.
+    """CREATE TABLE entries (
+    id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, split TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
+    what TEXT NOT NULL, unit TEXT NOT NULL, sensitivity_squared TEXT NOT NULL, sigma_squared TEXT NOT NULL,
+    sampling_threshold INTEGER NOT NULL, count INTEGER NOT NULL, wall_s REAL NOT NULL, digest BLOB NOT NULL) STRICT""",
+    "CREATE TABLE ledger (id BLOB NOT NULL) STRICT",
+    # INSERT OR REPLACE would remove a row without asking the trigger on DELETE: so ids are given one after the other.
+    """CREATE TRIGGER in_order BEFORE INSERT ON entries
+    WHEN NEW.id IS NOT (SELECT coalesce(max(id), 0) + 1 FROM entries)
+    BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END""",
+    *(
+        f"CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}"
+        " BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END"
+        for table in ("entries", "ledger")
+        for verb in ("UPDATE", "DELETE")
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """One release about the rows of (dataset, split): `what` was answered in `round` of `run`, and what it costs."""
+
+    dataset: str
+    split: Split
+    run: str
+    round: int
+    what: str
+    mechanism: Mechanism
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A charge with its number and the time (seconds since 1970) at which it was written down."""
+
+    number: int
+    charge: Charge
+    wall_s: float
+
+
+Account = tuple[str, Split, Unit]
+
+
+class Ledger:
+    """SQLite at `path`; None: in memory, for the simulator, whose devices keep the object over their restarts.
+
+    `budgets`: by dataset, may be replaced. `wall_s`: the clock of the entries. `read_only`: to look at a ledger that a
+    daemon may be writing. Raises `LedgerError` if it can't be used or is not the one that its mark speaks of."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        budgets: Mapping[str, BudgetSpec] | None = None,
+        wall_s: Callable[[], float] = lambda: 0.0,
+        read_only: bool = False,
+    ) -> None:
+        self.budgets: Mapping[str, BudgetSpec] = budgets or {}
+        self._wall_s = wall_s
+        self._path = path
+        self._read_only = read_only
+        self._name = str(path) if path is not None else ":memory:"
+        self._count = 0
+        self._head = b""
+        self._spent: dict[Account, Spent] = {}
+        mark = read_mark(path) if path is not None else None
+        if path is not None and mark is not None and not path.exists():
+            raise LedgerError(
+                f"{path}: the privacy ledger is missing, but {mark_path(path)} says that it had {mark.count} entries; "
+                f"put it back. {give_up(path)}"
+            )
+        try:
+            self._db = self._connect()
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise LedgerError(f"{self._name}: the privacy ledger can't be opened: {error}") from None
+        try:
+            if read_only:
+                self._open(mark)
+                return
+            with self._transaction():
+                self._open(mark)
+            with self._transaction():  # after the entries are there: a mark never speaks of a ledger that is not
+                self._write_mark()
+        except (sqlite3.DatabaseError, OSError) as error:
+            self._db.close()
+            raise LedgerError(f"{self._name}: the privacy ledger can't be used: {error}. {_RESTORE}") from None
+        except SordinoError:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Bring the mark up to date and close. Idempotent."""
+        try:
+            if not self._read_only:
+                with self._transaction():
+                    self._catch_up()
+                    self._write_mark()
+        except (sqlite3.DatabaseError, OSError) as error:  # closed already, or a full disk: the mark stays one behind
+            log.debug("event=ledger-mark-behind reason=%r", str(error))
+        self._db.close()
+
+    # --- spending --------------------------------------------------------------------------------------------------
+
+    def afford(self, charges: Sequence[Charge]) -> None:
+        """Raises `BudgetRefused`, naming dataset, rows, unit and figures, unless the budgets allow all of `charges`."""
+        with self._reading():
+            self._catch_up()
+        self._allow(charges)
+
+    def charge(self, charges: Sequence[Charge]) -> None:
+        """Write all of `charges` down, or none. Durable when it returns. Raises `BudgetRefused` or `LedgerError`."""
+        if not charges:
+            raise LocalError("Ledger.charge: nothing to charge; a release without a mechanism must not come here")
+        try:
+            with self._transaction():
+                self._catch_up()
+                spent = self._allow(charges)
+                if self._count + len(charges) > MOST_ENTRIES:
+                    raise LedgerError(f"{self._count} entries are in the privacy ledger, as many as it holds")
+                self._write_mark()  # of what is durable by now: under the lock, never ahead of the entries
+                count, head = self._count, self._head
+                for charge in charges:
+                    count += 1
+                    values = _values(count, charge, self._wall_s())
+                    head = _digest(head or self._id, values)
+                    self._db.execute(
+                        f"INSERT INTO entries ({_COLUMNS}, digest) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+                        (*values, head),
+                    )
+        except (sqlite3.DatabaseError, OSError) as error:  # a full disk: what can't be charged must not leave
+            raise LedgerError(f"{self._name}: the privacy ledger can't be written: {error}; free some room") from None
+        self._count, self._head = count, head
+        self._spent.update(spent)
+
+    def require_exact(self, dataset: str, what: str) -> None:
+        """Raises `BudgetRefused` if `what`, which shows something of train rows without noise, meets a budget."""
+        budget = self.budgets.get(dataset)
+        if budget is not None:
+            raise BudgetRefused(
+                f"dataset {dataset!r} has a privacy budget ({budget}); `{what}` would show something of its rows "
+                "without noise, which no budget can pay: ask with privacy, or have the owner remove datasets[].budget"
+            )
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def spent(self) -> Mapping[Account, Spent]:
+        """What was spent, per dataset, split and unit."""
+        with self._reading():
+            self._catch_up()
+        return dict(self._spent)
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, oldest first. Raises `LedgerError` at one that was changed."""
+        with self._reading():
+            for _, entry in self._rows(0, self._id):
+                yield entry
+
+    # --- inside a transaction --------------------------------------------------------------------------------------
+
+    def _allow(self, charges: Sequence[Charge]) -> dict[Account, Spent]:
+        """What will have been spent. Raises `BudgetRefused`."""
+        after: dict[Account, Spent] = {}
+        for charge in charges:
+            key = (charge.dataset, charge.split, charge.mechanism.unit)
+            before = after.get(key, self._spent.get(key, Spent()))
+            spent = after[key] = before.plus(charge.mechanism)
+            budget = self.budgets.get(charge.dataset)
+            if budget is not None and not budget.allows(spent):
+                raise BudgetRefused(_refusal(budget, charge, self._spent.get(key, Spent()), spent))
+        return after
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._path is None:
+            return sqlite3.connect(":memory:", isolation_level=None)
+        if self._read_only:
+            uri = f"{self._path.resolve().as_uri()}?mode=ro"
+            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_WAIT_S)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._path.chmod(0o600)
+        db = sqlite3.connect(self._name, isolation_level=None, timeout=_WAIT_S)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+        return db
+
+    def _open(self, mark: Mark | None) -> None:
+        """The schema, made if there is none, and all entries. Raises `LedgerError`."""
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and mark is None and not self._read_only:
+            for statement in _SCHEMA:
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO ledger VALUES (?)", (os.urandom(16),))
+            self._db.execute(f"PRAGMA user_version={_VERSION}")
+        elif version == 0:
+            raise LedgerError(f"{self._name}: empty; this is not the privacy ledger that was here. {_RESTORE}")
+        elif version != _VERSION:
+            raise LedgerError(f"{self._name}: written by another version of sordino-agent (schema {version})")
+        ids = self._db.execute("SELECT id FROM ledger").fetchall()
+        if len(ids) != 1:
+            raise LedgerError(f"{self._name}: the privacy ledger has {len(ids)} ids, one is expected. {_RESTORE}")
+        self._id = bytes(ids[0][0])
+        if mark is not None and mark.ledger != self._id:
+            raise LedgerError(
+                f"{self._name}: the privacy ledger {self._id.hex()}, but {mark.ledger.hex()} was here. {_RESTORE}"
+            )
+        self._catch_up(mark)
+
+    def _catch_up(self, mark: Mark | None = None) -> None:
+        """Read the entries that are new since the last time, whoever wrote them. Raises `LedgerError`."""
+        marked = mark is None or mark.count == 0
+        for digest, entry in self._rows(self._count, self._head or self._id):
+            mechanism = entry.charge.mechanism
+            key = (entry.charge.dataset, entry.charge.split, mechanism.unit)
+            self._spent[key] = self._spent.get(key, Spent()).plus(mechanism)
+            self._count, self._head = entry.number, digest
+            marked = marked or (mark is not None and (mark.count, mark.digest) == (entry.number, digest))
+        if mark is not None and not marked:
+            raise LedgerError(
+                f"{self._name}: {self._count} entries, but there were {mark.count} before: this is an old copy of the "
+                f"privacy ledger, or it was cut short or changed. {_RESTORE}"
+            )
+
+    def _rows(self, after: int, head: bytes) -> Iterator[tuple[bytes, Entry]]:
+        """(digest, entry) of entries after number `after`, whose digest is `head`; each is checked."""
+        number = after
+        for row in self._db.execute(f"SELECT {_COLUMNS}, digest FROM entries WHERE id>? ORDER BY id", (after,)):  # noqa: S608
+            number += 1
+            head = _digest(head, row[:-1])
+            if row[0] != number or row[-1] != head:
+                raise LedgerError(
+                    f"{self._name}: entry {number} of the privacy ledger was changed or removed. {_RESTORE}"
+                )
+            yield head, _entry(row)
+
+    def _write_mark(self) -> None:
+        if self._path is not None:
+            write_mark(self._path, Mark(ledger=self._id, count=self._count, digest=self._head))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """The write lock, and all or nothing. What was caught up in memory meanwhile stays: it was committed before."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"{self._name}: the privacy ledger can't be read: {error}. {_RESTORE}") from None
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _values(number: int, charge: Charge, wall_s: float) -> tuple[Any, ...]:
+    """In the order of `_COLUMNS`."""
+    mechanism = charge.mechanism
+    return (
+        *(number, charge.dataset, charge.split, charge.run, charge.round, charge.what, mechanism.unit),
+        *(str(mechanism.sensitivity_squared), str(mechanism.sigma_squared), mechanism.sampling_threshold),
+        *(mechanism.count, float(wall_s)),
+    )
+
+
+def _digest(before: bytes, values: tuple[Any, ...]) -> bytes:
+    return hashlib.sha256(encode(["sordino/ledger", before, list(values)])).digest()
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    number, dataset, split, run, round_, what, unit, sensitivity, sigma, threshold, count, wall_s, _ = row
+    mechanism = Mechanism(
+        unit=unit,
+        sensitivity_squared=int(sensitivity),
+        sigma_squared=int(sigma),
+        sampling_threshold=threshold,
+        count=count,
+    )
+    charge = Charge(dataset=dataset, split=split, run=run, round=round_, what=what, mechanism=mechanism)
+    return Entry(number=number, charge=charge, wall_s=wall_s)
+
+
+def _refusal(budget: BudgetSpec, charge: Charge, before: Spent, after: Spent) -> str:
+    limit = budget.filter
+    was, would = limit.epsilon_of(before.curve), limit.epsilon_of(after.curve)
+    worth = "" if budget.epsilon is not None else f", that is epsilon {limit.epsilon:.4g}"
+    return (
+        f"dataset {charge.dataset!r}, {charge.split} rows, unit {charge.mechanism.unit}: `{charge.what}` would bring "
+        f"what was spent from epsilon {was:.4g} to {would:.4g} at delta {limit.delta:g}; the owner's budget is "
+        f"{budget}{worth}. `sordino-agent budget` shows it; more noise or fewer rounds cost less"
+    )
