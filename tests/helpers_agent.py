@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from helpers_channel import device
 from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.data.table import Table, table_of
@@ -113,20 +114,24 @@ def bench(
     executor: Executor | None = None,
     loop: VirtualLoop | None = None,
     name: str = "pi-01",
+    **more: object,
 ) -> Bench:
     limits = limits or Limits(memory_bytes=64 << 20, store_bytes=1 << 20)
     loop = loop or VirtualLoop()
     if executor is None:
         workshop = workshop_of(*(tables or (small_table(),)), memory_bytes=limits.memory_bytes)
         executor = InlineExecutor(loop, workshop=workshop, seconds_of=one_second, limit_s=limits.plan_seconds)
-    core = make_core(loop, executor, policy=policy, limits=limits, name=name)
+    core = make_core(loop, executor, policy=policy, limits=limits, name=name, **more)
     outbox = Outbox()
     core.attach(outbox)
     core.start()
     return Bench(loop=loop, core=core, outbox=outbox)
 
 
-def make_core(loop: Loop, executor: Executor, *, policy: Policy, limits: Limits, name: str = "pi-01") -> AgentCore:
+def make_core(
+    loop: Loop, executor: Executor, *, policy: Policy, limits: Limits, name: str = "pi-01", **more: object
+) -> AgentCore:
+    """`more`: further arguments of `AgentCore`."""
     return AgentCore(
         name=name,
         server=SERVER,
@@ -136,6 +141,7 @@ def make_core(loop: Loop, executor: Executor, *, policy: Policy, limits: Limits,
         store=TensorStore(budget_bytes=limits.store_bytes),
         loop=loop,
         version="0.0-test",
+        **{"identity": device(name), **more},  # type: ignore[arg-type]
     )
 
 

@@ -183,7 +183,7 @@ def _budgets(loaded: LoadedConfig) -> Iterator[Finding]:
 
 def _policy(loaded: LoadedConfig) -> Iterator[Finding]:
     policy = loaded.config.policy
-    wants_plans = {"train", "evaluate", "tensors"} & set(policy.jobs)
+    wants_plans = {"train", "evaluate", "tensors", "aggregate"} & set(policy.jobs)
     if policy.plans == "any":
         yield warning(
             "policy",

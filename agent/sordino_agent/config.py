@@ -25,6 +25,7 @@ ROSTER_FILE: Final = "roster.cbor"
 STATUS_FILE: Final = "status.json"
 JOURNAL_FILE: Final = "journal.sqlite"
 LEDGER_FILE: Final = "ledger.sqlite"
+SUMS_FILE: Final = "sums.sqlite"
 MODELS_FOLDER: Final = "models"
 
 _KEY_HEX: Final = 64

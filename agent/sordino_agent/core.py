@@ -17,6 +17,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from sordino_agent.aggregate.circle import KINDS as SUM_KINDS
+from sordino_agent.aggregate.circle import Circle
+from sordino_agent.aggregate.contribute import Allowance, Unmetered
+from sordino_agent.aggregate.journal import SumJournal
+from sordino_agent.aggregate.metered import Metered
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.desk import Asker, Desk, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
@@ -50,6 +55,7 @@ from sordino_common.clock import Loop
 from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
 
 if TYPE_CHECKING:
+    from sordino_common.channel.identity import DeviceKey
     from sordino_common.channel.roster import Roster
     from sordino_common.transport.endpoint import Incoming
 
@@ -70,6 +76,9 @@ _ANSWERS: Final = (
     m.SpdzClosed,
     m.SpdzChecked,
     m.SpdzRetry,
+    m.Contribution,
+    m.SumSeedsChecked,
+    m.SumShare,
 )
 _REASON_CHARS: Final = 1000
 _TELL_MOST: Final = 20  # refused packets that the log names, in
@@ -88,8 +97,9 @@ class AgentCore:
     """One agent's handler for its endpoint. Call `attach` with the endpoint, then `start`.
 
     `resident_bytes` reports the process's memory for `HealthReport`; the simulator leaves it at 0. `journal`: where
-    sessions on shares are burnt, `ledger`: where privacy is charged, with the budgets; by default both are in memory,
-    which is enough for who never restarts. `keep_model(run, file)`
+    sessions on shares are burnt, `ledger`: where privacy is charged, with the budgets, `sums`: what was answered as a
+    helper; by default all are in memory, which is enough for who never restarts. `identity`: seals and opens the seeds
+    of secure sums. `keep_model(run, file)`
     stores a model that opened to this agent."""
 
     def __init__(
@@ -105,6 +115,8 @@ class AgentCore:
         version: str,
         journal: BurnJournal | None = None,
         ledger: Ledger | None = None,
+        sums: SumJournal | None = None,
+        identity: DeviceKey | None = None,
         keep_model: Callable[[str, bytes], None] = lambda run, file: None,
         executor_name: str = "numpy",
         resident_bytes: Callable[[], int] = lambda: 0,
@@ -139,6 +151,17 @@ class AgentCore:
             plan_of=self._plan,
             keep_model=keep_model,
             refuse=self._refuse,
+        )
+        self.circle: Final = Circle(
+            name=name,
+            identity=identity,
+            limits=limits,
+            journal=sums or SumJournal(None),
+            desk=self._desk,
+            loop=loop,
+            plan_of=self._plan,
+            answer=self._send,
+            allowance_of=self._allowance,
         )
         self._on_change: Callable[[], None] = lambda: None
         self._datasets: DatasetList | None = None
@@ -179,7 +202,7 @@ class AgentCore:
     @property
     def running(self) -> tuple[str, ...]:
         """What runs or waits, oldest first."""
-        return (*self._desk.running, *self.room.running)
+        return (*self._desk.running, *self.circle.running, *self.room.running)
 
     @property
     def datasets(self) -> DatasetList | None:
@@ -238,7 +261,7 @@ class AgentCore:
 
     def on_roster(self, roster: Roster) -> None:
         self._roster_server = roster.server.name
-        self.room.roster = roster
+        self.room.roster = self.circle.roster = roster
         log.info("event=roster epoch=%d server=%s", roster.epoch, self._roster_server)
         if all(entry.name != self.name for entry in roster.entries):
             log.warning(
@@ -314,6 +337,7 @@ class AgentCore:
                 self._desk.cancel(message.run, message.round)
                 if message.round is None:
                     self.room.cancel(message.run)
+                    self.circle.cancel(message.run)
             case m.TensorPut():
                 self._policy.require_job("tensors")
                 now_s = self._loop.now_s()
@@ -335,6 +359,8 @@ class AgentCore:
                 if message.data is not None:  # what opens at the end is without noise
                     self._ledger.require_exact(message.data.dataset, message.kind)
                 self.room.on_message(message, asker)
+            case _ if isinstance(message, SUM_KINDS):
+                self.circle.on_message(message, asker, policy=self._policy)
             case _:
                 raise PolicyRefusal(f"commands of kind {message.kind!r} are not known to this agent ({self._version})")
 
@@ -415,6 +441,12 @@ class AgentCore:
                 f"dataset {data.dataset!r} has a privacy budget, and `{what}` gives sums over held-out rows without "
                 "noise; its owner can allow that with policy.exact_evaluation: true"
             )
+
+    def _allowance(self, command: m.SumUpdate | m.SumMetrics) -> Allowance:
+        if isinstance(command, m.SumMetrics):
+            self._require_evaluation(command.data, command.kind)
+            return Unmetered()
+        return Metered(self._ledger, command)
 
     def _tensor_run(self, message: m.TensorRun, asker: Asker) -> None:
         self._policy.require_job("tensors")

@@ -134,11 +134,15 @@ class Desk:
         if not self._pending:
             on_idle()
 
-    def _submit(self, task: Task, pending: _Pending, answer: Answer, key: TrainKey | None) -> None:
+    def require_place(self) -> None:
+        """Raise `Busy` or `Draining` if a task submitted now would not be taken."""
         if self._on_idle is not None:
             raise Draining("this agent is about to stop and takes no new work")
         if len(self._pending) >= self._limits.queue:
             raise Busy(f"{len(self._pending)} tasks are under way, as many as limits.queue on the device allows")
+
+    def _submit(self, task: Task, pending: _Pending, answer: Answer, key: TrainKey | None) -> None:
+        self.require_place()
         number = self._submitted = self._submitted + 1
         self._pending[number] = pending
         if key is not None:

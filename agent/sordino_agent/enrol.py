@@ -136,13 +136,17 @@ datasets: []
 
 # What a server may ask for. Whatever is not allowed here is refused.
 policy:
-  jobs: [describe, moments, train, evaluate]    # tensors: not allowed by default
+  jobs: [describe, moments, train, evaluate, aggregate]   # tensors, help: not allowed by default
   plans: []                # SHA-256 (hex) of the Plans that may run here, or: any. With `any` a hostile server could
                            # write a Plan whose result tells more about your rows than a model does (SECURITY.md).
   # datasets: {{boston: [train, evaluate]}}       # absent: every dataset is open to all of `jobs`
   fetch: none              # stored tensors that may be fetched: none, any, or the Plans that made them
   min_rows: 10             # no answer is formed over fewer rows
   # exact_evaluation: true # with a budget: sums over held-out rows may leave without noise all the same
+  # Secure aggregation (`aggregate`): the server sees sums over so many devices. With `aggregate` alone instead of
+  # moments, train and evaluate, it never sees more. `help` holds masks for others (roster role helper).
+  min_cohort: 5            # fewest contributors to a sum
+  min_helpers: 1           # fewest helpers; one honest one is enough
   # Secret shares: add spdz-compute and spdz-data to `jobs`, and say what may open to whom.
   # spdz:
   #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"]}}

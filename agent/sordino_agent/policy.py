@@ -14,12 +14,15 @@ from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.errors import PolicyRefusal
 from sordino_common.messages.base import Name
 
-JobKind = Literal["describe", "moments", "train", "evaluate", "tensors", "spdz-compute", "spdz-data"]
+JobKind = Literal[
+    "describe", "moments", "train", "evaluate", "tensors", "aggregate", "help", "spdz-compute", "spdz-data"
+]
 JOB_KINDS: Final[tuple[JobKind, ...]] = (
     *("describe", "moments", "train", "evaluate", "tensors"),
+    *("aggregate", "help"),
     *("spdz-compute", "spdz-data"),
 )
-DataJob = Literal["moments", "train", "evaluate", "spdz-data"]
+DataJob = Literal["moments", "train", "evaluate", "aggregate", "spdz-data"]
 
 PlanHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -33,15 +36,18 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none",
     "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over.
     `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
-    budget, which does not cover them then. `spdz-compute`: be a party of sessions on shares; `spdz-data`: input rows
-    into them, masked; `spdz`: which."""
+    budget, which does not cover them then. `aggregate`: contribute to secure sums, of at least `min_cohort`
+    contributors and with at least `min_helpers` helpers; `help`: be a helper, for at least as many contributors.
+    `spdz-compute`: be a party of sessions on shares; `spdz-data`: input rows into them, masked; `spdz`: which."""
 
-    jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate")
+    jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate", "aggregate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()
     datasets: dict[Name, tuple[DataJob, ...]] | None = None
     fetch: Literal["none", "any"] | tuple[PlanHex, ...] = "none"
     min_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 10
     exact_evaluation: bool = False
+    min_cohort: Annotated[int, msgspec.Meta(ge=2, le=20_000)] = 5
+    min_helpers: Annotated[int, msgspec.Meta(ge=1, le=3)] = 1
     spdz: SpdzPolicy = SpdzPolicy()
 
     def require_job(self, kind: JobKind) -> None:

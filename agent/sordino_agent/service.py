@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Final
 
 from sordino_agent import __version__
+from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.config import (
     BOOT_FILE,
     JOURNAL_FILE,
@@ -21,6 +22,7 @@ from sordino_agent.config import (
     MODELS_FOLDER,
     ROSTER_FILE,
     STATUS_FILE,
+    SUMS_FILE,
     LoadedConfig,
     load_agent_config,
 )
@@ -73,6 +75,7 @@ class Service:
         )
         self._journal = BurnJournal(loaded.state_file(JOURNAL_FILE))
         self._ledger = Ledger(loaded.state_file(LEDGER_FILE), budgets=loaded.budgets(), wall_s=reactor.wall_s)
+        self._sums = SumJournal(loaded.state_file(SUMS_FILE))
         self.core: Final = AgentCore(
             name=config.agent.name,
             server=config.agent.server,
@@ -84,6 +87,8 @@ class Service:
             version=__version__,
             journal=self._journal,
             ledger=self._ledger,
+            sums=self._sums,
+            identity=identity,
             keep_model=self._keep_model,
             executor_name=config.executor,
             resident_bytes=resident_bytes,
@@ -151,6 +156,7 @@ class Service:
         self._executor.close()
         self._journal.close()
         self._ledger.close()
+        self._sums.close()
         self._state = "stopped"
         self._write_status(last=True)
         log.info("event=stopped")

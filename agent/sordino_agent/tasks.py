@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Final, TypeVar
 
 import msgspec
 
+from sordino_agent.aggregate.tasks import ShareFacts, ShareTask, SumFacts, SumMetricsTask, SumUpdateTask
 from sordino_agent.errors import DatasetError
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, SpdzOpenTask, SpdzTask
 from sordino_common.errors import CodecError, LimitExceeded, LocalError, SordinoError
@@ -137,7 +138,18 @@ class Done(_Value, frozen=True, kw_only=True):
     """A task's result and the seconds it took on this device (in the simulator: the modelled device's)."""
 
     kind = "done"
-    result: DatasetList | PlanFacts | MomentsFacts | TrainFacts | EvaluateFacts | RunFacts | SpdzOpenFacts | SpdzFacts
+    result: (
+        DatasetList
+        | PlanFacts
+        | MomentsFacts
+        | TrainFacts
+        | EvaluateFacts
+        | RunFacts
+        | SpdzOpenFacts
+        | SpdzFacts
+        | SumFacts
+        | ShareFacts
+    )
     seconds: float
 
 
@@ -166,8 +178,20 @@ def failure_of(error: Exception, task_kind: str) -> Failure:
 
 
 SpdzWork = SpdzOpenTask | SpdzTask | SpdzEndTask
-Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | SpdzWork
-Facts = DatasetList | PlanFacts | MomentsFacts | TrainFacts | EvaluateFacts | RunFacts | SpdzOpenFacts | SpdzFacts
+SumWork = SumUpdateTask | SumMetricsTask | ShareTask
+Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | SpdzWork | SumWork
+SumResults = SumFacts | ShareFacts
+Facts = (
+    DatasetList
+    | PlanFacts
+    | MomentsFacts
+    | TrainFacts
+    | EvaluateFacts
+    | RunFacts
+    | SpdzOpenFacts
+    | SpdzFacts
+    | SumResults
+)
 Outcome = Done | Failure
 
 
@@ -187,6 +211,7 @@ _TASKS: Final[dict[str, type[Task]]] = {
     for cls in (
         *(DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask),
         *(SpdzOpenTask, SpdzTask, SpdzEndTask),
+        *(SumUpdateTask, SumMetricsTask, ShareTask),
     )
 }
 _FACTS: Final[dict[str, type[Facts]]] = {
@@ -194,6 +219,7 @@ _FACTS: Final[dict[str, type[Facts]]] = {
     for cls in (
         *(DatasetList, PlanFacts, MomentsFacts, TrainFacts, EvaluateFacts, RunFacts),
         *(SpdzOpenFacts, SpdzFacts),
+        *(SumFacts, ShareFacts),
     )
 }
 # Our own process is at the other end; the bounds that matter were checked where a peer's bytes came in. MessagePack by

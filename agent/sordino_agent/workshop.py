@@ -3,6 +3,7 @@ simulator, in this process. Holds what is worth keeping between tasks: tables, p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from sordino_agent import compute
+from sordino_agent.aggregate import work
+from sordino_agent.aggregate.tasks import ShareTask, SumFacts, SumMetricsTask, SumUpdateTask
 from sordino_agent.batches import feature_rows, row_stream, step_count, target_rows
 from sordino_agent.compute import Check, Layout
 from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
-from sordino_agent.errors import BadCommand
+from sordino_agent.errors import BadCommand, Diverged
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
 from sordino_agent.store import ByteCache
 from sordino_agent.tasks import (
@@ -34,7 +37,7 @@ from sordino_agent.tasks import (
     TrainTask,
 )
 from sordino_common.errors import LimitExceeded
-from sordino_common.messages import Array, DataRef
+from sordino_common.messages import Array, DataRef, Evaluate, SumTerms, Train
 from sordino_common.plan.executors import Program, load_program
 from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
@@ -102,11 +105,19 @@ class Prepared:
 
 
 class Workshop:
-    """Turns tasks into facts, within `memory_bytes` for rows, parameters and a Plan's peak."""
+    """Turns tasks into facts, within `memory_bytes` for rows, parameters and a Plan's peak. `random`: where masks and
+    noise of secure sums come from."""
 
     def __init__(
-        self, *, catalogue: Catalogue, programs: Programs, memory_bytes: int, bench: Bench | None = None
+        self,
+        *,
+        catalogue: Catalogue,
+        programs: Programs,
+        memory_bytes: int,
+        bench: Bench | None = None,
+        random: Callable[[int], bytes] = os.urandom,
     ) -> None:
+        self._random = random
         self._made_bench = bench
         self._catalogue = catalogue
         self._programs = programs
@@ -133,6 +144,12 @@ class Workshop:
                 return self._run(task)
             case SpdzOpenTask() | SpdzTask() | SpdzEndTask():
                 return self._shares(task)
+            case SumUpdateTask():
+                return self._sum_update(task)
+            case SumMetricsTask():
+                return self._sum_metrics(task)
+            case ShareTask():
+                return self._share(task)
 
     @property
     def _bench(self) -> Bench:
@@ -221,6 +238,74 @@ class Workshop:
             return EvaluateFacts(rows=rows, names=names, sums=sums)
 
         return Prepared(cost=loaded.cost(task.kind, -(-rows // command.batch_rows)), run=run)
+
+    def _sum_update(self, task: SumUpdateTask) -> Prepared:
+        command = task.command
+        train = Train(
+            run=command.terms.run,
+            round=command.round,
+            attempt=command.attempt,
+            plan_id=command.plan_id,
+            data=command.data,
+            params=command.params,
+            batch_rows=command.batch_rows,
+            steps=command.steps,
+            epochs=command.epochs,
+            seed=command.seed,
+        )
+        self._require_words(command.terms, held=3)
+        prepared = self._train(TrainTask(command=train, plan=task.plan, agent=task.agent, min_rows=task.min_rows))
+
+        def run(check: Check | None) -> SumFacts:
+            try:
+                facts = prepared.run(check)
+            except Diverged:
+                if command.clip is None:
+                    raise
+                facts = work.nothing(command)  # a refusal would tell something of the data; zeros are within the clip
+            assert isinstance(facts, TrainFacts)
+            vector, mechanism = work.update_vector(command, facts, random=self._random)
+            return work.masked_facts(vector, command.terms, agent=task.agent, mechanism=mechanism, random=self._random)
+
+        return Prepared(cost=prepared.cost, run=run)
+
+    def _sum_metrics(self, task: SumMetricsTask) -> Prepared:
+        command = task.command
+        evaluate = Evaluate(
+            run=command.terms.run,
+            round=command.round,
+            plan_id=command.plan_id,
+            data=command.data,
+            params=command.params,
+            batch_rows=command.batch_rows,
+        )
+        prepared = self._evaluate(EvaluateTask(command=evaluate, plan=task.plan, min_rows=task.min_rows))
+
+        def run(check: Check | None) -> SumFacts:
+            facts = prepared.run(check)
+            assert isinstance(facts, EvaluateFacts)
+            vector = work.metrics_vector(command, facts)
+            return work.masked_facts(vector, command.terms, agent=task.agent, random=self._random)
+
+        return Prepared(cost=prepared.cost, run=run)
+
+    def _share(self, task: ShareTask) -> Prepared:
+        self._require_words(task.terms, held=2)
+        flops = len(task.members) * task.terms.length * task.terms.word_bytes  # bytes of masks, about an operation each
+
+        def run(check: Check | None) -> Facts:
+            return work.share_facts(task, random=self._random, check=check)
+
+        return Prepared(cost=TaskCost(kind=task.kind, flops=flops, runs=1), run=run)
+
+    def _require_words(self, terms: SumTerms, *, held: int) -> None:
+        """`held` vectors of 64-bit numbers at a time."""
+        needed = 8 * held * terms.length
+        if needed > self._memory_bytes:
+            raise LimitExceeded(
+                f"a sum of {terms.length} entries needs {needed} bytes here; limits.memory_bytes on the device is "
+                f"{self._memory_bytes}"
+            )
 
     def _run(self, task: RunTask) -> Prepared:
         loaded = self._programs.load(task.plan)

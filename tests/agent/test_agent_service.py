@@ -221,7 +221,7 @@ def test_reload_takes_policy_and_datasets_and_survives_a_broken_file(memory: Mem
     service.reload()
     assert isinstance(stage.ask(train_command()), m.Trained)
     home.edit("  plans: some", "  plans: any")
-    home.edit("jobs: [describe, moments, train, evaluate]", "jobs: [describe]")
+    home.edit("jobs: [describe, moments, train, evaluate, aggregate]", "jobs: [describe]")
     home.edit("{name: toy, path: toy.csv, test_rows: 10}", "{name: toy, path: toy.csv, test_rows: 20}")
     service.reload()
     refused = stage.ask(train_command(round=2))

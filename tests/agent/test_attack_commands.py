@@ -44,6 +44,7 @@ def test_every_command_of_a_member_that_is_not_the_server_is_refused() -> None:
         evaluate_command(), m.Cancel(run="run-1", round=None), m.TensorGet(tensor_id=bytes(16)),
         m.TensorDrop(tensor_ids=()), m.TensorRun(plan_id=bytes(32), inputs=(), outputs=(), lease_s=1.0),
         m.TensorPut(tensor_id=bytes(16), value=m.Array("uint8", (1,), b"a"), lease_s=1.0), EXAMPLES["spdz-open"],
+        *(EXAMPLES[kind] for kind in ("sum-update", "sum-metrics", "sum-seeds", "sum-cut")),
     ]  # fmt: skip
     before = place.core.health()
     for command in commands:
@@ -54,7 +55,7 @@ def test_every_command_of_a_member_that_is_not_the_server_is_refused() -> None:
     assert (after.plans, after.store_tensors, after.tasks_done) == (2, 0, before.tasks_done)
     covered = {type(command).kind for command in commands}
     answers = {"described", "health-report", "plan-ready", "refused", "moments-result", "trained", "evaluated",
-               "tensor-stored", "tensor-value", "tensor-dropped"}  # fmt: skip
+               "tensor-stored", "tensor-value", "tensor-dropped", "contribution", "sum-seeds-checked", "sum-share"}  # fmt: skip
     rest = set(m.message_types()) - covered - answers
     assert rest == {kind for kind in EXAMPLES if kind.startswith("spdz-")} - covered  # of sessions: see test_spdz_room
 

@@ -15,6 +15,12 @@ LIMB_BITS: Final = 16
 LIMB_BOUND: Final = 1 << LIMB_BITS  # no limb is larger in size
 _MASK: Final = LIMB_BOUND - 1
 
+# What a `sum-update` that is weighted by rows carries behind the update.
+ROWS_LIMBS: Final = 3
+LOSS_LIMBS: Final = 4  # of rows · mean loss · 2^LOSS_FRACTION_BITS
+LOSS_FRACTION_BITS: Final = 20
+EXTRAS: Final = ROWS_LIMBS + LOSS_LIMBS
+
 
 def limbs(value: int, count: int) -> list[int]:
     """`value` as `count` limbs. Raises `LocalError` unless -2^(16 count) <= value < 2^(16 count)."""

@@ -140,7 +140,7 @@ class SumClip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The whole update is clipped to L2 norm `norm`; one integer step is norm / 2^`grid_bits`."""
 
     norm: Annotated[float, msgspec.Meta(gt=0.0, le=1e12)]
-    grid_bits: Annotated[int, msgspec.Meta(ge=1, le=40)]
+    grid_bits: Annotated[int, msgspec.Meta(ge=1, le=28)]
 
 
 @register("sum-update")

@@ -1,0 +1,79 @@
+"""What this device has answered as a helper: one cut per session, one session per sum of a run. On disk before the
+answer is computed, and it stays so after a restart.
+
+Two answers for two sets of one session would give away the masks of the contributors in which the sets differ.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from sordino_agent.errors import JournalError
+from sordino_common.aggregate.helper import SumAnswered
+from sordino_common.errors import ConfigError
+from sordino_common.messages import SumTerms
+
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE answered (
+    session BLOB PRIMARY KEY, run TEXT NOT NULL, number INTEGER NOT NULL, members BLOB NOT NULL,
+    answered_s REAL NOT NULL, UNIQUE (run, number)
+) STRICT, WITHOUT ROWID
+"""
+
+
+class SumJournal:
+    """SQLite at `path`; None: in memory, for the simulator, whose devices keep the object over their restarts."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._name = str(path) if path is not None else ":memory:"
+        try:
+            self._db = sqlite3.connect(self._name, isolation_level=None, timeout=10.0)
+            if path is not None:
+                path.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                self._db.execute(_SCHEMA)
+                self._db.execute(f"PRAGMA user_version={_VERSION}")
+            elif version != _VERSION:
+                raise ConfigError(f"{self._name}: written by another version of sordino-agent (schema {version})")
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise ConfigError(f"{self._name}: the journal of sums can't be used: {error}") from None
+
+    def close(self) -> None:
+        self._db.close()
+
+    def require_unanswered(self, terms: SumTerms) -> None:
+        """Raise `SumAnswered` if this session, or this sum of this run, was answered, by this or an earlier boot."""
+        try:
+            found = self._db.execute(
+                "SELECT session FROM answered WHERE session=? OR (run=? AND number=?)",
+                (terms.session, terms.run, terms.index),
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"the journal of sums can't be read: {error}") from None
+        if found is not None:
+            raise _answered(terms)
+
+    def burn(self, terms: SumTerms, members: bytes, *, wall_s: float) -> None:
+        """The cut `members` (digest) of this session is about to be answered. Durable when it returns. Raises as
+        `require_unanswered`, and `JournalError` if it can't be written."""
+        try:
+            self._db.execute(
+                "INSERT INTO answered VALUES (?,?,?,?,?)", (terms.session, terms.run, terms.index, members, wall_s)
+            )
+        except sqlite3.IntegrityError:
+            raise _answered(terms) from None
+        except sqlite3.DatabaseError as error:  # a full disk: what can't be burnt must not be answered
+            raise JournalError(f"the journal of sums can't be written: {error}") from None
+
+
+def _answered(terms: SumTerms) -> SumAnswered:
+    return SumAnswered(
+        f"sum {terms.index} of run {terms.run} was answered by this helper before; it answers once, with one set of "
+        "contributors. Begin a new sum under the next index"
+    )
