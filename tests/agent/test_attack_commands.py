@@ -55,7 +55,8 @@ def test_every_command_of_a_member_that_is_not_the_server_is_refused() -> None:
     assert (after.plans, after.store_tensors, after.tasks_done) == (2, 0, before.tasks_done)
     covered = {type(command).kind for command in commands}
     answers = {"described", "health-report", "plan-ready", "refused", "moments-result", "trained", "evaluated",
-               "tensor-stored", "tensor-value", "tensor-dropped", "contribution", "sum-seeds-checked", "sum-share"}  # fmt: skip
+               "tensor-stored", "tensor-value", "tensor-dropped", "contribution", "sum-seeds-checked",
+               "sum-share"}  # fmt: skip
     rest = set(m.message_types()) - covered - answers
     assert rest == {kind for kind in EXAMPLES if kind.startswith("spdz-")} - covered  # of sessions: see test_spdz_room
 
