@@ -91,8 +91,7 @@ def _train(job: Job, pooled: Pooled, *, agents: int, rounds: int | None, stopwat
     model = make_model(job)
     optimizer = _optimizer(spec, model)
     loss = _LOSSES[spec.loss]()
-    batch = spec.train.batch_rows
-    per_round = _epochs_per_round(spec, len(x), agents)
+    batch, per_round = _pace(spec, len(x), agents)
     generator = torch.Generator().manual_seed(spec.train.seed)
     curve: list[Mapping[str, float]] = []
     steps = 0
@@ -209,11 +208,19 @@ _LOSSES: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-def _epochs_per_round(spec: JobSpec, rows: int, agents: int) -> float:
-    if spec.train.local_epochs is not None:
-        return spec.train.local_epochs
-    assert spec.train.local_steps is not None
-    return spec.train.local_steps * spec.train.batch_rows * agents / rows
+def _pace(spec: JobSpec, rows: int, agents: int) -> tuple[int, float]:
+    """(rows of a batch, epochs of a round). Where a private job samples rows, a batch is as large as its expected
+    sample: the fleet's if a round is one step, a device's if every device takes steps of its own."""
+    train, privacy = spec.train, spec.privacy
+    if privacy is not None and privacy.sampling_rate is not None:
+        steps = (train.local_steps or 1) * (agents if privacy.noise_at == "device" else 1)
+        pooled = rows / agents if privacy.noise_at == "device" else rows
+        batch = max(1, round(privacy.sampling_rate * pooled))
+        return batch, steps * batch / rows
+    if train.local_epochs is not None:
+        return train.batch_rows, train.local_epochs
+    assert train.local_steps is not None
+    return train.batch_rows, train.local_steps * train.batch_rows * agents / rows
 
 
 def _tensors(spec: JobSpec, scaling: Scaling, table: Table) -> tuple[torch.Tensor, torch.Tensor]:

@@ -88,6 +88,9 @@ def result_line(summary: Mapping[str, object]) -> str:
     """The run's metrics beside plain PyTorch's."""
     parts = ["security PASSIVE (cheating would not be seen)"] if summary.get("security") == "passive" else []
     metrics, baseline = summary.get("metrics"), summary.get("baseline")
+    privacy = summary.get("privacy")
+    if isinstance(privacy, Mapping):
+        parts.append(f"epsilon {number(privacy['epsilon'])} at delta {privacy['delta']:g} for one {privacy['unit']}")
     if isinstance(metrics, Mapping):
         for name, value in metrics.items():
             text = f"{name} {number(value)}"

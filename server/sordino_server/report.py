@@ -14,6 +14,7 @@ from sordino_common.errors import ConfigError
 from sordino_server.charts import Line, bar_chart, line_chart, participation
 from sordino_server.page import card, count, metric_text, page, table, tile, word
 from sordino_server.progress import number, size
+from sordino_server.report_privacy import privacy_card, privacy_tile
 from sordino_server.rounds.events import RoundRecord, Share
 from sordino_server.run import RunResult
 
@@ -37,10 +38,14 @@ def report_html(result: RunResult, summary: Mapping[str, Any]) -> str:
     sections = [_head(result, summary, metric)]
     if metric is not None:
         sections.append(card(word(metric), _metric_chart(result, metric), _metric_legend(result)))
+    privacy = summary["privacy"]
+    if privacy is not None:
+        sections.append(privacy_card(privacy))
     losses = [(float(r.round), r.loss) for r in records if r.loss is not None]
     loss_line = Line(label="training loss", style="a", points=losses)
     loss_note = "mean over the agents' local steps, weighted by rows; in the scaled target's unit"
-    sections.append(card("Training loss", line_chart([loss_line], x_label="round"), loss_note))
+    if losses or privacy is None:  # under privacy the loss of train rows is not told
+        sections.append(card("Training loss", line_chart([loss_line], x_label="round"), loss_note))
     sections.append(card("Who took part", *_participation(records)))
     sections.append('<div class="two">' + _bytes_card(records) + _time_card(records) + "</div>")
     sections.append(card("Agents", _agent_table(records), "over all rounds"))
@@ -63,6 +68,8 @@ def _head(result: RunResult, summary: Mapping[str, Any], metric: str | None) -> 
             below = f"plain PyTorch {metric_text(metric, theirs)} ({_difference(metric, value, theirs)})"
         tiles.append(tile(word(metric), metric_text(metric, value), below, "hero"))
     asked = {name for record in result.records for name in record.shares}
+    if summary["privacy"] is not None:
+        tiles.append(privacy_tile(summary["privacy"]))
     drops = summary["dropouts"]
     tiles.append(tile("agents", str(summary["agents"]), f"of {len(asked)} asked; {count(drops, 'answer')} missing"))
     tiles.append(tile("rounds", str(summary["rounds"]), f"{summary['steps']:,} local steps".replace(",", " ")))
@@ -102,6 +109,8 @@ def _metric_chart(result: RunResult, metric: str) -> str:
 def _metric_legend(result: RunResult) -> str:
     ours = '<span class="key a"></span>the fleet, on the agents\' held-out rows'
     counts = [record.test_rows for record in result.records if record.metrics]
+    if result.job.spec.privacy is not None:
+        ours += " (exact sums over these rows: not covered by epsilon)"
     if counts and counts[-1] < max(counts):
         ours += f" (at the end {counts[-1]} of {max(counts)}: agents that are gone took theirs along)"
     if result.baseline is None:
