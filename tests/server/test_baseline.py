@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sordino_common import messages as m
 from sordino_common.errors import ConfigError, PlanError
@@ -137,3 +138,31 @@ def test_the_same_seed_gives_the_same_start() -> None:
     assert first.programs == again.programs
     other, _ = boston("train.seed=2")
     assert trace_job(other, make_model(other)).params[0].tobytes() != first.params[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch", "epochs"),
+    [
+        ((), 405, 4.0),  # a round is one step on all rows
+        (("privacy.sampling_rate=0.25",), 101, 4 * 101 / 405),
+        (("privacy.noise=device", "privacy.sampling_rate=0.5", "train.local_steps=3"), 20, 4 * 3 * 10 * 20 / 405),
+    ],
+)
+def test_a_private_jobs_batch_is_its_expected_sample(changes: tuple[str, ...], batch: int, epochs: float) -> None:
+    job = load_job(EXAMPLES / "boston-dp.yaml", overrides=("train.rounds=4", *changes))
+    pooled = public_pool(job)
+    assert pooled is not None
+    seen: list[int] = []
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if module.training:
+            seen.append(len(inputs[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        found = run_baseline(job, pooled, agents=10)
+    finally:
+        hook.remove()
+    assert max(seen) == batch
+    assert found.epochs == pytest.approx(epochs)
+    assert found.metrics["test_mse"] < 60.0

@@ -126,6 +126,48 @@ def test_a_page_without_metrics_or_loss() -> None:
     assert "nothing to draw" in report_html(bare, bare.summary)
 
 
+PRIVACY = {
+    "unit": "record", "epsilon": 0.49991, "delta": 1e-5, "accountant": "pld", "noise_multiplier": 38.5,
+    "clip_norm": 1.0, "sampling_rate": 0.5, "adversary": "The server & one <helper> may be corrupt.",
+    "moments_epsilon": 0.61, "rdp_epsilon": 0.52, "pld_epsilon": 0.49991, "rounds": 30, "target_epsilon": 0.5,
+    "releases": 31, "noise_from": "each of 2 helpers and the server", "sigma_squared": 6.4e12,
+    "sensitivity_squared": 4.3e9, "not_covered": ["held-out rows", "the choice of settings"], "device": None,
+}  # fmt: skip
+
+
+def private(value: RunResult, privacy: dict[str, object]) -> str:
+    bare = replace(
+        value,
+        job=load_job(EXAMPLES / "boston-dp.yaml"),
+        summary={**value.summary, "privacy": privacy, "security": "secure aggregation, 2 helpers"},
+        records=tuple(replace(r, loss=None) for r in value.records),
+    )
+    page = report_html(bare, bare.summary)
+    parser = WellFormed()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return page
+
+
+def test_a_private_run_tells_its_guarantee_and_no_loss() -> None:
+    page = private(result(), PRIVACY)
+    for words in (
+        "Differential privacy", "one row added or removed", "0.4999 at delta 1e-05; asked for: 0.5", "for one record",
+        "PLD 0.4999, Rényi (RDP) 0.5200, moments 0.6100", "38.50 times the clip norm 1", "with probability 0.5",
+        "The server &amp; one &lt;helper&gt; may be corrupt.", "held-out rows; the choice of settings",
+        "not covered by epsilon", ">31<",
+    ):  # fmt: skip
+        assert words in page, words
+    assert "Training loss" not in page
+
+
+def test_both_units_are_told_with_their_figures() -> None:
+    second = {**PRIVACY, "unit": "device", "epsilon": 4.0, "sampling_rate": None, "target_epsilon": None}
+    page = private(result(), {**PRIVACY, "device": second})
+    assert "one device, with all its rows, added or removed" in page and "4.000 at delta 1e-05<" in page
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 3.3), (0, 0), (-5, 12), (1e-9, 2e-9), (0, 123456)])
 def test_ticks_cover_their_range(low: float, high: float) -> None:
     marks = ticks(low, high)
@@ -182,6 +224,9 @@ def test_lines_of_a_log() -> None:
     assert lines[6] == "done: test_mse 9.000 (plain PyTorch 8.000), 1.0 s"
     assert len(lines) == 7
     assert line_of(RoundStarted(round=1, attempt=0, asked=()), rounds=1) is None
+    assert line_of(RunDone(summary={"metrics": {"test_mse": 31.0}, "privacy": PRIVACY}), rounds=1) == (
+        "done: epsilon 0.4999 at delta 1e-05 for one record, test_mse 31.00"
+    )
 
 
 def test_quiet_says_nothing() -> None:
