@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sordino_common.errors import LocalError, PlanError
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.trace.optimizers import Sgd
-from sordino_server.trace.steps import dp_training_plan, evaluation_plan, training_plan
+from sordino_server.trace.row_gradients import gradient_plan
+from sordino_server.trace.steps import evaluation_plan, training_plan
 from sordino_server.trace.tracing import trace
 
 X, Y = TensorSpec("float32", (4,)), TensorSpec("float32", ())
@@ -24,7 +25,7 @@ def train(model: nn.Module):
 
 
 def train_privately(model: nn.Module):
-    return dp_training_plan(model, loss="mse", optimizer=Sgd(lr=0.1), x=X, y=Y, batch_rows=ROWS, clip_norm=1.0)
+    return gradient_plan(model, loss="mse", x=X, y=Y, batch_rows=ROWS)
 
 
 def evaluate(model: nn.Module):

@@ -14,7 +14,6 @@ from helpers_models import (
     CASES,
     arrays,
     batches_of,
-    clipped_gradients,
     mnist_cnn,
     run_steps,
     torch_loss,
@@ -26,7 +25,8 @@ from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.torch_executor import TorchProgram
 from sordino_server.trace.optimizers import Adam, Sgd
-from sordino_server.trace.steps import dp_training_plan, evaluation_plan, training_plan
+from sordino_server.trace.row_gradients import gradient_plan
+from sordino_server.trace.steps import evaluation_plan, training_plan
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}  # float32, a few steps: rounding differs, and each step builds on the last
 PLAIN = Sgd(lr=0.1)
@@ -110,59 +110,19 @@ def test_evaluation_equals_pytorch(name: str, rows: int) -> None:
             np.testing.assert_array_equal(correct, hits.float().numpy())
 
 
-@pytest.mark.parametrize("name", ["mlp-relu-bce", "cnn-relu-max", "cnn-sigmoid-avg", "own-lines", "normalised"])
-@pytest.mark.parametrize(("rows", "clip_norm"), [(1, 0.1), (6, 0.5), (6, 1e3)])
-def test_dp_step_equals_a_loop_over_rows(name: str, rows: int, clip_norm: float) -> None:
-    case = CASES[name]
-    model = case.model()
-    x, y = case.batch(rows)
-    traced = dp_training_plan(
-        model, loss=case.loss, optimizer=PLAIN, x=case.x, y=case.y, batch_rows=rows, clip_norm=clip_norm
-    )
-    gradients = clipped_gradients(model, case.loss, x, y, clip_norm)
-    mean_loss = float(torch_loss(case.loss, model(x), y).detach())
-    for program in EXECUTORS:
-        params, (loss,) = run_steps(program(traced.plan), traced.plan, arrays(list(model.parameters())), [(x, y)])
-        assert loss == pytest.approx(mean_loss, rel=1e-4)
-        for got, before, gradient in zip(params, model.parameters(), gradients, strict=True):
-            np.testing.assert_allclose(got, (before - PLAIN.lr * gradient).detach().numpy(), **CLOSE)
-
-
-def test_dp_gradient_of_zero_norm_is_zero() -> None:
-    """A row whose gradient vanishes must not become NaN by 0 / 0."""
-    model = nn.Linear(2, 1)
-    traced = dp_training_plan(
-        model,
-        loss="mse",
-        optimizer=PLAIN,
-        x=TensorSpec("float32", (2,)),
-        y=TensorSpec("float32", ()),
-        batch_rows=2,
-        clip_norm=1.0,
-    )
-    x = torch.ones(2, 2)
-    before = arrays(list(model.parameters()))
-    params, (loss,) = run_steps(NumpyProgram(traced.plan), traced.plan, before, [(x, model(x).squeeze(-1).detach())])
-    assert loss == pytest.approx(0.0, abs=1e-12)
-    for got, want in zip(params, before, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-6)
-
-
 def test_sizes_of_the_plans() -> None:
     """Plans are short. Counted with torch 2.13, batch 32: the MLP 13-64-1's SGD step is 26 nodes over 8 ops; the MNIST
-    CNN's is 31 over 20; its DP-SGD step is 68 over 25 (derivatives of the losses are stated, views and factors merged;
-    the plain make_fx graph of that step has 137 nodes).
+    CNN's is 31 over 20; its gradients of rows are 35 over 21 (derivatives of the losses are stated, views and factors
+    merged, outer products left apart).
     """
     mlp = nn.Sequential(nn.Linear(13, 64), nn.Sigmoid(), nn.Linear(64, 1))
     x, y = TensorSpec("float32", (13,)), TensorSpec("float32", ())
     step = training_plan(mlp, loss="mse", optimizer=PLAIN, x=x, y=y, batch_rows=32)
     image, label = TensorSpec("float32", (1, 28, 28)), TensorSpec("int64", ())
     cnn = training_plan(mnist_cnn(), loss="cross_entropy", optimizer=PLAIN, x=image, y=label, batch_rows=32)
-    private = dp_training_plan(
-        mnist_cnn(), loss="cross_entropy", optimizer=PLAIN, x=image, y=label, batch_rows=32, clip_norm=1.0
-    )
+    private = gradient_plan(mnist_cnn(), loss="cross_entropy", x=image, y=label, batch_rows=32)
     sizes = [(len(t.plan.nodes), len({node.op for node in t.plan.nodes})) for t in (step, cnn, private)]
-    for (nodes, ops), (most_nodes, most_ops) in zip(sizes, [(35, 10), (45, 25), (110, 32)], strict=True):
+    for (nodes, ops), (most_nodes, most_ops) in zip(sizes, [(35, 10), (45, 25), (45, 25)], strict=True):
         assert nodes <= most_nodes
         assert ops <= most_ops
 
@@ -174,9 +134,7 @@ def test_tracing_is_fast() -> None:
     seconds = []
     for _ in range(3):
         start = time.process_time()
-        dp_training_plan(
-            mnist_cnn(), loss="cross_entropy", optimizer=Adam(lr=0.01), x=image, y=label, batch_rows=16, clip_norm=1.0
-        )
+        gradient_plan(mnist_cnn(), loss="cross_entropy", x=image, y=label, batch_rows=16)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 2.0
 
@@ -297,5 +255,5 @@ def test_unknown_loss_and_bad_sizes_are_told() -> None:
         training_plan(nn.Linear(2, 1), loss="hinge", optimizer=PLAIN, x=x, y=y, batch_rows=1)
     with pytest.raises(ConfigError, match="batch_rows"):
         training_plan(nn.Linear(2, 1), loss="mse", optimizer=PLAIN, x=x, y=y, batch_rows=0)
-    with pytest.raises(ConfigError, match="clip_norm"):
-        dp_training_plan(nn.Linear(2, 1), loss="mse", optimizer=PLAIN, x=x, y=y, batch_rows=1, clip_norm=0.0)
+    with pytest.raises(ConfigError, match="batch_rows"):
+        gradient_plan(nn.Linear(2, 1), loss="mse", x=x, y=y, batch_rows=0)

@@ -22,7 +22,8 @@ from sordino_common.plan.interpreter import NumpyProgram
 from sordino_common.plan.plan import PlanLimits, decode_plan
 from sordino_common.plan.torch_executor import TorchProgram
 from sordino_server.trace.optimizers import Adam
-from sordino_server.trace.steps import dp_training_plan, evaluation_plan, training_plan
+from sordino_server.trace.row_gradients import apply_plan, gradient_plan
+from sordino_server.trace.steps import evaluation_plan, training_plan
 from sordino_server.trace.tracing import TracedPlan, trace
 
 Function = Callable[..., Tensor]
@@ -190,7 +191,7 @@ def test_a_function_that_is_not_the_same_at_every_call_is_refused() -> None:
 
 
 def plan_ids(seed: int) -> str:
-    """Plans of three kinds for two models whose weights are drawn from `seed`."""
+    """Plans of four kinds for two models whose weights are drawn from `seed`."""
     lines = []
     for name in ("own-lines", "mlp-relu-bce"):
         case = CASES[name]
@@ -198,7 +199,8 @@ def plan_ids(seed: int) -> str:
         common = {"loss": case.loss, "x": case.x, "y": case.y, "batch_rows": 4}
         plans = (
             training_plan(case.model(seed), optimizer=adam, **common),
-            dp_training_plan(case.model(seed), optimizer=adam, clip_norm=1.0, **common),
+            gradient_plan(case.model(seed), **common),
+            apply_plan(case.model(seed), optimizer=adam),
             evaluation_plan(case.model(seed), **common),
         )
         lines += [f"{plan.plan.name} {plan.plan_id.hex()}" for plan in plans]
@@ -221,7 +223,7 @@ def test_the_same_bytes_in_every_process() -> None:
     ).stdout
     ours = plan_ids(seed=2)
     assert there.strip() == ours
-    assert len({line.split()[-1] for line in ours.splitlines()}) == 6  # all different
+    assert len({line.split()[-1] for line in ours.splitlines()}) == 8  # all different
 
 
 def test_the_identity_is_the_sha256_of_the_bytes() -> None:

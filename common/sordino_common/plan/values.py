@@ -14,8 +14,11 @@ from sordino_common.errors import PlanError
 from sordino_common.messages.array import Array
 from sordino_common.plan.spec import TensorSpec
 
-INPUT_ROLES: Final = frozenset({"param", "state", "x", "y", "value"})
-OUTPUT_ROLES: Final = frozenset({"param", "state", "loss", "row", "value"})
+# gradient: of the parameter of that name, for a step of an optimizer alone.
+INPUT_ROLES: Final = frozenset({"param", "state", "gradient", "x", "y", "value"})
+# row: a number (or more) for each row. row-gradient: the gradient of each row by the parameter of that name; row-left,
+# row-right: its two factors, where it is an outer product (see `gradients`).
+OUTPUT_ROLES: Final = frozenset({"param", "state", "loss", "row", "row-gradient", "row-left", "row-right", "value"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from sordino_common.plan.arrays import from_numpy
 from sordino_common.plan.ops import infer_outs
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Arg, Input, Node, Output, Plan, Ref, refs
-from sordino_server.trace.origins import Origin
+from sordino_server.trace.origins import UNKNOWN, Origin
 
 DTYPES = {
     torch.float32: "float32",
@@ -92,6 +92,11 @@ class Draft:
         """The op and arguments that made this value; None for an input or a constant."""
         step = self._maker.get(ref.value)
         return None if step is None or len(step.outs) != 1 else (step.op, step.args)
+
+    def origin(self, ref: Ref) -> Origin:
+        """Where the operation that made this value comes from."""
+        step = self._maker.get(ref.value)
+        return UNKNOWN if step is None else step.origin
 
     def infer(self, op: str, args: tuple[Arg, ...]) -> TensorSpec:
         """The spec that `op` would give; nothing is appended."""

@@ -2,6 +2,7 @@
 
     capture   make_fx on fake tensors, core aten decompositions, functionalization       capture.py, origins.py
     lower     each aten overload -> ops of the table; known tensors folded              lowering.py
+    factor    gradients of rows that are outer products become their two factors        outer.py
     write     equal operations once, dead ones dropped, values renumbered               draft.py
     encode    validated canonical CBOR; its SHA-256 is the Plan's identity              plan.plan
     prove     the Plan run on the examples gives what the function gives there
@@ -27,6 +28,7 @@ from sordino_server.trace.capture import Function, capture
 from sordino_server.trace.draft import Draft, spec_of
 from sordino_server.trace.lowering import lower
 from sordino_server.trace.origins import ModulePaths
+from sordino_server.trace.outer import factored, multiplied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +75,8 @@ def trace(
         raise LocalError(
             f"trace {name!r}: the function returns {len(results)} tensors, but {len(outputs)} outputs are named"
         )
-    plan, origins = draft.finish(
-        name, [(label, role, ref) for (label, role), ref in zip(outputs, results, strict=True)]
-    )
+    named = [(label, role, ref) for (label, role), ref in zip(outputs, results, strict=True)]
+    plan, origins = draft.finish(name, factored(draft, named))
     data = encode_plan(plan, limits)
     _prove(fn, plan, examples)
     return TracedPlan(plan=plan, data=data, plan_id=plan_id(data), origins=tuple(map(str, origins)))
@@ -95,7 +96,7 @@ def _prove(fn: Function, plan: Plan, examples: Sequence[Tensor]) -> None:
     with torch.no_grad():
         expected = fn(*[example.clone() for example in examples])
     found = NumpyProgram(plan).run([example.numpy() for example in examples])
-    for entry, want, got in zip(plan.outputs, expected, found, strict=True):
+    for (entry, got), want in zip(multiplied(plan.outputs, found), expected, strict=True):
         close = np.isclose(want.detach().numpy(), got, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
         if close.size and (~close).mean() > _SHARE:
             raise PlanError(
