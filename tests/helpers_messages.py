@@ -41,6 +41,9 @@ TERMS = m.SumTerms(
 )
 U32 = m.Array("uint32", (3,), struct.pack("<3I", 1, 2, (1 << 32) - 1))
 
+RECORD = m.RecordTerms(
+    clip_norm=1.0, grid_bits=16, sampling_threshold=1 << 28, sigma_squared=1 << 34, apply_plan=PLAN_ID
+)
 EXAMPLES: dict[str, m.Message] = {
     "describe": m.Describe(),
     "described": m.Described(
@@ -91,6 +94,7 @@ EXAMPLES: dict[str, m.Message] = {
         steps=0,
         epochs=1.5,
         seed=7,
+        privacy=RECORD,
     ),
     "trained": m.Trained(
         run="boston-1", round=3, attempt=0, rows=40, steps=2, update=(F32, EMPTY), loss_sum=1.25, seconds=0.5
@@ -120,6 +124,18 @@ EXAMPLES: dict[str, m.Message] = {
         weight_unit=40,
         fraction_bits=16,
         clip=m.SumClip(norm=1.0, grid_bits=16),
+    ),
+    "sum-gradient": m.SumGradient(
+        terms=TERMS,
+        round=3,
+        attempt=0,
+        plan_id=PLAN_ID,
+        data=DATA,
+        params=(F32,),
+        batch_rows=32,
+        clip_norm=1.0,
+        grid_bits=16,
+        sampling_threshold=1 << 28,
     ),
     "sum-metrics": m.SumMetrics(
         terms=TERMS, round=3, plan_id=PLAN_ID, data=DATA, params=(F32,), batch_rows=64, fraction_bits=20

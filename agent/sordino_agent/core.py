@@ -23,10 +23,11 @@ from sordino_agent.aggregate.contribute import Allowance, Unmetered
 from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.aggregate.metered import Metered
 from sordino_agent.budget import BudgetSpec
+from sordino_agent.costs import expected_cost
 from sordino_agent.desk import Asker, Desk, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
-from sordino_agent.ledger import Ledger
+from sordino_agent.ledger import Charge, Ledger
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
@@ -53,6 +54,7 @@ from sordino_agent.tasks import (
 from sordino_common import messages as m
 from sordino_common.clock import Loop
 from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
+from sordino_common.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from sordino_common.channel.identity import DeviceKey
@@ -386,16 +388,42 @@ class AgentCore:
         self._desk.submit(PlanTask(plan=message.plan), asker, command=message.kind, label=label, answer=answer)
 
     def _train(self, message: m.Train, asker: Asker) -> None:
-        self._policy.require_dataset(message.data.dataset, "train")
-        self._ledger.require_exact(message.data.dataset, message.kind)
+        dataset, terms = message.data.dataset, message.privacy
+        self._policy.require_dataset(dataset, "train")
+        if terms is None:
+            self._ledger.require_exact(dataset, message.kind)
+        else:
+            self._policy.require_noise(expected_cost(message, terms))
+            self._policy.require_plan(terms.apply_plan)
         self._policy.require_plan(message.plan_id)
 
+        def charge(mechanism: Mechanism) -> Charge:
+            return Charge(
+                dataset=dataset,
+                split="train",
+                run=message.run,
+                round=message.round,
+                what=message.kind,
+                mechanism=mechanism,
+            )
+
         def task() -> TrainTask:
-            plan = self._plan(message.plan_id)
-            return TrainTask(command=message, plan=plan, agent=self.name, min_rows=self._policy.min_rows)
+            if terms is not None:
+                self._ledger.afford([charge(expected_cost(message, terms))])
+            return TrainTask(
+                command=message,
+                plan=self._plan(message.plan_id),
+                agent=self.name,
+                min_rows=self._policy.min_rows,
+                apply=None if terms is None else self._plan(terms.apply_plan),
+            )
 
         def answer(facts: Facts, seconds: float) -> m.Message:
             assert isinstance(facts, TrainFacts)
+            if (facts.mechanism is None) != (terms is None):
+                raise LocalError("train: the work has no price, or one that was not asked for")
+            if facts.mechanism is not None:
+                self._ledger.charge([charge(facts.mechanism)])  # on the disk before the answer leaves
             return m.Trained(
                 run=message.run,
                 round=message.round,
@@ -442,11 +470,14 @@ class AgentCore:
                 "noise; its owner can allow that with policy.exact_evaluation: true"
             )
 
-    def _allowance(self, command: m.SumUpdate | m.SumMetrics) -> Allowance:
+    def _allowance(self, command: m.SumUpdate | m.SumMetrics | m.SumGradient) -> Allowance:
         if isinstance(command, m.SumMetrics):
             self._require_evaluation(command.data, command.kind)
             return Unmetered()
-        return Metered(self._ledger, command)
+        metered = Metered(self._ledger, command)
+        for mechanism in metered.expected:
+            self._policy.require_noise(mechanism)
+        return metered
 
     def _tensor_run(self, message: m.TensorRun, asker: Asker) -> None:
         self._policy.require_job("tensors")

@@ -13,6 +13,7 @@ import msgspec
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.errors import PolicyRefusal
 from sordino_common.messages.base import Name
+from sordino_common.privacy.mechanism import Mechanism
 
 JobKind = Literal[
     "describe", "moments", "train", "evaluate", "tensors", "aggregate", "help", "spdz-compute", "spdz-data"
@@ -36,9 +37,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none",
     "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over.
     `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
-    budget, which does not cover them then. `aggregate`: contribute to secure sums, of at least `min_cohort`
-    contributors and with at least `min_helpers` helpers; `help`: be a helper, for at least as many contributors.
-    `spdz-compute`: be a party of sessions on shares; `spdz-data`: input rows into them, masked; `spdz`: which."""
+    budget, which does not cover them then. `min_noise_multiplier`: the least noise (σ over sensitivity) of a private
+    release. `aggregate`: contribute to secure sums, of at least `min_cohort` contributors and with at least
+    `min_helpers` helpers; `help`: be a helper, for at least as many contributors. `spdz-compute`: be a party of
+    sessions on shares; `spdz-data`: input rows into them, masked; `spdz`: which."""
 
     jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate", "aggregate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()
@@ -46,6 +48,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fetch: Literal["none", "any"] | tuple[PlanHex, ...] = "none"
     min_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 10
     exact_evaluation: bool = False
+    min_noise_multiplier: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     min_cohort: Annotated[int, msgspec.Meta(ge=2, le=20_000)] = 5
     min_helpers: Annotated[int, msgspec.Meta(ge=1, le=3)] = 1
     spdz: SpdzPolicy = SpdzPolicy()
@@ -72,6 +75,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.datasets is not None and job not in self.datasets.get(dataset, ()):
             raise PolicyRefusal(
                 f"dataset {dataset!r} may not be used for `{job}` here; its owner can allow it in policy.datasets"
+            )
+
+    def require_noise(self, mechanism: Mechanism) -> None:
+        """Raise `PolicyRefusal` if one release would have less noise for its sensitivity than the owner demands."""
+        if mechanism.noise_multiplier < self.min_noise_multiplier:
+            raise PolicyRefusal(
+                f"a noise multiplier of {mechanism.noise_multiplier:.4g} (sigma² {mechanism.sigma_squared}, "
+                f"sensitivity² {mechanism.sensitivity_squared}); this device demands {self.min_noise_multiplier:g} "
+                "(policy.min_noise_multiplier)"
             )
 
     def shows_dataset(self, dataset: str) -> bool:

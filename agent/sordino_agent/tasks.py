@@ -9,7 +9,14 @@ from typing import Annotated, ClassVar, Final, TypeVar
 
 import msgspec
 
-from sordino_agent.aggregate.tasks import ShareFacts, ShareTask, SumFacts, SumMetricsTask, SumUpdateTask
+from sordino_agent.aggregate.tasks import (
+    ShareFacts,
+    ShareTask,
+    SumFacts,
+    SumGradientTask,
+    SumMetricsTask,
+    SumUpdateTask,
+)
 from sordino_agent.errors import DatasetError
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, SpdzOpenTask, SpdzTask
 from sordino_common.errors import CodecError, LimitExceeded, LocalError, SordinoError
@@ -21,6 +28,7 @@ from sordino_common.messages import (
     MomentsResult,
     Train,
 )
+from sordino_common.privacy.mechanism import Mechanism
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,13 +60,15 @@ class MomentsTask(_Value, frozen=True, kw_only=True):
 
 
 class TrainTask(_Value, frozen=True, kw_only=True):
-    """Local training: `agent` is the name that enters the seed of the row stream."""
+    """Local training: `agent` is the name that enters the seed of the row stream. `apply`: the second Plan of private
+    training."""
 
     kind = "train"
     command: Train
     plan: bytes
     agent: str
     min_rows: int
+    apply: bytes | None = None
 
 
 class EvaluateTask(_Value, frozen=True, kw_only=True):
@@ -111,13 +121,15 @@ class MomentsFacts(_Value, frozen=True, kw_only=True):
 
 
 class TrainFacts(_Value, frozen=True, kw_only=True):
-    """`update[k]` = parameters after minus before; `loss_sum` over `steps` steps; `rows` train rows were there."""
+    """`update[k]` = parameters after minus before; `loss_sum` over `steps` steps; `rows` train rows were there.
+    `mechanism`: what telling it costs; None: it has no noise."""
 
     kind = "train-facts"
     rows: int
     steps: int
     update: tuple[Array, ...]
     loss_sum: float
+    mechanism: Mechanism | None = None
 
 
 class EvaluateFacts(_Value, frozen=True, kw_only=True):
@@ -178,7 +190,7 @@ def failure_of(error: Exception, task_kind: str) -> Failure:
 
 
 SpdzWork = SpdzOpenTask | SpdzTask | SpdzEndTask
-SumWork = SumUpdateTask | SumMetricsTask | ShareTask
+SumWork = SumUpdateTask | SumGradientTask | SumMetricsTask | ShareTask
 Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | SpdzWork | SumWork
 SumResults = SumFacts | ShareFacts
 Facts = (
@@ -211,7 +223,7 @@ _TASKS: Final[dict[str, type[Task]]] = {
     for cls in (
         *(DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask),
         *(SpdzOpenTask, SpdzTask, SpdzEndTask),
-        *(SumUpdateTask, SumMetricsTask, ShareTask),
+        *(SumUpdateTask, SumGradientTask, SumMetricsTask, ShareTask),
     )
 }
 _FACTS: Final[dict[str, type[Facts]]] = {

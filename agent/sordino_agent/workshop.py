@@ -3,21 +3,25 @@ simulator, in this process. Holds what is worth keeping between tasks: tables, p
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from numpy.typing import NDArray
 
-from sordino_agent import compute
+from sordino_agent import compute, private_step
 from sordino_agent.aggregate import work
-from sordino_agent.aggregate.tasks import ShareTask, SumFacts, SumMetricsTask, SumUpdateTask
+from sordino_agent.aggregate.tasks import ShareTask, SumFacts, SumGradientTask, SumMetricsTask, SumUpdateTask
 from sordino_agent.batches import feature_rows, row_stream, step_count, target_rows
 from sordino_agent.compute import Check, Layout
+from sordino_agent.costs import private_steps
 from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
 from sordino_agent.errors import BadCommand, Diverged
+from sordino_agent.private_step import GradientLayout
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
 from sordino_agent.store import ByteCache
 from sordino_agent.tasks import (
@@ -36,12 +40,14 @@ from sordino_agent.tasks import (
     TrainFacts,
     TrainTask,
 )
-from sordino_common.errors import LimitExceeded
-from sordino_common.messages import Array, DataRef, Evaluate, SumTerms, Train
+from sordino_common.errors import LimitExceeded, LocalError
+from sordino_common.messages import Array, DataRef, Evaluate, RecordTerms, SumTerms, Train
+from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.plan.executors import Program, load_program
 from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Plan, PlanLimits
+from sordino_common.privacy.mechanism import FULL_SAMPLING
 
 if TYPE_CHECKING:
     from sordino_agent.spdz.bench import Bench
@@ -105,8 +111,8 @@ class Prepared:
 
 
 class Workshop:
-    """Turns tasks into facts, within `memory_bytes` for rows, parameters and a Plan's peak. `random`: where masks and
-    noise of secure sums come from."""
+    """Turns tasks into facts, within `memory_bytes` for rows, parameters and a Plan's peak. `random`: where masks,
+    samples and noise come from."""
 
     def __init__(
         self,
@@ -146,6 +152,8 @@ class Workshop:
                 return self._shares(task)
             case SumUpdateTask():
                 return self._sum_update(task)
+            case SumGradientTask():
+                return self._sum_gradient(task)
             case SumMetricsTask():
                 return self._sum_metrics(task)
             case ShareTask():
@@ -183,6 +191,8 @@ class Workshop:
 
     def _train(self, task: TrainTask) -> Prepared:
         command = task.command
+        if command.privacy is not None:
+            return self._train_private(task, command.privacy)
         loaded = self._programs.load(task.plan)
         layout = compute.training_layout(loaded.plan)
         self._check_batch(loaded.plan, layout, command.batch_rows)
@@ -219,6 +229,69 @@ class Workshop:
 
         return Prepared(cost=loaded.cost(task.kind, steps), run=run)
 
+    def _train_private(self, task: TrainTask, terms: RecordTerms) -> Prepared:
+        command = task.command
+        if task.apply is None:
+            raise LocalError("private training without the Plan that applies gradients")
+        loaded, apply = self._programs.load(task.plan), self._programs.load(task.apply)
+        layout = private_step.gradient_layout(loaded.plan)
+        table, x, y = self._private_rows(loaded, layout, command.data, command.params, command.batch_rows)
+        compute.require_rows(len(x), task.min_rows, dataset=table.name, what="private training")
+        applier = private_step.Applier(apply.program, loaded.plan, layout)
+        sums = private_step.PrivateSums(
+            loaded.program,
+            layout,
+            x=x,
+            y=y,
+            clip_norm=terms.clip_norm,
+            grid_bits=terms.grid_bits,
+            threshold=terms.sampling_threshold,
+            random=self._random,
+        )
+        steps = private_steps(steps=command.steps, epochs=command.epochs, threshold=terms.sampling_threshold)
+        expected_rows = terms.sampling_threshold / FULL_SAMPLING * len(x)
+
+        def run(check: Check | None) -> TrainFacts:
+            update, mechanism = private_step.train_private(
+                sums,
+                applier,
+                params=[to_numpy(array) for array in command.params],
+                steps=steps,
+                sigma_squared=terms.sigma_squared,
+                unit=terms.clip_norm / 2**terms.grid_bits,
+                expected_rows=expected_rows,
+                random=self._random,
+                check=check,
+            )
+            arrays = tuple(from_numpy(value) for value in update)
+            return TrainFacts(rows=len(x), steps=steps, update=arrays, loss_sum=0.0, mechanism=mechanism)
+
+        # As many batches as are expected: the time of a simulated device must not tell the size of a sample.
+        batches = math.ceil(expected_rows / command.batch_rows)
+        return Prepared(cost=loaded.cost(task.kind, steps * batches), run=run)
+
+    def _private_rows(
+        self, loaded: LoadedPlan, layout: GradientLayout, data: DataRef, params: tuple[Array, ...], batch_rows: int
+    ) -> tuple[Table, NDArray[Any], NDArray[Any]]:
+        """The train rows as a gradient Plan takes them, after all checks. Raises what does not fit."""
+        plan = loaded.plan
+        if layout.gradients.rows != batch_rows:
+            raise BadCommand(
+                f"Plan {plan.name!r} takes batches of {layout.gradients.rows} rows, the command says {batch_rows}"
+            )
+        if len(params) != len(layout.params):
+            raise BadCommand(f"Plan {plan.name!r} takes {len(layout.params)} parameters, the command has {len(params)}")
+        for index, array in zip(layout.params, params, strict=True):
+            compute.check_spec(plan, index, array)
+        if data.split != "train":
+            raise BadCommand("private training: the rows of the split `test` are for evaluation only")
+        table = self._catalogue.table(data.dataset)
+        places = Layout(params=layout.params, states=(), x=layout.x, y=layout.y, carry=(), loss=None, rows=())
+        self._require_memory(loaded, table, len(table.train), places, params, clipping=True)
+        x, y = self._feeds(table, data, plan, places)
+        assert y is not None
+        return table, x, y
+
     def _evaluate(self, task: EvaluateTask) -> Prepared:
         command = task.command
         loaded = self._programs.load(task.plan)
@@ -252,9 +325,12 @@ class Workshop:
             steps=command.steps,
             epochs=command.epochs,
             seed=command.seed,
+            privacy=command.privacy,
         )
         self._require_words(command.terms, held=3)
-        prepared = self._train(TrainTask(command=train, plan=task.plan, agent=task.agent, min_rows=task.min_rows))
+        prepared = self._train(
+            TrainTask(command=train, plan=task.plan, agent=task.agent, min_rows=task.min_rows, apply=task.apply)
+        )
 
         def run(check: Check | None) -> SumFacts:
             try:
@@ -264,10 +340,45 @@ class Workshop:
                     raise
                 facts = work.nothing(command)  # a refusal would tell something of the data; zeros are within the clip
             assert isinstance(facts, TrainFacts)
-            vector, mechanism = work.update_vector(command, facts, random=self._random)
-            return work.masked_facts(vector, command.terms, agent=task.agent, mechanism=mechanism, random=self._random)
+            if command.privacy is not None and not work.fits(command, facts):
+                # The noise is drawn: a refusal would tell something that nobody paid for.
+                facts = msgspec.structs.replace(work.nothing(command), mechanism=facts.mechanism)
+            vector, device = work.update_vector(command, facts, random=self._random)
+            mechanisms = tuple(one for one in (facts.mechanism, device) if one is not None)
+            return work.masked_facts(
+                vector, command.terms, agent=task.agent, mechanisms=mechanisms, random=self._random
+            )
 
         return Prepared(cost=prepared.cost, run=run)
+
+    def _sum_gradient(self, task: SumGradientTask) -> Prepared:
+        command = task.command
+        terms = command.terms
+        self._require_words(terms, held=4)
+        loaded = self._programs.load(task.plan)
+        layout = private_step.gradient_layout(loaded.plan)
+        table, x, y = self._private_rows(loaded, layout, command.data, command.params, command.batch_rows)
+        compute.require_rows(len(x), task.min_rows, dataset=table.name, what="a private gradient")
+        sums = private_step.PrivateSums(
+            loaded.program,
+            layout,
+            x=x,
+            y=y,
+            clip_norm=command.clip_norm,
+            grid_bits=command.grid_bits,
+            threshold=command.sampling_threshold,
+            random=self._random,
+        )
+        work.require_gradient(command, length=sums.length, rows=len(x))
+
+        def run(check: Check | None) -> SumFacts:
+            assert terms.noise is not None
+            vector = sums.draw([to_numpy(array) for array in command.params], check)
+            cost = sums.mechanism(terms.noise.sigma_squared)
+            return work.masked_facts(vector, terms, agent=task.agent, mechanisms=(cost,), random=self._random)
+
+        batches = math.ceil(command.sampling_threshold / FULL_SAMPLING * len(x) / command.batch_rows)
+        return Prepared(cost=loaded.cost(task.kind, batches), run=run)
 
     def _sum_metrics(self, task: SumMetricsTask) -> Prepared:
         command = task.command
@@ -339,10 +450,22 @@ class Workshop:
         return rows
 
     def _require_memory(
-        self, loaded: LoadedPlan, table: Table | None, rows: int, layout: Layout | None, params: tuple[Array, ...]
+        self,
+        loaded: LoadedPlan,
+        table: Table | None,
+        rows: int,
+        layout: Layout | None,
+        params: tuple[Array, ...],
+        *,
+        clipping: bool = False,
     ) -> None:
-        """Before anything of size is made: the table, its prepared rows, parameters and the Plan's peak must fit."""
+        """Before anything of size is made: the table, its prepared rows, parameters and the Plan's peak must fit; with
+        `clipping` also what the outputs take as float64, and sum, noise and gradient of 8 bytes an entry."""
         held = table.nbytes if table is not None else 0
+        if clipping:
+            specs = loaded.plan.specs()
+            held += sum(16 * specs[output.value].numel for output in loaded.plan.outputs)
+            held += sum(6 * array.nbytes for array in params)
         if layout is not None:
             for index in (layout.x, *(() if layout.y is None else (layout.y,))):
                 spec = loaded.plan.inputs[index].spec

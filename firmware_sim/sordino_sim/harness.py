@@ -350,7 +350,13 @@ class SimulatedFleet:
             random=simulation_random(self._seed, f"{agent.name}-shares", agent.boot),
             make_party=self.make_party,
         )
-        workshop = Workshop(catalogue=catalogue, programs=self._programs, memory_bytes=limits.memory_bytes, bench=bench)
+        workshop = Workshop(
+            catalogue=catalogue,
+            programs=self._programs,
+            memory_bytes=limits.memory_bytes,
+            bench=bench,
+            random=simulation_random(self._seed, f"{agent.name}-privacy", agent.boot),
+        )
         executor = InlineExecutor(loop, workshop=workshop, seconds_of=agent.seconds_of, limit_s=limits.plan_seconds)
         core = agent.core = AgentCore(
             name=agent.name,

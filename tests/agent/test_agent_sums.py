@@ -234,9 +234,10 @@ def test_tasks_and_facts_pass_the_pipe() -> None:
         update(terms=terms(length=4, noise=noise_of(1 << 50)), weight="one", clip=m.SumClip(norm=1.0, grid_bits=16)),
         TrainFacts(rows=9, steps=2, update=zero_params(), loss_sum=1.0),
     )[1]
+    assert mechanism is not None
     for result in (
         facts,
-        msgspec.structs.replace(facts, mechanism=mechanism),
+        msgspec.structs.replace(facts, mechanisms=(mechanism,)),
         ShareFacts(share=from_numpy(np.arange(4, dtype=np.uint64))),
     ):
         assert decode_outcome(encode_outcome(Done(result=result, seconds=0.5))) == Done(result=result, seconds=0.5)
@@ -389,8 +390,8 @@ class Purse(Unmetered):
         self._do("afford")
 
     def charge(self, facts: SumFacts) -> None:
-        assert facts.mechanism is not None
-        self._do(f"charge {facts.mechanism.sigma_squared}")
+        (mechanism,) = facts.mechanisms
+        self._do(f"charge {mechanism.sigma_squared}")
 
     def _do(self, what: str) -> None:
         contributions = [one for _, one, _ in self.made.outbox.sent if isinstance(one, m.Contribution)]

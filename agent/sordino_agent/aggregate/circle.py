@@ -1,6 +1,6 @@
 """Which message of a secure sum is for which part of this device, after policy and roster.
 
-sum-update, sum-metrics   contribute.py: the rows' owner        sum-seeds, sum-cut   helping.py: the helper
+sum-update, -metrics, -gradient   contribute.py: the rows' owner        sum-seeds, sum-cut   helping.py: the helper
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from sordino_agent.aggregate.contribute import Allowance, Contributor, Unmetered
 from sordino_agent.aggregate.helping import HelperDesk
 from sordino_agent.aggregate.journal import SumJournal
-from sordino_agent.aggregate.tasks import SumMetricsTask, SumUpdateTask
+from sordino_agent.aggregate.tasks import SumGradientTask, SumMetricsTask, SumUpdateTask
 from sordino_agent.desk import Asker, Desk
 from sordino_agent.tasks import Task
 from sordino_common import messages as m
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sordino_common.channel.identity import DeviceKey
     from sordino_common.channel.roster import Roster
 
-KINDS: Final = (m.SumUpdate, m.SumMetrics, m.SumSeeds, m.SumCut)
+KINDS: Final = (m.SumUpdate, m.SumMetrics, m.SumGradient, m.SumSeeds, m.SumCut)
 
 
 class Circle:
@@ -41,7 +41,7 @@ class Circle:
         loop: Loop,
         plan_of: Callable[[bytes], bytes],
         answer: Callable[[Asker, m.Message], None],
-        allowance_of: Callable[[m.SumUpdate | m.SumMetrics], Allowance] = lambda command: Unmetered(),
+        allowance_of: Callable[[m.SumUpdate | m.SumMetrics | m.SumGradient], Allowance] = lambda command: Unmetered(),
     ) -> None:
         self.roster: Roster | None = None
         self._name = name
@@ -74,18 +74,14 @@ class Circle:
         if self._helper is None or self._contributor is None:
             raise LocalError("secure sums need this device's key, and the agent was started without it")
         match message:
-            case m.SumUpdate() | m.SumMetrics():
+            case m.SumUpdate() | m.SumMetrics() | m.SumGradient():
                 policy.require_dataset(message.data.dataset, "aggregate")
                 policy.require_plan(message.plan_id)
-
-                def task() -> Task:
-                    plan = self._plan_of(message.plan_id)
-                    if isinstance(message, m.SumUpdate):
-                        return SumUpdateTask(command=message, plan=plan, agent=self._name, min_rows=policy.min_rows)
-                    return SumMetricsTask(command=message, plan=plan, agent=self._name, min_rows=policy.min_rows)
+                if isinstance(message, m.SumUpdate) and message.privacy is not None:
+                    policy.require_plan(message.privacy.apply_plan)
 
                 self._contributor.contribute(
-                    task,
+                    lambda: self._task(message, min_rows=policy.min_rows),
                     asker,
                     command=message.kind,
                     terms=message.terms,
@@ -100,6 +96,17 @@ class Circle:
                 self._helper.on_cut(message, asker, policy=policy, roster=self._require_roster())
             case _:
                 raise LocalError(f"{message.kind} in the circle of sums")
+
+    def _task(self, message: m.SumUpdate | m.SumMetrics | m.SumGradient, *, min_rows: int) -> Task:
+        plan = self._plan_of(message.plan_id)
+        match message:
+            case m.SumUpdate(privacy=privacy):
+                apply = None if privacy is None else self._plan_of(privacy.apply_plan)
+                return SumUpdateTask(command=message, plan=plan, agent=self._name, min_rows=min_rows, apply=apply)
+            case m.SumGradient():
+                return SumGradientTask(command=message, plan=plan, agent=self._name, min_rows=min_rows)
+            case m.SumMetrics():
+                return SumMetricsTask(command=message, plan=plan, agent=self._name, min_rows=min_rows)
 
     def _require_roster(self) -> Roster:
         if self.roster is None:

@@ -1,35 +1,38 @@
-"""An update to a secure sum, paid from the ledger of this device."""
+"""A contribution to a secure sum, paid from the ledger of this device."""
 
 from __future__ import annotations
 
 from sordino_agent.aggregate.tasks import SumFacts
+from sordino_agent.costs import expected_costs
 from sordino_agent.ledger import Charge, Ledger
-from sordino_common.messages import SumUpdate
+from sordino_common.errors import LocalError
+from sordino_common.messages import SumGradient, SumUpdate
 from sordino_common.privacy.mechanism import Mechanism
 
 
 class Metered:
-    """Without noise nothing leaves about rows that have a budget. With it, the cost is that of the noise of one
-    aggregator: one of them is honest, and helpers open a seed only under the terms that it was sealed under."""
+    """Without noise nothing leaves about rows that have a budget. With it, every unit that is protected is charged."""
 
-    def __init__(self, ledger: Ledger, command: SumUpdate) -> None:
+    def __init__(self, ledger: Ledger, command: SumUpdate | SumGradient) -> None:
         self._ledger = ledger
         self._command = command
+        self.expected = expected_costs(command)
 
     def afford(self) -> None:
-        """At the least that it can cost: the exact sensitivity, which is a little larger, comes with the vector."""
-        clip, noise = self._command.clip, self._command.terms.noise
-        if clip is None or noise is None:
+        """At what is known before the work."""
+        if self.expected:
+            self._ledger.afford([self._charge(mechanism) for mechanism in self.expected])
+        else:
             self._require_exact()
-            return
-        least = Mechanism(unit="device", sensitivity_squared=1 << 2 * clip.grid_bits, sigma_squared=noise.sigma_squared)
-        self._ledger.afford([self._charge(least)])
 
     def charge(self, facts: SumFacts) -> None:
-        if facts.mechanism is None:
-            self._require_exact()
+        """What was done; each unit that was expected has its price, or nothing leaves."""
+        if [mechanism.unit for mechanism in facts.mechanisms] != [mechanism.unit for mechanism in self.expected]:
+            raise LocalError(f"{self._command.kind}: the work has no price, or one that was not asked for")
+        if facts.mechanisms:
+            self._ledger.charge([self._charge(mechanism) for mechanism in facts.mechanisms])
         else:
-            self._ledger.charge([self._charge(facts.mechanism)])
+            self._require_exact()
 
     def _require_exact(self) -> None:
         self._ledger.require_exact(self._command.data.dataset, f"{self._command.kind} without noise")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from sordino_common.messages import Array, SumMetrics, SumTerms, SumUpdate
+from sordino_common.messages import Array, SumGradient, SumMetrics, SumTerms, SumUpdate
 from sordino_common.privacy.mechanism import Mechanism
 
 
@@ -15,10 +15,22 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SumUpdateTask(_Value, frozen=True, kw_only=True):
-    """Local training; the update comes back masked. `agent` enters the row stream's seed and the masks' labels."""
+    """Local training; the update comes back masked. `agent` enters the row stream's seed and the masks' labels.
+    `apply`: the second Plan of private training."""
 
     kind = "sum-update"
     command: SumUpdate
+    plan: bytes
+    agent: str
+    min_rows: int
+    apply: bytes | None = None
+
+
+class SumGradientTask(_Value, frozen=True, kw_only=True):
+    """The clipped sum of one step of DP-SGD; it comes back masked."""
+
+    kind = "sum-gradient"
+    command: SumGradient
     plan: bytes
     agent: str
     min_rows: int
@@ -48,13 +60,13 @@ class ShareTask(_Value, frozen=True, kw_only=True):
 
 
 class SumFacts(_Value, frozen=True, kw_only=True):
-    """A masked vector, the seeds of its masks by helper, and what it costs in privacy (None: it has no noise). The
-    plain vector stays where it was computed."""
+    """A masked vector, the seeds of its masks by helper, and what it costs in privacy, by unit (none: it has no
+    noise). The plain vector stays where it was computed."""
 
     kind = "sum-facts"
     masked: Array
     seeds: tuple[bytes, ...]
-    mechanism: Mechanism | None = None
+    mechanisms: tuple[Mechanism, ...] = ()
 
     def __repr__(self) -> str:
         return f"SumFacts({self.masked}, {len(self.seeds)} seeds, hidden)"

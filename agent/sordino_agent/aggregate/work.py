@@ -20,7 +20,7 @@ from sordino_common.aggregate.contributor import mask
 from sordino_common.aggregate.shares import share_of
 from sordino_common.aggregate.wide import LOSS_FRACTION_BITS, LOSS_LIMBS, ROWS_LIMBS, limbs
 from sordino_common.errors import LimitExceeded
-from sordino_common.messages import Array, SumMetrics, SumTerms, SumUpdate
+from sordino_common.messages import Array, SumGradient, SumMetrics, SumTerms, SumUpdate
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.privacy.discrete_gaussian import discrete_gaussian
 from sordino_common.privacy.grid import clip_to_grid
@@ -33,12 +33,17 @@ _EXACT: Final = float(1 << 53)
 
 
 def masked_facts(
-    vector: I64, terms: SumTerms, *, agent: str, mechanism: Mechanism | None = None, random: Random = os.urandom
+    vector: I64,
+    terms: SumTerms,
+    *,
+    agent: str,
+    mechanisms: tuple[Mechanism, ...] = (),
+    random: Random = os.urandom,
 ) -> SumFacts:
-    """`vector` (int64[length]) masked: what leaves the worker. `mechanism`: what releasing it costs."""
+    """`vector` (int64[length]) masked: what leaves the worker. `mechanisms`: what releasing it costs, by unit."""
     masked = mask(vector, terms, contributor=agent, random=random)
     seeds = tuple(seed.expose() for seed in masked.seeds)
-    return SumFacts(masked=from_numpy(masked.words), seeds=seeds, mechanism=mechanism)
+    return SumFacts(masked=from_numpy(masked.words), seeds=seeds, mechanisms=mechanisms)
 
 
 def update_vector(
@@ -74,6 +79,30 @@ def update_vector(
     vector = np.concatenate([vector, np.array(extras, dtype=np.int64)])
     _require_length(vector, terms)
     return vector, None
+
+
+def fits(command: SumUpdate, facts: TrainFacts) -> bool:
+    """Whether the update is finite and, where it is not clipped, within what the terms' words hold."""
+    update = flat(facts.update)
+    if not np.isfinite(update).all():
+        return False
+    if command.clip is not None:
+        return True
+    weight = facts.rows / command.weight_unit if command.weight == "rows" else 1.0
+    largest = float(np.abs(update).max()) if update.size else 0.0
+    return largest * weight * 2.0**command.fraction_bits + 1.0 < min(command.terms.bound, _EXACT)
+
+
+def require_gradient(command: SumGradient, *, length: int, rows: int) -> None:
+    """Raises `BadCommand` unless the terms hold a clipped sum of `length` entries over any of `rows` rows."""
+    terms, most = command.terms, rows << command.grid_bits
+    if terms.length != length:
+        raise BadCommand(f"the Plan's gradients have {length} entries, the terms of the sum say {terms.length}")
+    if terms.bound < most:
+        raise BadCommand(
+            f"a sum over {rows} rows on a grid of {command.grid_bits} bits can reach {most}, the terms of the sum say "
+            f"{terms.bound}"
+        )
 
 
 def nothing(command: SumUpdate) -> TrainFacts:

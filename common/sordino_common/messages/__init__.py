@@ -14,6 +14,7 @@ from sordino_common.messages.fleet import (
     PlanReady,
     Refused,
 )
+from sordino_common.messages.gradients import SumGradient
 from sordino_common.messages.jobs import (
     Cancel,
     DataRef,
@@ -21,6 +22,7 @@ from sordino_common.messages.jobs import (
     Evaluated,
     Moments,
     MomentsResult,
+    RecordTerms,
     Train,
     Trained,
 )
@@ -95,6 +97,7 @@ __all__ = [
     "MomentsResult",
     "PlanPut",
     "PlanReady",
+    "RecordTerms",
     "Refused",
     "RejectedSeed",
     "SealedSeed",
@@ -123,6 +126,7 @@ __all__ = [
     "SpdzValues",
     "SumClip",
     "SumCut",
+    "SumGradient",
     "SumMetrics",
     "SumNoise",
     "SumSeeds",

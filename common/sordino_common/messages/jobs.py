@@ -48,6 +48,20 @@ class MomentsResult(Message, frozen=True, kw_only=True):
     squares: Array
 
 
+class RecordTerms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """DP-SGD with full noise on the device: in every local step each row is in with probability q =
+    `sampling_threshold` / 2^32, its gradient is clipped to L2 norm `clip_norm` on a grid of clip_norm /
+    2^`grid_bits`, and N_Z(0, `sigma_squared`) is added to every entry of the sum, in units of the grid.
+
+    The sum is divided by q · rows and handed to the Plan `apply_plan`, a step of the optimizer."""
+
+    clip_norm: Annotated[float, msgspec.Meta(gt=0.0, le=1e12)]
+    grid_bits: Annotated[int, msgspec.Meta(ge=1, le=20)]
+    sampling_threshold: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
+    sigma_squared: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+    apply_plan: Digest
+
+
 @register("train")
 class Train(Message, frozen=True, kw_only=True):
     """Server: start from `params`, take `steps` local optimizer steps of the Plan on batches of `batch_rows` rows.
@@ -55,7 +69,10 @@ class Train(Message, frozen=True, kw_only=True):
     Rows come in a stream of shuffled passes over the train rows (an epoch's leftover rows begin the next batch), from
     a generator seeded by (`seed`, `round`, the agent's name): the same command gives the same bytes. `steps` = 0 means
     `epochs` passes: max(1, round(epochs * rows / batch_rows)) steps. Optimizer state starts at zero.
-    Answered by `Trained` or `Refused`. The same (run, round, attempt) is computed once; a repeat is answered again."""
+    Answered by `Trained` or `Refused`. The same (run, round, attempt) is computed once; a repeat is answered again.
+
+    With `privacy`, `plan_id` is a gradient Plan (`plan.gradients`), rows are sampled by the device's own generator,
+    whatever `seed` is, and `epochs` means max(1, round(epochs / q)) steps. No loss is told: `loss_sum` is 0."""
 
     run: RunId
     round: Count
@@ -67,6 +84,7 @@ class Train(Message, frozen=True, kw_only=True):
     steps: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
     epochs: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
     seed: Count
+    privacy: RecordTerms | None = None
 
 
 @register("trained")

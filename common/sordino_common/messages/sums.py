@@ -18,7 +18,7 @@ from sordino_common.errors import CodecError
 from sordino_common.messages.array import Array
 from sordino_common.messages.base import Count, Digest, Message, Name, RunId, Text, register, to_plain
 from sordino_common.messages.codec import encode
-from sordino_common.messages.jobs import Arrays, DataRef
+from sordino_common.messages.jobs import Arrays, DataRef, RecordTerms
 
 SEEDS_AT_ONCE: Final = 64  # sealed seeds in one `sum-seeds`
 MOST_CONTRIBUTORS: Final = 20_000  # as many as a roster lists
@@ -149,7 +149,7 @@ class SumUpdate(Message, frozen=True, kw_only=True):
 
     `weight` "rows": the vector is round(update · rows / `weight_unit` · 2^`fraction_bits`), then `EXTRAS` entries that
     hold rows and rows · mean loss (`aggregate.wide`). "one": the update alone, on the grid of `clip` if there is one,
-    else round(update · 2^`fraction_bits`)."""
+    else round(update · 2^`fraction_bits`). With `privacy` the training is DP-SGD with its own noise, as in `Train`."""
 
     terms: SumTerms
     round: Count
@@ -165,6 +165,7 @@ class SumUpdate(Message, frozen=True, kw_only=True):
     weight_unit: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
     fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=40)]
     clip: SumClip | None
+    privacy: RecordTerms | None = None
 
     def __post_init__(self) -> None:
         if self.clip is not None and self.weight != "one":

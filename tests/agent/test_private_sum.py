@@ -1,0 +1,373 @@
+"""The clipped sum of a step of DP-SGD: exact integers, whatever a Plan or a row tries; the sample is Poisson."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from sordino_agent.errors import BadCommand
+from sordino_agent.private_sum import RowSum, batches_of, poisson_sample
+from sordino_common.errors import LimitExceeded, LocalError
+from sordino_common.plan.gradients import OuterRows, RowGradients, WholeRows
+from sordino_common.privacy.mechanism import FULL_SAMPLING
+from sordino_common.privacy.rows import row_bound
+
+GRID = 12
+F32 = NDArray[np.float32]
+
+
+def gradients(rows: int = 4, *, outer: bool = True, whole: bool = True) -> RowGradients:
+    """Up to two parameters: w [3, 2] as outer products, b [5] whole."""
+    blocks: list[OuterRows | WholeRows] = []
+    place = 0
+    if outer:
+        blocks.append(OuterRows(name="w", shape=(3, 2), left=0, right=1))
+        place = 2
+    if whole:
+        blocks.append(WholeRows(name="b", shape=(5,), output=place))
+        place += 1
+    return RowGradients(rows=rows, blocks=tuple(blocks), loss=place)
+
+
+def outs_of(rows: Sequence[F32], plan: RowGradients) -> list[NDArray[Any]]:
+    """Outputs of a run for B rows, each given as a flat vector of its factors and entries."""
+    table = np.array(rows, dtype=np.float32)
+    widths = [3, 2] * any(isinstance(block, OuterRows) for block in plan.blocks)
+    widths += [5] * any(isinstance(block, WholeRows) for block in plan.blocks)
+    return [*np.split(table, np.cumsum(widths)[:-1], axis=1), np.zeros(len(table), np.float32)]
+
+
+def width(plan: RowGradients) -> int:
+    return sum(5 if isinstance(block, OuterRows | WholeRows) else 0 for block in plan.blocks)
+
+
+def summed(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
+    """The sum over `rows`, fed in batches of `plan.rows`, the last one filled up."""
+    total = RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits)
+    for part, filled in batches_of(np.arange(len(rows)), plan.rows):
+        total.add(outs_of([rows[at] for at in part], plan), filled)
+    return [int(entry) for entry in total.take()]
+
+
+def square(row: NDArray[np.float64]) -> float:
+    """|row|² as floats give it: alone, so that a place in a batch that mattered would show."""
+    return float(np.einsum("bi,bi->b", row[None, :], row[None, :])[0])
+
+
+def oracle(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
+    """The same with Python's integers: rows quantised one by one, bound checked exactly, sum, shift."""
+    bits = min(20, (53 - (plan.rows - 1).bit_length()) // 2)
+    shift = 2 * bits - grid_bits
+    length = sum(math.prod(block.shape) for block in plan.blocks)
+    fine, sums = (
+        [isinstance(block, OuterRows) for block in plan.blocks for _ in range(math.prod(block.shape))],
+        [0] * length,
+    )
+    for row in rows:
+        parts = [part[0].astype(np.float64) for part in outs_of([row], plan)[:-1]]
+        squares = []
+        place = 0
+        for block in plan.blocks:
+            if isinstance(block, OuterRows):
+                squares.append(square(parts[place]) * square(parts[place + 1]))
+                place += 2
+            else:
+                squares.append(square(parts[place]))
+                place += 1
+        norm = math.sqrt(sum(squares))
+        if not math.isfinite(norm):
+            continue
+        factor = (min(1.0, clip_norm / norm) if norm else 1.0) * ((1.0 - 2.0**-20) / clip_norm)
+        entries: list[int] = []
+        squared = 0
+        place = 0
+        for block in plan.blocks:
+            if isinstance(block, OuterRows):
+                left, right = parts[place], parts[place + 1]
+                place += 2
+                size = math.sqrt(square(right))
+                a = [math.trunc(v * (factor * size * 2.0**bits)) for v in left.tolist()]
+                c = [math.trunc(v * (2.0**bits / size if size else 0.0)) for v in right.tolist()]
+                entries += [x * y for x in a for y in c]
+                squared += sum(x * x for x in a) * sum(y * y for y in c)
+            else:
+                q = [math.trunc(v * (factor * 2.0**grid_bits)) for v in parts[place].tolist()]
+                place += 1
+                entries += q
+                squared += sum(v * v for v in q) << (2 * shift)
+        if squared > 1 << (2 * grid_bits + 2 * shift):
+            continue
+        sums = [have + more for have, more in zip(sums, entries, strict=True)]
+    return [entry >> shift if is_fine else entry for entry, is_fine in zip(sums, fine, strict=True)]
+
+
+SHAPES = [gradients(), gradients(outer=False), gradients(whole=False), gradients(rows=1)]
+ordinary = st.floats(-3.0, 3.0, width=32)
+anything = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+def some_rows(plan: RowGradients, elements: st.SearchStrategy[float], most: int = 9) -> st.SearchStrategy[list[F32]]:
+    return st.lists(hnp.arrays(np.float32, width(plan), elements=elements), max_size=most)
+
+
+# --- exactness -----------------------------------------------------------------------------------------------------
+
+
+@given(st.data(), st.sampled_from(SHAPES), st.sampled_from([0.25, 1.0, 7.5]), st.sampled_from([8, 12, 16, 20]))
+@settings(max_examples=150, deadline=None)
+def test_the_sum_is_the_integers_sum(data: st.DataObject, plan: RowGradients, clip_norm: float, grid_bits: int) -> None:
+    rows = data.draw(some_rows(plan, st.one_of(ordinary, anything)))
+    assert summed(rows, plan, clip_norm=clip_norm, grid_bits=grid_bits) == oracle(
+        rows, plan, clip_norm=clip_norm, grid_bits=grid_bits
+    )
+
+
+@pytest.mark.parametrize("rows", [64, 1000, 8192])
+def test_large_batches_are_exact_too(rows: int) -> None:
+    """Every row at the bound, all of one sign: the largest sums that there can be."""
+    plan = gradients(rows=rows)
+    row = np.array([3e5, 0, 0, 2e5, 0, 0, 0, 0, 0, 0], dtype=np.float32)
+    many = [row] * (2 * rows + 3)
+    got = summed(many, plan, grid_bits=16)
+    (one, *rest) = oracle([row], gradients(rows=rows), grid_bits=16)
+    assert abs(got[0] - len(many) * one) <= len(many)  # one shift instead of many
+    assert got[0] >= len(many) * (one - 1)
+    assert not any(got[1:]) and not any(rest)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 7, 63, 256, 1001])
+def test_what_a_row_adds_does_not_depend_on_its_place_or_on_others(entries: int) -> None:
+    """Bit for bit: the sum over a batch is the sum of the rows one by one, in any order."""
+    rng = np.random.default_rng(entries)
+    plan = RowGradients(rows=16, blocks=(WholeRows(name="b", shape=(entries,), output=0),), loss=1)
+    rows = (rng.normal(size=(16, entries)) * rng.lognormal(size=(16, 1))).astype(np.float32)
+    total = RowSum(plan, clip_norm=1.0, grid_bits=20)
+
+    def add(some: NDArray[np.float32]) -> NDArray[np.int64]:
+        filled = len(some)
+        padded = np.concatenate([some, np.zeros((16 - filled, entries), np.float32)])
+        total.add([padded, np.zeros(16)], filled)
+        return total.take()
+
+    together = add(rows)
+    assert np.array_equal(together, np.sum([add(row[None, :]) for row in rows], axis=0))
+    for start in range(1, 5):
+        assert np.array_equal(together, add(rows[:start]) + add(rows[start:][::-1]))
+
+
+def test_accuracy_is_that_of_the_grid() -> None:
+    plan = gradients(rows=8)
+    rng = np.random.default_rng(3)
+    rows = [rng.normal(size=10).astype(np.float32) for _ in range(50)]
+    clip_norm = 1.5
+    true = np.zeros(11)
+    for row in rows:
+        w, b = np.outer(row[:3], row[3:5]).ravel().astype(np.float64), row[5:].astype(np.float64)
+        g = np.concatenate([w, b])
+        true += g * min(1.0, clip_norm / float(np.linalg.norm(g)))
+    got = np.array(summed(rows, plan, clip_norm=clip_norm, grid_bits=16)) * clip_norm / 2**16
+    assert np.abs(got - true).max() < 50 * clip_norm / 2**15
+
+
+# --- what a row or a Plan may try ----------------------------------------------------------------------------------
+
+BIG = 3.0e38
+HOSTILE = {
+    "huge": [BIG] * 10,
+    "huge outer, nothing else": [BIG] * 5 + [0.0] * 5,
+    "one huge coordinate": [0.0] * 9 + [BIG],
+    "tiny": [1e-45] * 10,
+    "tiny times huge": [1e-45] * 3 + [BIG] * 2 + [0.0] * 5,
+    "huge times nothing": [BIG] * 3 + [0.0] * 2 + [0.5] * 5,
+    "exactly at the bound": [0.0] * 9 + [1.0],
+    "at the bound in the outer product": [1.0, 0, 0, 1.0, 0] + [0.0] * 5,
+    "just above": [0.0] * 9 + [float(np.nextafter(np.float32(1), np.float32(2)))],
+    "zero": [0.0] * 10,
+}
+NOTHING = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_row_weighs_more_than_the_bound(name: str) -> None:
+    plan = gradients()
+    row = np.array(HOSTILE[name], dtype=np.float32)
+    vector = summed([row], plan)
+    assert vector == oracle([row], plan)
+    assert sum(entry * entry for entry in vector) <= row_bound(11, GRID)
+    if ("bound" in name or "huge" in name) and "tiny" not in name:
+        assert sum(entry * entry for entry in vector) > 0.99 * 4**GRID  # clipped, not dropped
+
+
+@pytest.mark.parametrize("value", NOTHING.values(), ids=NOTHING)
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_a_row_that_is_not_finite_counts_as_zero_and_spoils_no_other(at: int, value: float) -> None:
+    plan = gradients()
+    good = [np.full(10, 0.25, dtype=np.float32), np.full(10, -0.5, dtype=np.float32)]
+    bad = np.full(10, 0.25, dtype=np.float32)
+    bad[at] = value
+    assert summed([good[0], bad, good[1]], plan) == summed(good, plan)
+    assert summed([bad], plan) == [0] * 11
+
+
+def test_padding_rows_do_not_count() -> None:
+    plan = gradients(rows=4)
+    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID)
+    row = np.full(10, 0.25, dtype=np.float32)
+    noise = np.full(10, math.nan, dtype=np.float32)
+    total.add(outs_of([row, noise, noise, noise], plan), 1)
+    assert [int(entry) for entry in total.take()] == summed([row], plan)
+
+
+def test_an_empty_sample_is_the_zero_vector_and_take_begins_anew() -> None:
+    total = RowSum(gradients(), clip_norm=1.0, grid_bits=GRID)
+    assert not total.take().any()
+    assert total.take().dtype == np.int64
+    total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), 4)
+    assert total.take().any()
+    assert not total.take().any()
+
+
+# --- sensitivity ---------------------------------------------------------------------------------------------------
+
+
+@given(st.data(), st.sampled_from(SHAPES), st.sampled_from([4, 12, 20]))
+@settings(max_examples=200, deadline=None)
+def test_one_row_changes_the_sum_by_at_most_the_sensitivity(
+    data: st.DataObject, plan: RowGradients, grid_bits: int
+) -> None:
+    """D and D' = D without one row, the same coins for all others: ||f(D) - f(D')||² <= Δ², as integers."""
+    rows = data.draw(some_rows(plan, st.one_of(ordinary, anything)).filter(bool))
+    gone = data.draw(st.integers(0, len(rows) - 1))
+    with_it = summed(rows, plan, grid_bits=grid_bits)
+    without = summed([*rows[:gone], *rows[gone + 1 :]], plan, grid_bits=grid_bits)
+    bound = RowSum(plan, clip_norm=1.0, grid_bits=grid_bits).sensitivity_squared
+    assert bound == row_bound(len(with_it), grid_bits)
+    assert sum((a - b) ** 2 for a, b in zip(with_it, without, strict=True)) <= bound
+
+
+@pytest.mark.parametrize(("length", "grid_bits"), [(1, 1), (7, 3), (1000, 16), (10**6, 20), ((1 << 32) - 5, 20)])
+def test_the_bound_is_the_square_of_radius_plus_rounding(length: int, grid_bits: int) -> None:
+    bound = row_bound(length, grid_bits)
+    # bound - 4^g - P is the least integer >= 2^(g+1) √P
+    cross = bound - 4**grid_bits - length
+    assert cross**2 >= (2 << grid_bits) ** 2 * length > (cross - 1) ** 2
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plan", "clip_norm", "grid_bits", "words"),
+    [
+        (gradients(), 1.0, 21, "grid_bits from 1 to 20"),
+        (gradients(), 1.0, 0, "grid_bits from 1 to 20"),
+        (gradients(), 0.0, 16, "clip_norm from 1e-30"),
+        (gradients(), math.inf, 16, "clip_norm from 1e-30"),
+        (gradients(), math.nan, 16, "clip_norm from 1e-30"),
+        (gradients(rows=1 << 34), 1.0, 20, "can't be added exactly"),
+        (
+            RowGradients(rows=4, blocks=(WholeRows(name="w", shape=(1 << 29,), output=0),), loss=1),
+            *(1.0, 16, "at most 2^28 entries"),
+        ),
+    ],
+)
+def test_what_cant_be_exact_is_refused(plan: RowGradients, clip_norm: float, grid_bits: int, words: str) -> None:
+    with pytest.raises(BadCommand, match=words.replace("^", r"\^")):
+        RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits)
+
+
+def test_more_rows_than_the_sum_holds_are_refused() -> None:
+    plan = gradients()
+    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID)
+    total._most_rows = 7
+    total.add(outs_of([np.ones(10, np.float32)] * 4, plan), 4)
+    with pytest.raises(LimitExceeded, match="more than 7 rows"):
+        total.add(outs_of([np.ones(10, np.float32)] * 4, plan), 4)
+
+
+def test_bad_thresholds_are_our_own_mistake() -> None:
+    for threshold in (0, FULL_SAMPLING + 1):
+        with pytest.raises(LocalError, match="threshold"):
+            poisson_sample(10, threshold)
+    with pytest.raises(LocalError, match="row_bound"):
+        row_bound(0, 16)
+
+
+# --- the sample ----------------------------------------------------------------------------------------------------
+
+
+def test_full_sampling_takes_every_row_and_none_needs_no_coin() -> None:
+    assert poisson_sample(5, FULL_SAMPLING).tolist() == [0, 1, 2, 3, 4]
+    assert poisson_sample(0, 1 << 31).tolist() == []
+
+
+def test_a_row_is_taken_exactly_if_its_32_bits_are_below_the_threshold() -> None:
+    coins = np.array([0, 99, 100, 101, 2**32 - 1], dtype="<u4")
+    assert poisson_sample(5, 100, lambda count: coins.tobytes()[:count]).tolist() == [0, 1]
+    assert poisson_sample(5, FULL_SAMPLING, lambda count: coins.tobytes()[:count]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_batches_cover_the_sample_once() -> None:
+    sample = np.array([2, 3, 5, 7, 11])
+    parts = list(batches_of(sample, 2))
+    assert [part.tolist() for part, _ in parts] == [[2, 3], [5, 7], [11, 11]]
+    assert [filled for _, filled in parts] == [2, 2, 1]
+    assert list(batches_of(sample[:0], 2)) == []
+
+
+ROWS, TRIALS, RATE = 24, 20_000, 0.25
+
+
+def samples(kind: str) -> NDArray[np.bool_]:
+    """[TRIALS, ROWS]: who was in. `shuffled` is the twin that draws batches of a fixed size."""
+    source = random.Random(5)
+    taken = np.zeros((TRIALS, ROWS), dtype=bool)
+    rng = np.random.default_rng(5)
+    for trial in taken:
+        if kind == "poisson":
+            trial[poisson_sample(ROWS, round(RATE * 2**32), source.randbytes)] = True
+        else:
+            trial[rng.permutation(ROWS)[: round(RATE * ROWS)]] = True
+    return taken
+
+
+def pair_statistic(taken: NDArray[np.bool_]) -> float:
+    """How many standard deviations the number of pairs that are in together is off from q² per pair and trial.
+
+    For Poisson samples the pairs of a trial number C(n, 2), n binomial: mean and variance of that are exact; a sum over
+    trials is normal. Threshold 6: a false alarm has a chance of 2e-9."""
+    n = taken.sum(axis=1)
+    pairs = n * (n - 1) / 2.0
+    counts = np.arange(ROWS + 1)
+    chances = np.array([math.comb(ROWS, int(k)) * RATE**k * (1 - RATE) ** (ROWS - k) for k in counts])
+    values = counts * (counts - 1) / 2.0
+    mean = float((chances * values).sum())
+    assert mean == pytest.approx(math.comb(ROWS, 2) * RATE**2)
+    deviation = math.sqrt(float((chances * (values - mean) ** 2).sum()))
+    return float((pairs.sum() - TRIALS * mean) / (deviation * math.sqrt(TRIALS)))
+
+
+def test_pairs_of_rows_are_in_together_with_probability_q_squared() -> None:
+    taken = samples("poisson")
+    assert abs(pair_statistic(taken)) < 6.0
+    # Every single row and every single pair too: normal, 24 + 276 of them, each at 6 deviations: below 1e-6 in all.
+    both = taken.T.astype(np.float64) @ taken.astype(np.float64)
+    for i in range(ROWS):
+        for j in range(i, ROWS):
+            q = RATE if i == j else RATE**2
+            assert abs(both[i, j] - TRIALS * q) < 6.0 * math.sqrt(TRIALS * q * (1 - q))
+
+
+def test_a_shuffling_twin_is_caught_by_the_pairs() -> None:
+    taken = samples("shuffled")
+    assert abs(taken.mean() - RATE) < 0.005  # its single rows look right
+    assert abs(pair_statistic(taken)) > 20.0
