@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Final, NoReturn
 
-_NEEDED: Final = ("torch", "safetensors", "typer", "rich")  # the extra `server` of pyproject.toml
+_NEEDED: Final = ("dp_accounting", "torch", "safetensors", "typer", "rich")  # the extra `server` of pyproject.toml
 
 
 def launch(module: str, *, program: str, extra: str) -> NoReturn:
