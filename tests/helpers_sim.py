@@ -48,3 +48,11 @@ def write_faults(folder: Path, *lines: str) -> Path:
     path = folder / "faults.yaml"
     path.write_text("faults:\n" + "".join(f"  - {{{line}}}\n" for line in lines))
     return path
+
+
+QUICK_SECURE = (*QUICK, "train.rounds=2", "simulation.agents=8")
+
+
+def boston_secure(*overrides: str) -> Job:
+    """A quick Boston job over secure sums with `overrides` on top."""
+    return load_job(EXAMPLES / "boston-secure.yaml", overrides=(*QUICK_SECURE, *overrides))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,7 @@ class FleetFolder:
     agents: Mapping[str, Path]
     port: int
     dealer: Path | None = None
+    helpers: Mapping[str, Path] = field(default_factory=dict)  # no data; in `processes`, agents like the others
 
     @property
     def broker_folder(self) -> Path:
@@ -70,6 +71,18 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
         home.add(read_request(made.request), roles=("data", "compute"), zone=scenario.zones.get(name))
         _write_rows(paths[name] / "data", table)
         _write_config(made.config, name=name, home=home, port=port, table=table)
+    helpers: dict[str, Path] = {}
+    for name, zone in scenario.helpers.items():
+        helpers[name] = folder / "agents" / name
+        made = enrol(
+            helpers[name],
+            name=name,
+            fleet=FLEET,
+            operator_key=home.operator_public().hex(),
+            broker=f"{_HOST}:{port}",
+        )
+        home.add(read_request(made.request), roles=("helper",), zone=zone)
+        _write_config(made.config, name=name, home=home, port=port, table=None)
     if scenario.dealer is not None:
         enrol_dealer(
             folder / "dealer",
@@ -82,7 +95,11 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
         home.add(read_request(folder / "dealer" / REQUEST_FILE), roles=("dealer",), zone=None)
     home.sign(now_s=time.time())
     made_folder = FleetFolder(
-        folder=folder, agents=paths, port=port, dealer=None if scenario.dealer is None else folder / "dealer"
+        folder=folder,
+        agents=paths,
+        port=port,
+        dealer=None if scenario.dealer is None else folder / "dealer",
+        helpers=helpers,
     )
     made_folder.broker_folder.mkdir(exist_ok=True)
     (made_folder.broker_folder / "mosquitto.conf").write_text(broker_config(port), "utf-8")
@@ -99,14 +116,16 @@ def _write_rows(folder: Path, table: Table) -> None:
             np.savez(file, **columns)  # type: ignore[arg-type]  # the stub sees ** as allow_pickle, too
 
 
-def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table) -> None:
+def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table | None) -> None:
     """agent.yaml with the dataset, and a policy that lets the job run: any Plan, and however few rows there are."""
     config = {
         "agent": {"name": name, "fleet": home.spec.fleet, "server": home.spec.server, "state_dir": "state"},
         "operator_key": home.operator_public().hex(),
         # Loopback, and tests that restart the broker: come back soon.
         "broker": {"host": _HOST, "port": port, "reconnect_least_s": 0.2, "reconnect_most_s": 2.0},
-        "datasets": [
+        "datasets": []
+        if table is None
+        else [
             {
                 "name": table.name,
                 "path": "data/train.npz",
@@ -115,10 +134,11 @@ def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table)
             }
         ],
         "policy": {
-            "jobs": ["describe", "moments", "train", "evaluate", "spdz-compute", "spdz-data"],
+            "jobs": [*("describe", "moments", "train", "evaluate", "aggregate", "help", "spdz-compute", "spdz-data")],
             "plans": "any",
             "min_rows": 1,
             "exact_evaluation": True,
+            "min_cohort": 2,
             "spdz": {
                 "outputs": {what: [home.spec.server, OWNERS] for what in ("model", "loss", "prediction")},
                 "security": "passive",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.data.table import Table
@@ -47,7 +48,7 @@ from sordino_server.run import RunnableLoop
 from sordino_sim.keys import simulation_device_key, simulation_operator_key, simulation_random
 from sordino_sim.mortal import MortalLoop
 from sordino_sim.network import SimulatedNetwork
-from sordino_sim.profiles import DeviceProfile
+from sordino_sim.profiles import DEFAULT_PROFILE, DeviceProfile, profile
 from sordino_sim.scenario import Scenario
 from sordino_sim.wires import Wire
 
@@ -60,10 +61,11 @@ _DRAIN_S: Final = 5.0  # as long as the real agent takes to say goodbye, at most
 # The simulated owners allow everything that a job can ask for: policies are tested on the agent itself, and a fleet of
 # a thousand may have one row each.
 _POLICY: Final = Policy(
-    jobs=("describe", "moments", "train", "evaluate", "spdz-compute", "spdz-data"),
+    jobs=("describe", "moments", "train", "evaluate", "aggregate", "help", "spdz-compute", "spdz-data"),
     plans="any",
     min_rows=1,
     exact_evaluation=True,
+    min_cohort=2,
     spdz=SpdzPolicy(
         outputs=dict.fromkeys(("model", "loss", "prediction"), (SERVER, OWNERS)),
         security="passive",  # the least that is accepted
@@ -107,10 +109,10 @@ class SimulatedAgent:
 
     __slots__ = (
         *("board", "boot", "core", "endpoint", "identity", "journal", "ledger", "loop", "models", "name", "slowdown"),
-        "table",
+        *("sums", "table"),
     )
 
-    def __init__(self, *, name: str, identity: DeviceKey, board: DeviceProfile, table: Table) -> None:
+    def __init__(self, *, name: str, identity: DeviceKey, board: DeviceProfile, table: Table | None) -> None:
         self.name = name
         self.identity = identity
         self.board = board
@@ -118,6 +120,7 @@ class SimulatedAgent:
         self.boot = 0
         self.journal = BurnJournal(None)  # on the device's disk: it survives restarts
         self.ledger = Ledger(None)  # as well
+        self.sums = SumJournal(None)  # as well
         self.models: dict[str, bytes] = {}
         self.slowdown = 1.0
         self.loop: MortalLoop | None = None
@@ -172,6 +175,12 @@ class SimulatedFleet:
                 name=name, identity=simulation_device_key(seed, name), board=board, table=self._tables[name]
             )
             for name, board in scenario.boards.items()
+        }
+        self.helpers: Mapping[str, SimulatedAgent] = {
+            name: SimulatedAgent(
+                name=name, identity=simulation_device_key(seed, name), board=profile(DEFAULT_PROFILE), table=None
+            )
+            for name in scenario.helpers
         }
         self._away: list[str] = []  # who died or left, in this order
         self._signed = self._sign_roster()
@@ -268,15 +277,16 @@ class SimulatedFleet:
     # --- agents ----------------------------------------------------------------------------------------------------
 
     def start_agents(self) -> None:
-        """Start everybody who is not away, the dealer too."""
+        """Start everybody who is not away, dealer and helpers too."""
         self.start_dealer()
-        for agent in self.agents.values():
+        for agent in (*self.helpers.values(), *self.agents.values()):
             if not agent.running and agent.name not in self._away:
                 self._start(agent)
 
     def die(self, name: str, *, noticed_after_s: float = 0.0) -> None:
-        """The device stops in mid-word; the broker notices later. Nothing happens if it is not running."""
-        agent = self.agents[name]
+        """The device, or the helper, stops in mid-word; the broker notices later. Nothing happens if it is not
+        running."""
+        agent = self._device(name)
         if agent.loop is None:
             return
         agent.loop.kill()
@@ -286,7 +296,7 @@ class SimulatedFleet:
 
     def leave(self, name: str) -> None:
         """The device drains and says goodbye, as on SIGTERM."""
-        agent = self.agents[name]
+        agent = self._device(name)
         if agent.core is None or agent.endpoint is None or agent.loop is None:
             return
         core, endpoint, loop = agent.core, agent.endpoint, agent.loop
@@ -303,7 +313,7 @@ class SimulatedFleet:
 
     def come_back(self, name: str) -> None:
         """A new boot of a device that is away."""
-        agent = self.agents[name]
+        agent = self._device(name)
         if agent.running:
             return
         if name in self._away:
@@ -330,7 +340,7 @@ class SimulatedFleet:
 
     def close(self) -> None:
         """Stop everything that has a socket or a timer."""
-        for name, agent in self.agents.items():
+        for name, agent in (*self.agents.items(), *self.helpers.items()):
             if agent.loop is not None:
                 agent.loop.kill()
                 agent.loop = agent.core = agent.endpoint = None
@@ -342,7 +352,7 @@ class SimulatedFleet:
         agent.boot += 1
         loop = agent.loop = MortalLoop(self._loop)
         limits = Limits(memory_bytes=agent.board.memory_bytes // 2)
-        catalogue = MemoryCatalogue([agent.table])
+        catalogue = MemoryCatalogue([] if agent.table is None else [agent.table])
         bench = Bench(
             catalogue=catalogue,
             plan_of=lambda data: self._programs.load(data).plan,
@@ -369,6 +379,8 @@ class SimulatedFleet:
             version=VERSION,
             journal=agent.journal,
             ledger=agent.ledger,
+            sums=agent.sums,
+            identity=agent.identity,
             keep_model=agent.models.__setitem__,
         )
         book = self._book()
@@ -378,6 +390,9 @@ class SimulatedFleet:
         core.attach(endpoint)
         core.start()
         endpoint.open()
+
+    def _device(self, name: str) -> SimulatedAgent:
+        return self.helpers[name] if name in self.helpers else self.agents[name]
 
     # --- both ------------------------------------------------------------------------------------------------------
 
@@ -412,6 +427,7 @@ class SimulatedFleet:
         issued_s = int(self._loop.wall_s())
         parties: list[tuple[str, DeviceKey, tuple[str, ...]]] = [(SERVER, self._server_identity, ("server",))]
         parties += [(agent.name, agent.identity, ("data", "compute")) for agent in self.agents.values()]
+        parties += [(helper.name, helper.identity, ("helper",)) for helper in self.helpers.values()]
         if self._dealer is not None:
             parties.append((self._dealer, simulation_device_key(self._seed, self._dealer), ("dealer",)))
         roster = Roster(
@@ -425,7 +441,7 @@ class SimulatedFleet:
                     sign_key=identity.public.sign_key,
                     box_key=identity.public.box_key,
                     roles=roles,
-                    zone=self._scenario.zones.get(name, "default"),
+                    zone=self._scenario.helpers.get(name) or self._scenario.zones.get(name, "default"),
                 )
                 for name, identity, roles in parties
             ),

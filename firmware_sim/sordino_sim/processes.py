@@ -41,7 +41,7 @@ class AgentProcesses:
         """Start one agent, unless it runs. Its log is appended to `agent.log` in its folder."""
         if name in self._running and self._running[name].poll() is None:
             return
-        home = self._folder.agents[name]
+        home = self._folder.agents.get(name) or self._folder.helpers[name]
         with (home / "agent.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "sordino_agent.cli", "run", str(home)],
@@ -51,8 +51,8 @@ class AgentProcesses:
             )
 
     def start_all(self) -> None:
-        """Every agent, and the dealer if there is one."""
-        for name in self.names:
+        """Every agent, the helpers, and the dealer if there is one."""
+        for name in (*self._folder.helpers, *self.names):
             self.start(name)
         self.start_dealer()
 

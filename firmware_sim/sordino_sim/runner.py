@@ -174,7 +174,7 @@ def _drive(
                     observer=watch,
                     resume=resume,
                     pooled=public_pool(job) if with_baseline else None,
-                    world=company.world() if job.spec.on_shares else None,
+                    world=company.world() if job.spec.needs_world else None,
                     owned=scenario.owned if with_baseline else lambda rows: None,
                 )
                 break

@@ -44,6 +44,13 @@ class Scenario:
         return {name: f"zone-{index % count}" for index, name in enumerate(self.boards)} if count > 1 else {}
 
     @property
+    def helpers(self) -> Mapping[str, str]:
+        """Devices without rows that help in secure sums, each with its zone: one more than the job needs, so that one
+        may fail."""
+        secure = self.job.spec.secure
+        return {} if secure is None else {f"helper-{k}": f"helpers-{k}" for k in range(secure.helpers + 1)}
+
+    @property
     def agents(self) -> tuple[str, ...]:
         return tuple(self.boards)
 

@@ -26,10 +26,13 @@ from sordino_server.rounds.effects import (
     Look,
     Meter,
     Metered,
+    NextSum,
+    Numbered,
     Present,
     Report,
     Result,
     Save,
+    Sent,
     Tell,
 )
 from sordino_server.rounds.events import Answered, Note, Observer, Outcome, silent
@@ -95,6 +98,7 @@ class Conductor:
         self._generator: Generator[Effect, Result, Any] | None = None
         self._save: Callable[[Checkpoint], None] = _no_store
         self._begin: Callable[[int], None] = _no_ledger
+        self._next_sum: Callable[[], int] = _no_numbers
         self._run: str | None = None
         self._pending: Question | Gathering | Hearing | None = None
         self._ear = Ear(gone_s=gone_s)
@@ -133,15 +137,16 @@ class Conductor:
         run: str | None = None,
         save: Callable[[Checkpoint], None] | None = None,
         begin: Callable[[int], None] | None = None,
+        next_sum: Callable[[], int] | None = None,
     ) -> None:
         """Begin. `run`: whose tasks an interruption cancels. `save` must return when the checkpoint is durable, `begin`
-        when the number of releases is."""
+        when the number of releases is; so must `next_sum`, which never gives a number twice."""
         if self._endpoint is None:
             raise LocalError("Conductor.start before attach")
         if self._generator is not None and not self.done:
             raise LocalError("Conductor.start while another generator runs")
         self._generator, self._run, self._save = generator, run, save or _no_store
-        self._begin = begin or _no_ledger
+        self._begin, self._next_sum = begin or _no_ledger, next_sum or _no_numbers
         self._pending, self.done, self._result, self._error = None, False, None, None
         self._ear = Ear(gone_s=self._gone_s)
         self._base = self._traffic()
@@ -174,7 +179,7 @@ class Conductor:
         if isinstance(question, Question) and question.awaits(name, incoming.correlation):
             question.take(name, incoming.message)
         else:  # said unasked, or late: its question is over
-            self._ear.said(name, incoming.message)
+            self._ear.said(name, incoming.message, incoming.correlation)
         self._review()
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
@@ -245,11 +250,13 @@ class Conductor:
                     case Listen(names=names):
                         self._ear.listen(names, self._online_of(tuple(names)), self._loop.now_s())
                     case Tell():
-                        self._say(effect)
+                        value = Sent(correlation=self._say(effect))
                     case Look():
                         value = self._present()
                     case Meter():
                         value = Metered(**self._bytes(), now_s=self._loop.now_s())
+                    case NextSum():
+                        value = Numbered(index=self._next_sum())
                     case Begin(releases=releases):
                         self._begin(releases)
                     case Save(checkpoint=checkpoint):
@@ -328,7 +335,7 @@ class Conductor:
 
     # --- listening -------------------------------------------------------------------------------------------------
 
-    def _say(self, effect: Tell) -> None:
+    def _say(self, effect: Tell) -> bytes:
         assert self._endpoint is not None
 
         def outcome(delivered: bool, reason: str) -> None:
@@ -337,9 +344,10 @@ class Conductor:
                 self._review()
 
         try:
-            self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
+            return self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
         except LimitExceeded as error:
             self._ear.lose(effect.to, printable(str(error)))
+            return b""
 
     # --- small things ----------------------------------------------------------------------------------------------
 
@@ -400,3 +408,7 @@ def _no_store(checkpoint: Checkpoint) -> None:
 
 def _no_ledger(releases: int) -> None:
     raise LocalError("this generator counts releases, but the conductor was started without a store for the count")
+
+
+def _no_numbers() -> int:
+    raise LocalError("this generator forms secure sums, but the conductor was started without numbers for them")

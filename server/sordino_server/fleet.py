@@ -62,11 +62,11 @@ def members_of(roster: Roster) -> tuple[str, ...]:
 
 
 def others_of(roster: Roster) -> tuple[str, ...]:
-    """Parties that own no data but may compute, or deal."""
+    """Parties that own no data but may compute, deal, or help in sums."""
+    able = {"compute", "dealer", "helper"}
     return tuple(
-        sorted(e.name for e in roster.entries if {"compute", "dealer"} & set(e.roles) and "data" not in e.roles
-               and "server" not in e.roles)
-    )  # fmt: skip
+        sorted(e.name for e in roster.entries if able & set(e.roles) and not {"data", "server"} & set(e.roles))
+    )
 
 
 class _Handler:

@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import NAME_PATTERN, Label
+from sordino_server.job_aggregate import SecureSpec, check_secure
 from sordino_server.job_privacy import DataRangesSpec, PrivacySpec, check_privacy
 from sordino_server.job_spdz import SpdzSpec, check_spdz
 
@@ -173,14 +174,26 @@ class JobSpec(_Strict, frozen=True, kw_only=True):
     simulation: SimulationSpec = SimulationSpec()
     spdz: SpdzSpec | UnsetType = UNSET
     privacy: PrivacySpec | None = None
-    # Named in the design, built later. Given, they are refused: see job_privacy.
-    secure_aggregation: Any | UnsetType = UNSET
+    secure_aggregation: bool | SecureSpec = False
+    # Named in the design, built later. Given, it is refused: see job_privacy.
     validate: Literal["norm"] | None = None
 
     @property
     def shares(self) -> SpdzSpec:
         """The block `spdz`, or its defaults."""
         return SpdzSpec() if isinstance(self.spdz, UnsetType) else self.spdz
+
+    @property
+    def secure(self) -> SecureSpec | None:
+        """The block `secure_aggregation`, or its defaults; None without it."""
+        if isinstance(self.secure_aggregation, bool):
+            return SecureSpec() if self.secure_aggregation else None
+        return self.secure_aggregation
+
+    @property
+    def needs_world(self) -> bool:
+        """Whether the server needs keys, randomness and the roster for the rounds themselves."""
+        return self.on_shares or self.secure is not None
 
     @property
     def on_shares(self) -> bool:
@@ -216,6 +229,7 @@ def load_job(path: Path, *, overrides: Sequence[str] = ()) -> Job:
     _check_mode(job)
     _check_data(job)
     _check_train(job)
+    check_secure(spec, job.error)
     check_privacy(spec, job.error)
     if not job.model_file.is_file():
         raise job.error("model.file", f"there is no file {job.model_file}; the path is relative to the job file")
@@ -257,7 +271,7 @@ def _check_mode(job: Job) -> None:
         raise job.error("mode", f"there is no mode {spec.mode!r}; today: federated, spdz")
     if spec.on_shares:
         for key in ("secure_aggregation", "privacy"):
-            if getattr(spec, key) not in (UNSET, None, False):
+            if getattr(spec, key) not in (None, False):
                 raise job.error(
                     key, "is not offered on secret shares: nobody sees updates, and the result opens without noise"
                 )

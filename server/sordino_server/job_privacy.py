@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, Meta
+from msgspec import Meta
 
 from sordino_common.errors import ConfigError
 
@@ -91,7 +91,7 @@ def check_privacy(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> No
 
 def is_secure(spec: JobSpec) -> bool:
     """Whether `secure_aggregation` is asked for."""
-    return spec.secure_aggregation is not UNSET and spec.secure_aggregation not in (None, False)
+    return spec.secure is not None
 
 
 def scaled_by_fleet(spec: JobSpec) -> bool:
@@ -218,7 +218,5 @@ def _range_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, 
 def require_runnable(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> None:
     """Refuse, when a run begins, what can be loaded and planned but is not built, so that nobody trains less privately
     than they asked."""
-    for key in ("secure_aggregation", "privacy"):
-        value = getattr(spec, key)
-        if value is not UNSET and value is not None and value is not False:
-            raise error(key, f"{key} is not built yet: without it the server sees each device's update")
+    if spec.privacy is not None:
+        raise error("privacy", "privacy is not built yet: without it the server sees each device's update")

@@ -36,9 +36,9 @@ class Ear:
         self._boots = {name: online.get(name, self._boots.get(name, -1)) for name in sorted(names)}
         self._away = {name: self._away.get(name, now_s) for name in sorted(names) if name not in online}
 
-    def said(self, name: str, message: Message) -> None:
+    def said(self, name: str, message: Message, correlation: bytes = b"") -> None:
         if name in self._boots and len(self._kept) < _KEPT_MOST:
-            self._kept.append(Said(name=name, message=message))
+            self._kept.append(Said(name=name, message=message, correlation=correlation))
 
     def lose(self, name: str, why: str) -> None:
         """`name` can't go on, if it is listened to."""

@@ -91,6 +91,7 @@ def _head(result: RunResult, summary: Mapping[str, Any], metric: str | None) -> 
 
 _SEES: Final = {
     "plain": "baseline: the server sees each agent's update",
+    "secure-aggregation": "secure aggregation: the server sees sums over many devices, and no single update",
     "active": "active security: nobody sees rows or gradients, and cheating is detected",
     "passive": "SECURITY PASSIVE: a single cheating compute agent could have falsified this result, or learned rows",
 }

@@ -27,6 +27,7 @@ from sordino_server.model import Traced, make_model, model_digest, trace_job
 from sordino_server.rounds.effects import Checkpoint, Effect, Result
 from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, silent
 from sordino_server.rounds.fedavg import federated_averaging
+from sordino_server.rounds.fedavg_secure import secure_averaging
 from sordino_server.rounds.roll import DataMismatch
 from sordino_server.rounds.spdz import World
 from sordino_server.run_shares import SharedRun, owned_by, shared_run
@@ -56,6 +57,14 @@ Rounds = Callable[[Checkpoint | None], Generator[Effect, Result, Checkpoint]]
 
 def _averaging(job: Job, run: str, traced: Traced, resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
     return federated_averaging(job.spec, run=run, programs=traced.programs, params=traced.params, resumed=resumed)
+
+
+def _secure_averaging(
+    job: Job, run: str, traced: Traced, world: World, resumed: Checkpoint | None
+) -> Generator[Effect, Result, Checkpoint]:
+    return secure_averaging(
+        job.spec, run=run, programs=traced.programs, params=traced.params, world=world, resumed=resumed
+    )
 
 
 def new_run_id(job: Job, *, wall_s: float, token: str) -> str:
@@ -96,8 +105,8 @@ def run_job(
     """Train the job to its end (from the last checkpoint of `run`, if `resume`) and compare with plain PyTorch.
 
     `members`: the data agents of the roster, for the record. `pooled`: the rows for the baseline; without them there is
-    none. `world`, `owned`: for jobs on shares, whose baseline needs each owner's rows. `stopwatch`: real time, whatever
-    the loop's. Raises the named errors; the run's record says how it ended."""
+    none. `world`: for jobs on shares and secure sums. `owned`: each owner's rows, for the baseline on shares.
+    `stopwatch`: real time, whatever the loop's. Raises the named errors; the run's record says how it ended."""
     if re.match(r"^[a-z0-9][a-z0-9-]{0,79}\Z", run) is None:
         raise ConfigError(f"run id {run!r}: expected lower-case letters, digits and hyphens, at most 80")
     require_runnable(job.spec, job.error)
@@ -110,6 +119,12 @@ def run_job(
         shares = shared = shared_run(job, model, world)
         names, security = shared.names, f"secret shares, {job.spec.shares.security} security"
         rounds = partial(shared.rounds, run)
+    elif job.spec.secure is not None:
+        if world is None:
+            raise LocalError("run_job: secure sums need a world")
+        traced = trace_job(job, model)
+        names, security = traced.names, f"secure aggregation, sums over {job.spec.secure.minimum} devices or more"
+        rounds = partial(_secure_averaging, job, run, traced, world)
     else:
         traced = trace_job(job, model)
         names, security = traced.names, "plain"
@@ -150,6 +165,7 @@ def run_job(
             rounds(checkpoint),
             run=run,
             save=lambda state: store.save(run, state, elapsed_s=before_s + stopwatch() - began_s),
+            next_sum=lambda: store.next_sum(run),
         )
         try:
             loop.run_until(lambda: conductor.done, deadline_s=math.inf)
@@ -175,6 +191,9 @@ def run_job(
             agents = len({name for record in records for name in record.shares})
             baseline = run_baseline(job, pooled, agents=agents, rounds=final.record.round, stopwatch=stopwatch)
         summary = summarise(job, run, records, final, seconds=seconds, baseline=baseline)
+        if job.spec.secure is not None:
+            summary |= {"security": "secure-aggregation", "helpers": job.spec.secure.helpers,
+                        "minimum_cohort": job.spec.secure.minimum}  # fmt: skip
         if shares is not None:
             summary |= shares.summary(final, baseline)
         store.finish(run, "done", summary=summary)

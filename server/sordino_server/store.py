@@ -44,6 +44,7 @@ CREATE TABLE shares (
     run TEXT NOT NULL, round INTEGER NOT NULL, agent TEXT NOT NULL, outcome TEXT NOT NULL, rows INTEGER NOT NULL,
     steps INTEGER NOT NULL, loss REAL, seconds REAL NOT NULL, note TEXT NOT NULL, PRIMARY KEY (run, round, agent)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE sums (run TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE releases (run TEXT PRIMARY KEY, begun INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 _KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
@@ -169,6 +170,13 @@ class RunStore:
         """How many noised releases of the run have begun, after a crash as well."""
         row = self._db.execute("SELECT begun FROM releases WHERE run=?", (run,)).fetchone()
         return 0 if row is None else int(row[0])
+
+    def next_sum(self, run: str) -> int:
+        """A number for a secure sum of the run, one above the last. Durable when it returns: never given twice."""
+        row = self._db.execute(
+            "INSERT INTO sums VALUES (?,1) ON CONFLICT (run) DO UPDATE SET next=next+1 RETURNING next", (run,)
+        ).fetchone()
+        return int(row[0])
 
     def finish(
         self, run: str, status: str, *, summary: Mapping[str, object] | None = None, error: str | None = None

@@ -217,7 +217,7 @@ def test_ranges_without_privacy(tmp_path: Path) -> None:
         load_job(written(tmp_path, text, ("standardize: none", "ranges: {features: [0, 1]}")))
 
 
-@pytest.mark.parametrize(("text", "key"), [(RECORD, "privacy"), (DEVICE, "secure_aggregation")])
+@pytest.mark.parametrize(("text", "key"), [(RECORD, "privacy"), (DEVICE, "privacy")])
 def test_until_the_rounds_are_built_such_a_job_is_refused_when_it_is_run(tmp_path: Path, text: str, key: str) -> None:
     job = load_job(written(tmp_path, text))
     with pytest.raises(ConfigError, match=rf"{key}: {key} is not built yet: without it the server sees each device's"):

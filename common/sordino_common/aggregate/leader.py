@@ -67,6 +67,13 @@ class LeaderSum:
         """Whose vectors wait until every helper holds their seeds."""
         return frozenset(self._waiting)
 
+    @property
+    def unconfirmed(self) -> tuple[str, ...]:
+        """Helpers that have not said of everybody who waits whether they hold the seed."""
+        return tuple(
+            name for name in self.terms.helpers if any(name in missing for _, missing in self._waiting.values())
+        )
+
     def contribute(self, name: str, message: Contribution) -> Mapping[str, bytes]:
         """Take the contribution of `name`; the boxes to relay, by helper. Raises `NotTaken`: then `name` is excluded,
         unless an earlier contribution of theirs is in."""

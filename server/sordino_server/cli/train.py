@@ -87,7 +87,7 @@ def train(
                 observer=progress,
                 resume=resume is not None,
                 pooled=pooled,
-                world=connection.world() if loaded.spec.on_shares else None,
+                world=connection.world() if loaded.spec.needs_world else None,
                 owned=lambda rows: None if pooled is None else owned_in_order(pooled, rows),
             )
         if report is not None:

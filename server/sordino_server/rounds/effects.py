@@ -7,8 +7,9 @@ A generator yields an effect and is sent the answer:
     Look    -> Present    who is online now
     Meter   -> Metered    bytes and time so far
     Listen  -> None       from now on, keep what these parties say unasked, for Hear
-    Tell    -> None       a message that is not answered
+    Tell    -> Sent       a message; what answers it, if anything, comes to who listens, with the same correlation
     Hear    -> Heard      what was said since, or a while of silence
+    NextSum -> Numbered   the next number of a secure sum of this run, never used before: on disk by then
     Begin   -> None       something is about to be released: when the generator goes on, that is on disk
     Save    -> None       a durable checkpoint: when the generator goes on, it is on disk
     Report  -> None       tell the observers
@@ -120,12 +121,29 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tell:
-    """Send `message`; it needs no answer. If it can't be delivered within `expires_s`, and its receiver is listened
-    to, that is told as `Gone`."""
+    """Send `message`; an answer, if there is one, is heard by who listens. If it can't be delivered within `expires_s`,
+    and its receiver is listened to, that is told as `Gone`."""
 
     to: str
     message: Message
     expires_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """`correlation`: that of an answer; empty if the message could not be sent."""
+
+    correlation: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextSum:
+    """A number for a secure sum. A helper answers one sum of each number, so none comes twice, after a crash either."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbered:
+    index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +158,11 @@ class Hear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
+    """`correlation`: of the message that this answers; empty or of nobody's if it answers none."""
+
     name: str
     message: Message
+    correlation: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,8 +244,8 @@ class Report:
     event: Event
 
 
-Effect = Ask | Gather | Look | Meter | Begin | Save | Report | Listen | Tell | Hear
-Result = Answers | Present | Metered | Heard | None
+Effect = Ask | Gather | Look | Meter | NextSum | Begin | Save | Report | Listen | Tell | Hear
+Result = Answers | Present | Metered | Heard | Sent | Numbered | None
 
 
 def ask(effect: Ask) -> Generator[Effect, Result, Answers]:
@@ -271,8 +292,17 @@ def listen(names: frozenset[str]) -> Generator[Effect, Result, None]:
     yield Listen(names=names)
 
 
-def tell(to: str, message: Message) -> Generator[Effect, Result, None]:
-    yield Tell(to=to, message=message)
+def tell(to: str, message: Message) -> Generator[Effect, Result, bytes]:
+    """The correlation that an answer will have; empty if the message could not be sent."""
+    result = yield Tell(to=to, message=message)
+    return result.correlation if isinstance(result, Sent) else b""
+
+
+def next_sum() -> Generator[Effect, Result, int]:
+    result = yield NextSum()
+    if not isinstance(result, Numbered):
+        raise LocalError(f"a NextSum was answered by {type(result).__name__}")
+    return result.index
 
 
 def hear(effect: Hear) -> Generator[Effect, Result, tuple[Said | Gone, ...]]:

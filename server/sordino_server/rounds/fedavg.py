@@ -23,7 +23,7 @@ import numpy as np
 from sordino_common.errors import ConfigError, RemoteError
 from sordino_common.messages import Cancel, DataRef, Evaluate, Evaluated, Message, Train, Trained
 from sordino_common.plan.arrays import from_numpy
-from sordino_server.job import JobSpec, metrics_of
+from sordino_server.job import JobSpec, TrainSpec, metrics_of
 from sordino_server.rounds.average import LARGEST, MOST_ROWS, averaged, check_update
 from sordino_server.rounds.effects import (
     Ask,
@@ -63,11 +63,11 @@ def federated_averaging(
     first = 1 if resumed is None else resumed.record.round + 1
     if resumed is None:
         scaling = yield from measure(spec.data, spec.train, roll, first)
-        state = Checkpoint(params=params, scaling=scaling, steps=0, record=_nothing())
+        state = Checkpoint(params=params, scaling=scaling, steps=0, record=nothing_yet())
     else:
         state = resumed
     for number in range(first, spec.train.rounds + 1):
-        if _enough(spec, state):
+        if enough(spec, state):
             break
         this = _Round(spec=spec, run=run, programs=programs, roll=roll, number=number)
         state, counted = yield from this.play(state, counted)
@@ -84,11 +84,11 @@ def held_out_metrics(
     return _Round(spec=spec, run=run, programs=programs, roll=roll, number=number).metrics(state)
 
 
-def _enough(spec: JobSpec, state: Checkpoint) -> bool:
+def enough(spec: JobSpec, state: Checkpoint) -> bool:
     return spec.train.max_steps is not None and state.steps >= spec.train.max_steps
 
 
-def _nothing() -> RoundRecord:
+def nothing_yet() -> RoundRecord:
     return RoundRecord(
         round=0, loss=None, metrics={}, shares={}, steps=0, attempts=0, bytes_up=0, bytes_down=0, seconds=0.0
     )
@@ -141,7 +141,7 @@ class _Round:
         forbidden: frozenset[str] = frozenset()
         for attempt in range(train.retries + 1):
             names, need = yield from self.roll.assemble(self.number, done=frozenset(replies))
-            names = self._choose(names, attempt, len(replies))
+            names = chosen(train, names, self.number, attempt, have=len(replies))
             yield from report(RoundStarted(round=self.number, attempt=attempt, asked=names))
             command = Train(
                 run=self.run,
@@ -198,15 +198,6 @@ class _Round:
                 self.roll.forget(name)
             yield from report(Note(text=f"round {self.number}: without {name}: {why}", level="warning"))
 
-    def _choose(self, names: Names, attempt: int, have: int) -> Names:
-        """All, or so many drawn by a generator that depends on job, round and attempt only."""
-        wanted = self.spec.train.agents
-        if wanted == "all" or len(names) <= wanted - have:
-            return names
-        seed = [self.spec.train.seed, self.number, attempt]
-        picked = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))[: wanted - have]
-        return tuple(names[k] for k in sorted(picked.tolist()))
-
     def _check(self, command: Train, params: Params) -> Callable[[str, Message], None]:
         limits = self.spec.limits
 
@@ -222,7 +213,7 @@ class _Round:
         """The job's metrics over the held-out rows of whoever is ready, and how many rows those are; ({}, 0) if it is
         not this round's turn."""
         train, every = self.spec.train, self.spec.train.evaluate_every
-        final = self.number == train.rounds or _enough(self.spec, state)
+        final = self.number == train.rounds or enough(self.spec, state)
         if not final and (every == 0 or self.number % every != 0):
             return {}, 0
         params = tuple(from_numpy(param) for param in state.params)
@@ -276,6 +267,15 @@ class _Round:
             raise RemoteError("its sums are not finite, or of no rows")
         if reply.rows > MOST_ROWS or any(abs(number) > LARGEST for number in reply.sums):
             raise RemoteError(f"claims {reply.rows} rows, at most {MOST_ROWS}; or a sum above {LARGEST:g}")
+
+
+def chosen(train: TrainSpec, names: Names, number: int, attempt: int, *, have: int = 0) -> Names:
+    """All, or so many drawn by a generator that depends on job, round and attempt only."""
+    wanted = train.agents
+    if wanted == "all" or len(names) <= wanted - have:
+        return names
+    picked = np.random.Generator(np.random.PCG64([train.seed, number, attempt])).permutation(len(names))
+    return tuple(names[k] for k in sorted(picked[: wanted - have].tolist()))
 
 
 def data_ref(spec: JobSpec, scaling: Scaling, split: str) -> DataRef:

@@ -71,6 +71,7 @@ class Roll:
     data: DataSpec
     train: TrainSpec
     programs: Sequence[Program]
+    least: int = 1  # whatever the job's quorum says
     able: dict[str, Able] = field(default_factory=dict)
     unfit: dict[str, _Unfit] = field(default_factory=dict)
     _sick: dict[str, _Sick] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class Roll:
     def quorum(self, present: Present) -> int:
         """Of the members that may hold the data, or of the number that the job draws."""
         fit = len(present.members - self.unfit.keys())
-        return quorum_of(self.train, fit if self.train.agents == "all" else self.train.agents)
+        return max(self.least, quorum_of(self.train, fit if self.train.agents == "all" else self.train.agents))
 
     def forget(self, name: str) -> None:
         """This agent refused: describe and prepare it anew before it is asked again."""
