@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import yaml
 
+from sordino_agent.budget import BudgetSpec
 from sordino_agent.config import load_agent_config
 from sordino_agent.data.table import Split, Table
 from sordino_agent.enrol import enrol
@@ -70,7 +72,7 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
         )
         home.add(read_request(made.request), roles=("data", "compute"), zone=scenario.zones.get(name))
         _write_rows(paths[name] / "data", table)
-        _write_config(made.config, name=name, home=home, port=port, table=table)
+        _write_config(made.config, name=name, home=home, port=port, table=table, budget=scenario.budgets.get(name))
     helpers: dict[str, Path] = {}
     for name, zone in scenario.helpers.items():
         helpers[name] = folder / "agents" / name
@@ -116,7 +118,9 @@ def _write_rows(folder: Path, table: Table) -> None:
             np.savez(file, **columns)  # type: ignore[arg-type]  # the stub sees ** as allow_pickle, too
 
 
-def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table | None) -> None:
+def _write_config(
+    path: Path, *, name: str, home: Home, port: int, table: Table | None, budget: BudgetSpec | None = None
+) -> None:
     """agent.yaml with the dataset, and a policy that lets the job run: any Plan, and however few rows there are."""
     config = {
         "agent": {"name": name, "fleet": home.spec.fleet, "server": home.spec.server, "state_dir": "state"},
@@ -131,6 +135,7 @@ def _write_config(path: Path, *, name: str, home: Home, port: int, table: Table 
                 "path": "data/train.npz",
                 "test_path": "data/test.npz",
                 "tags": list(table.tags),
+                **({} if budget is None else {"budget": msgspec.to_builtins(budget)}),
             }
         ],
         "policy": {

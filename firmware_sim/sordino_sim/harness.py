@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from sordino_agent.aggregate.journal import SumJournal
+from sordino_agent.budget import BudgetSpec
 from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.data.table import Table
@@ -112,15 +113,24 @@ class SimulatedAgent:
         *("sums", "table"),
     )
 
-    def __init__(self, *, name: str, identity: DeviceKey, board: DeviceProfile, table: Table | None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: DeviceKey,
+        board: DeviceProfile,
+        table: Table | None,
+        budget: BudgetSpec | None = None,
+    ) -> None:
         self.name = name
         self.identity = identity
         self.board = board
         self.table = table
         self.boot = 0
         self.journal = BurnJournal(None)  # on the device's disk: it survives restarts
-        self.ledger = Ledger(None)  # as well
-        self.sums = SumJournal(None)  # as well
+        # as well
+        self.ledger = Ledger(None, budgets={} if table is None or budget is None else {table.name: budget})
+        self.sums = SumJournal(None)
         self.models: dict[str, bytes] = {}
         self.slowdown = 1.0
         self.loop: MortalLoop | None = None
@@ -172,7 +182,11 @@ class SimulatedFleet:
         self._tables: Mapping[str, Table] = scenario.tables()
         self.agents: Mapping[str, SimulatedAgent] = {
             name: SimulatedAgent(
-                name=name, identity=simulation_device_key(seed, name), board=board, table=self._tables[name]
+                name=name,
+                identity=simulation_device_key(seed, name),
+                board=board,
+                table=self._tables[name],
+                budget=scenario.budgets.get(name),
             )
             for name, board in scenario.boards.items()
         }

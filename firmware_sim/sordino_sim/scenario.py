@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sordino_agent.budget import BudgetSpec
 from sordino_agent.data.table import Split, Table, table_of
 from sordino_common.errors import ConfigError
 from sordino_server.baseline import Owned
@@ -53,6 +54,15 @@ class Scenario:
     @property
     def agents(self) -> tuple[str, ...]:
         return tuple(self.boards)
+
+    @property
+    def budgets(self) -> Mapping[str, BudgetSpec]:
+        """The privacy budget of each agent's dataset, by the agent's name; of those that have one."""
+        given = self.job.spec.simulation.budget
+        if given is None:
+            return {}
+        budget = BudgetSpec(epsilon=given.epsilon, rho=given.rho, delta=given.delta)
+        return dict.fromkeys(self.agents[: given.agents], budget)
 
     def network(self, *, server: str) -> SimulatedNetwork:
         """The boards' links with the job's changes; the server sits beside the broker."""

@@ -144,6 +144,21 @@ class NetworkSpec(_Strict, frozen=True, kw_only=True):
     reordering: Fraction | None = None
 
 
+class SimulatedBudgetSpec(_Strict, frozen=True, kw_only=True):
+    """A privacy budget that simulated owners set for their rows: `epsilon` or `rho`, with `delta`. `agents`: only the
+    first so many, by name, have one; the others' rows are counted, but nothing is refused."""
+
+    delta: Annotated[float, Meta(gt=0.0, lt=0.5)]
+    epsilon: Annotated[float, Meta(gt=0.0, le=1e6)] | None = None
+    rho: Annotated[float, Meta(gt=0.0, le=1e6)] | None = None
+    agents: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+
+    def __post_init__(self) -> None:
+        # A ValueError here becomes a validation error with the entry's file, line and column.
+        if (self.epsilon is None) == (self.rho is None):
+            raise ValueError("give either epsilon or rho, with delta")
+
+
 class SimulationSpec(_Strict, frozen=True, kw_only=True):
     """For `sordino-sim`; of this, `sordino train` uses only `data`, `test_fraction` and `seed`, for its baseline."""
 
@@ -156,6 +171,7 @@ class SimulationSpec(_Strict, frozen=True, kw_only=True):
     profile: Label | None = None
     network: NetworkSpec = NetworkSpec()
     faults: str | None = None  # path of a fault schedule
+    budget: SimulatedBudgetSpec | None = None
 
 
 class JobSpec(_Strict, frozen=True, kw_only=True):

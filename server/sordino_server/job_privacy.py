@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from sordino_common.errors import ConfigError
+from sordino_common.privacy.rows import MAX_ROW_GRID_BITS
 
 if TYPE_CHECKING:
     from sordino_server.job import JobSpec
@@ -135,6 +136,8 @@ def _record_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str,
                 "size do not have the privacy that is accounted for"
             ),
         )
+    if privacy.grid_bits > MAX_ROW_GRID_BITS:
+        yield "privacy.grid_bits", f"of rows is at most {MAX_ROW_GRID_BITS}: sums of finer steps are not exact"
     if spec.train.local_steps is None:
         yield (
             "train.local_epochs",

@@ -189,6 +189,11 @@ REFUSALS = {
         ("clip_norm: 1.0", "clip_norm: 1.0\n  grid_bits: 30"),
         r":22:3: privacy.grid_bits: Expected",
     ),
+    "grid of rows": (
+        RECORD,
+        ("clip_norm: 1.0", "clip_norm: 1.0\n  grid_bits: 21"),
+        r":22:3: privacy.grid_bits: of rows is at most 20: sums of finer steps are not exact",
+    ),
 }
 
 

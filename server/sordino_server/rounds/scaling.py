@@ -87,6 +87,7 @@ def measure(data: DataSpec, train: TrainSpec, roll: Roll, first_round: int) -> G
     results: dict[str, MomentsResult] = {}
     reasons: dict[str, str] = {}
     forbidden: frozenset[str] = frozenset()
+    broke: frozenset[str] = frozenset()
     for _ in range(train.retries + 1):
         names, need = yield from roll.assemble(first_round, done=frozenset(results))
         answers = yield from ask(
@@ -104,8 +105,9 @@ def measure(data: DataSpec, train: TrainSpec, roll: Roll, first_round: int) -> G
             assert isinstance(reply, MomentsResult)
             results[name] = reply
         reasons, forbidden = {**answers.missing, **answers.refusals}, answers.forbidden
+        broke = answers.unaffordable
         if len(answers.replies) >= need:
             return scaling_of(data, results)
     detail = ", ".join(f"{name} ({why})" for name, why in sorted(reasons.items()))
     text = f"column moments: {len(results)} agents answered, too few; missing: {detail}"
-    raise shortage(text, missing=reasons.keys(), forbidden=forbidden)
+    raise shortage(text, missing=reasons.keys(), forbidden=forbidden, unaffordable=broke)
