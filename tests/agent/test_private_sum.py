@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from helpers_canary import RandomBytes, sampler_faults
 from sordino_agent.errors import BadCommand
 from sordino_agent.private_sum import RowSum, batches_of, poisson_sample
 from sordino_common.errors import LimitExceeded, LocalError
@@ -324,50 +325,31 @@ def test_batches_cover_the_sample_once() -> None:
     assert list(batches_of(sample[:0], 2)) == []
 
 
-ROWS, TRIALS, RATE = 24, 20_000, 0.25
+RATE = 0.25
 
 
-def samples(kind: str) -> NDArray[np.bool_]:
-    """[TRIALS, ROWS]: who was in. `shuffled` is the twin that draws batches of a fixed size."""
-    source = random.Random(5)
-    taken = np.zeros((TRIALS, ROWS), dtype=bool)
-    rng = np.random.default_rng(5)
-    for trial in taken:
-        if kind == "poisson":
-            trial[poisson_sample(ROWS, round(RATE * 2**32), source.randbytes)] = True
-        else:
-            trial[rng.permutation(ROWS)[: round(RATE * ROWS)]] = True
+def poisson(steps: int, rows: int, source: RandomBytes) -> NDArray[np.bool_]:
+    taken = np.zeros((steps, rows), dtype=bool)
+    for step in taken:
+        step[poisson_sample(rows, round(RATE * 2**32), source)] = True
     return taken
 
 
-def pair_statistic(taken: NDArray[np.bool_]) -> float:
-    """How many standard deviations the number of pairs that are in together is off from q² per pair and trial.
-
-    For Poisson samples the pairs of a trial number C(n, 2), n binomial: mean and variance of that are exact; a sum over
-    trials is normal. Threshold 6: a false alarm has a chance of 2e-9."""
-    n = taken.sum(axis=1)
-    pairs = n * (n - 1) / 2.0
-    counts = np.arange(ROWS + 1)
-    chances = np.array([math.comb(ROWS, int(k)) * RATE**k * (1 - RATE) ** (ROWS - k) for k in counts])
-    values = counts * (counts - 1) / 2.0
-    mean = float((chances * values).sum())
-    assert mean == pytest.approx(math.comb(ROWS, 2) * RATE**2)
-    deviation = math.sqrt(float((chances * (values - mean) ** 2).sum()))
-    return float((pairs.sum() - TRIALS * mean) / (deviation * math.sqrt(TRIALS)))
+def shuffled(steps: int, rows: int, source: RandomBytes) -> NDArray[np.bool_]:
+    """The twin that takes batches of a fixed size: every row as often as it should be, but pairs too seldom."""
+    rng = np.random.default_rng(int.from_bytes(source(8), "big"))
+    taken = np.zeros((steps, rows), dtype=bool)
+    for step in taken:
+        step[rng.permutation(rows)[: round(RATE * rows)]] = True
+    return taken
 
 
-def test_pairs_of_rows_are_in_together_with_probability_q_squared() -> None:
-    taken = samples("poisson")
-    assert abs(pair_statistic(taken)) < 6.0
-    # Every single row and every single pair too: normal, 24 + 276 of them, each at 6 deviations: below 1e-6 in all.
-    both = taken.T.astype(np.float64) @ taken.astype(np.float64)
-    for i in range(ROWS):
-        for j in range(i, ROWS):
-            q = RATE if i == j else RATE**2
-            assert abs(both[i, j] - TRIALS * q) < 6.0 * math.sqrt(TRIALS * q * (1 - q))
+def test_rows_pairs_and_sizes_are_those_of_a_poisson_sample() -> None:
+    """Counts of rows against q, of pairs against q², within and across steps; false alarm below 1e-6."""
+    assert sampler_faults(poisson, q=RATE, random=random.Random(5).randbytes) == []
 
 
 def test_a_shuffling_twin_is_caught_by_the_pairs() -> None:
-    taken = samples("shuffled")
-    assert abs(taken.mean() - RATE) < 0.005  # its single rows look right
-    assert abs(pair_statistic(taken)) > 20.0
+    faults = sampler_faults(shuffled, q=RATE, random=random.Random(5).randbytes)
+    assert any(fault.startswith("all pairs") for fault in faults)
+    assert not any(fault.startswith("rows") for fault in faults)  # its single rows look right
