@@ -16,6 +16,7 @@ import numpy as np
 from timing import best_seconds
 
 from sordino_common.ring import fp
+from sordino_common.ring.limbs import Workspace
 from sordino_common.ring.prg import Seed
 
 SIZES = (64, 2048, 11_264, 22_528)
@@ -34,7 +35,7 @@ def elementwise() -> dict[str, float]:
         v = rng.integers(-(1 << 63), (1 << 63) - 1, size)
         u, w = v[::-1].copy().view(np.uint64), np.empty_like(v)
         a, b = (fp.expand_fp(Seed(bytes(32)), name, (size,)) for name in (b"a", b"b"))
-        out, seed = np.empty_like(a), Seed(bytes(32))
+        out, seed, space = np.empty_like(a), Seed(bytes(32)), Workspace()
         operations: dict[str, Callable[[], object]] = {
             "pass": lambda v=v, w=w: np.add(v, v, out=w),
             "add": lambda a=a, b=b, out=out: fp.add(a, b, out),
@@ -44,8 +45,7 @@ def elementwise() -> dict[str, float]:
             "weighted": lambda u=u, v=v, out=out: fp.weighted(u, v, out),
             "mul_int64": lambda a=a, v=v, out=out: fp.mul_int64(a, v, out),
             "mul": lambda a=a, b=b, out=out: fp.mul(a, b, out),
-            "dot": lambda a=a, b=b: fp.dot(a, b),
-            "dot_int64": lambda a=a, v=v: fp.dot_int64(a, v),
+            "dots": lambda a=a, b=b, v=v, space=space: fp.dots(a, (b, v), workspace=space),
             "sum_": lambda a=a: fp.sum_(a, (0,)),
             "expand_fp": lambda out=out, seed=seed, size=size: fp.expand_fp(seed, b"e", (size,), out),
         }
@@ -69,24 +69,26 @@ def against_python() -> None:
 
 
 def checks() -> None:
-    """Vector products of a check, over casting the matrix to float64 once (int64 entries: one cast, F_p: two)."""
-    print("\ntimes a cast of the int64 matrix to float64\nmatrix         mat_vec mat_vec_fp    vec_mat vec_mat_fp")
+    """Matrices of a check times vectors, over casting the matrix to float64 once (int64 entries: one cast, F_p: two).
+    `mat_vecs` is 16 of them, an F_p and an int64 matrix each, over as many triple casts."""
+    print("\ntimes a cast of the int64 matrix to float64\nmatrix         mat_vec mat_vec_fp   mat_vecs")
     for rows, columns in ((32, 13), (32, 64), (13, 64), (128, 784), (784, 128)):
         t = np.random.default_rng(0).integers(-(1 << 63), (1 << 63) - 1, (rows, columns))
         t_fp = fp.expand_fp(Seed(bytes(32)), b"t", (rows, columns))
-        v, w = (fp.expand_fp(Seed(bytes(32)), b"v", (size,)) for size in (columns, rows))
+        v = fp.expand_fp(Seed(bytes(32)), b"v", (columns,))
+        jobs, space = [(t_fp, t, fp.vectors(t[0] & np.int64((1 << 63) - 1)))] * 16, Workspace()
         floats = np.empty((rows, columns))
         seconds = best_seconds(
             {
                 "cast": lambda t=t, floats=floats: np.copyto(floats, t),
                 "mat_vec": lambda t=t, v=v: fp.mat_vec(t, v),
                 "mat_vec_fp": lambda t=t_fp, v=v: fp.mat_vec_fp(t, v),
-                "vec_mat": lambda t=t, w=w: fp.vec_mat(w, t),
-                "vec_mat_fp": lambda t=t_fp, w=w: fp.vec_mat_fp(w, t),
+                "mat_vecs": lambda jobs=jobs, space=space: fp.mat_vecs(jobs, workspace=space),
             },
             rounds=5,
         )
-        ratios = [seconds[name] / seconds["cast"] for name in ("mat_vec", "mat_vec_fp", "vec_mat", "vec_mat_fp")]
+        ratios = [seconds[name] / seconds["cast"] for name in ("mat_vec", "mat_vec_fp", "mat_vecs")]
+        ratios[2] /= 3 * len(jobs)
         print(f"{rows:4d} x {columns:3d}   " + "".join(f"{ratio:11.1f}" for ratio in ratios))
 
 

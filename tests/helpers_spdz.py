@@ -77,9 +77,6 @@ class SlowField:
     def weighted(self, rho: I64, v: I64) -> Any:
         return self.pack(np.asarray(rho.astype(object) * v.astype(object), dtype=object))
 
-    def mul(self, a: Any, b: Any) -> Any:
-        return self.pack(np.asarray(self.ints(a) * self.ints(b), dtype=object))
-
     def mul_exact(self, a: I64, b: I64) -> Any:
         return self.pack(np.asarray(a.astype(object) * b.astype(object), dtype=object))
 
@@ -89,23 +86,19 @@ class SlowField:
     def scale_fp(self, scalar: int, a: Any) -> Any:
         return self.pack(np.asarray(self.ints(a) * scalar, dtype=object))
 
-    def dot(self, a: Any, b: Any) -> int:
-        return int(sum(self.ints(a) * self.ints(b))) % self.prime
+    def integers(self, x: Any) -> Any:
+        return self.ints(x) if x.dtype == np.uint64 else x.astype(object)
 
-    def dot_int64(self, a: Any, v: I64) -> int:
-        return int(sum(self.ints(a) * v.astype(object))) % self.prime
+    def dots(self, w: Any, others: Sequence[Any]) -> list[int]:
+        return [int((self.integers(w) * self.integers(x)).sum()) % self.prime for x in others]
 
-    def mat_vec(self, t: I64, v: Any) -> Any:
-        return self.pack(t.astype(object) @ self.ints(v))
+    def vectors(self, v: I64) -> Any:
+        return v.astype(object).reshape(1, -1, 1)
 
-    def mat_vec_fp(self, t: Any, v: Any) -> Any:
-        return self.pack(self.ints(t) @ self.ints(v))
-
-    def vec_mat(self, v: Any, t: I64) -> Any:
-        return self.pack(self.ints(v) @ t.astype(object))
-
-    def vec_mat_fp(self, v: Any, t: Any) -> Any:
-        return self.pack(self.ints(v) @ self.ints(t))
+    def mat_vecs(self, jobs: Sequence[tuple[Any, I64, Any]]) -> tuple[Any, Any]:
+        of_a = [np.matmul(self.ints(a), v[0]).reshape(-1) for a, _, v in jobs]
+        of_b = [np.matmul(b.astype(object), v[0]).reshape(-1) for _, b, v in jobs]
+        return self.pack(np.concatenate(of_a)), self.pack(np.concatenate(of_b))
 
     def expand(self, seed: Seed, info: bytes, count: int) -> Any:
         raw = bytearray(32 * count)

@@ -96,19 +96,15 @@ class Cheater(Party):
             data = _flipped(data, self._tamper.bit % (8 * len(data)))
         return super().on_correction(step, attempt, data)
 
-    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[Any, Any, Any, Any]:
-        masks, gammas, root_macs, gamma_macs = super()._preprocessing(at, corrected)
-        place = self._place()
+    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[Any, Any]:
+        shares, macs = super()._preprocessing(at, corrected)
+        place = self._layout.root_elements + self._place()
         if self._due("opening", at[0]):
-            gammas = np.array(gammas)
-            gammas.view(np.uint64)[place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
+            shares.view(np.uint64)[place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
         elif self.spec.active and self._due("mac", at[0]):
-            if gamma_macs is None:
-                gamma_macs = self._expanded("gamma-mac", at, self._layout.gate_elements)
-                root_macs = self._expanded("lambda-mac", at, self._layout.root_elements)
-            gamma_macs = np.array(gamma_macs)
-            gamma_macs[0, place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
-        return masks, gammas, root_macs, gamma_macs
+            macs = self._expanded(at) if macs is None else np.array(macs)
+            macs[0, place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
+        return shares, macs
 
     def _guard(self, take: Callable[[], None]) -> list[Effect]:
         return [self._bent(effect) for effect in super()._guard(take)]
@@ -145,8 +141,9 @@ class Cheater(Party):
         place: int = self._layout.gates[numbers[self._tamper.gate % len(numbers)]].start
         return place
 
-    def _expanded(self, kind: str, at: tuple[int, int], count: int) -> Any:
-        return self._field.expand(self._shares_seed, stream(self.spec, kind, *at), count)
+    def _expanded(self, at: tuple[int, int]) -> Any:
+        count = self._layout.root_elements + self._layout.gate_elements
+        return self._field.expand(self._shares_seed, stream(self.spec, "mac", *at), count)
 
 
 def _flipped(data: bytes, bit: int) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sordino_common.errors import LocalError
 from sordino_common.ring import fp
 from sordino_common.ring.fp import P
-from sordino_common.ring.fp_linear import MAX_INNER
+from sordino_common.ring.fp_linear import DOT_BLOCK, MAX_INNER
 from sordino_common.ring.limbs import Workspace
 
 EDGES = [0, 1, P - 1, 1 << 63, P - (1 << 63), (1 << 64) - 1, 1 << 126, (1 << 105) - 1, (1 << 112) - 1]
@@ -57,8 +57,28 @@ def times_vector(t: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (residues(t) * residues(v)[..., None, :]).sum(axis=-1)
 
 
-def vector_times(v: np.ndarray, t: np.ndarray) -> np.ndarray:
-    return (residues(t) * residues(v)[..., :, None]).sum(axis=-2)
+def inner_product(v: np.ndarray, w: np.ndarray) -> int:
+    return int((residues(v) * residues(w)).sum()) % P
+
+
+def coefficients(shape: tuple[int, ...], seed: int = 0, *, kind: str = "mixed") -> np.ndarray:
+    """Numbers of 63 bits."""
+    return integers(shape, seed, kind=kind) & np.int64((1 << 63) - 1)
+
+
+def check_mat_vecs(jobs: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """(A, B, v): all of them in one call, as a check does it."""
+    workspace = Workspace()
+    flat = np.concatenate([v.reshape(-1) for _, _, v in jobs])
+    table, made, start = fp.vectors(flat), [], 0
+    for a, b, v in jobs:
+        made.append((a, b, table[:, start : start + v.size].reshape(len(table), *v.shape, table.shape[-1])))
+        start += v.size
+    for _ in range(2):
+        of_a, of_b = fp.mat_vecs(made, workspace=workspace)
+        for got, which in ((of_a, 0), (of_b, 1)):
+            expected = [times_vector(job[which], job[2]).reshape(-1) for job in jobs]
+            assert same(got, np.concatenate(expected))
 
 
 @pytest.mark.parametrize("kind", ["mixed", "lowest", "ones"])
@@ -72,9 +92,10 @@ def test_all_products_at_inner_dimensions(inner: int, kind: str) -> None:
     assert same(fp.matmul_int64(a, y), product(a, y))
     assert same(fp.matmul_fp(x, b), product(x, b))
     assert same(fp.mat_vec(a, v), times_vector(a, v)) and same(fp.mat_vec_fp(x, v), times_vector(x, v))
-    assert same(fp.vec_mat(v, b), vector_times(v, b)) and same(fp.vec_mat_fp(v, y), vector_times(v, y))
-    assert fp.dot(v, w) == int((residues(v) * residues(w)).sum()) % P
-    assert fp.dot_int64(v, a[0]) == int((residues(v) * residues(a[0])).sum()) % P
+    numbers = [v, w, a[0], b[:, 0]]
+    for left in numbers:
+        assert fp.dots(left, numbers) == [inner_product(left, right) for right in numbers]
+    check_mat_vecs([(x, a, coefficients((inner,), 7, kind=kind)), (y.swapaxes(1, 2), b.T, coefficients((inner,), 8))])
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -96,13 +117,14 @@ def test_batches(rows: int, inner: int, columns: int, batch: tuple[int, ...], se
     assert same(fp.matmul_int64(a, elements(shared.shape, 3)), product(a, elements(shared.shape, 3)))
     for v in (elements((inner,), seed + 5), elements((*batch, inner), seed + 6)):
         assert same(fp.mat_vec(a, v), times_vector(a, v)) and same(fp.mat_vec_fp(x, v), times_vector(x, v))
-        assert same(fp.vec_mat(v, b), vector_times(v, b)) and same(fp.vec_mat_fp(v, y), vector_times(v, y))
+    one, own = coefficients((inner,), seed + 7), coefficients((*batch, inner), seed + 8)
+    check_mat_vecs([(x, a, one), (y.swapaxes(-1, -2), b.swapaxes(-1, -2), own), (x, a, own)])
 
 
 def test_views() -> None:
     """Operands of gates are often permuted or expanded views."""
     a, x = integers((6, 5), 1), elements((6, 5), 2)
-    v, w = elements((6,), 3), elements((5,), 4)
+    v, w, c = elements((6,), 3), elements((5,), 4), coefficients((6,), 5)
     views: list[Callable[[np.ndarray], np.ndarray]] = [
         lambda t: t.swapaxes(-1, -2),
         lambda t: t[..., ::-1, ::-1].swapaxes(-1, -2),
@@ -111,23 +133,35 @@ def test_views() -> None:
     for view in views:
         assert same(fp.mat_vec(view(a), v), times_vector(view(a), v))
         assert same(fp.mat_vec_fp(view(x), v), times_vector(view(x), v))
-        assert same(fp.vec_mat(w, view(a)), vector_times(w, view(a)))
-        assert same(fp.vec_mat_fp(w, view(x)), vector_times(w, view(x)))
+        check_mat_vecs([(view(x), view(a), c)])
         assert same(fp.matmul_int64(view(a), x), product(view(a), x))
         assert same(fp.matmul_fp(view(x), a), product(view(x), a))
     assert same(fp.mat_vec(a, w[:, ::-1]), times_vector(a, w[:, ::-1]))
-    assert fp.dot(w[:, ::-1], w) == int((residues(w)[::-1] * residues(w)).sum()) % P
-    assert fp.dot_int64(w, a[0, ::-1]) == int((residues(w) * residues(a[0])[::-1]).sum()) % P
+    assert fp.dots(w[:, ::-1], [w, a[0, ::-1]]) == [inner_product(w[:, ::-1], w), inner_product(w, a[0])]
     batch = np.broadcast_to(a, (3, 6, 5))
     assert same(fp.mat_vec(batch, w), times_vector(batch, w))
 
 
 def test_many_rows_and_columns_cross_the_blocks() -> None:
-    a, v, w = integers((700, 60), 7), elements((60,), 8), elements((700,), 9)
-    assert same(fp.mat_vec(a, v), times_vector(a, v)) and same(fp.vec_mat(w, a), vector_times(w, a))
-    x = elements((40, 300), 10)
-    v, w = elements((300,), 11), elements((40,), 12)
-    assert same(fp.mat_vec_fp(x, v), times_vector(x, v)) and same(fp.vec_mat_fp(w, x), vector_times(w, x))
+    a, v = integers((700, 60), 7), elements((60,), 8)
+    assert same(fp.mat_vec(a, v), times_vector(a, v))
+    x, v = elements((40, 300), 10), elements((300,), 11)
+    assert same(fp.mat_vec_fp(x, v), times_vector(x, v))
+
+
+def test_many_matrices_cross_the_blocks() -> None:
+    """Matrices that are split alone, by rows and by columns, and by batch; and many that are split together."""
+    tall, wide = (40, 520), (3, 6000)
+    jobs = [
+        (elements(shape, k), integers(shape, k + 1), coefficients(shape[1:], k)) for k, shape in enumerate((tall, wide))
+    ]
+    batch = (9, 50, 40)
+    jobs.append((elements(batch, 5), integers(batch, 6), coefficients((9, 40), 7)))
+    jobs.append((elements(batch, 8), integers(batch, 9), coefficients((40,), 10)))
+    jobs += [(elements((70, 30), k), integers((70, 30), k + 1), coefficients((30,), k)) for k in range(20, 32)]
+    check_mat_vecs(jobs)
+    many = elements((2 * DOT_BLOCK + 5,), 1)
+    assert fp.dots(many, [many]) == [inner_product(many, many)]
 
 
 def test_the_longest_inner_dimension() -> None:
@@ -135,8 +169,8 @@ def test_the_longest_inner_dimension() -> None:
     t = np.full((1, MAX_INNER), (1 << 63) - 1, dtype=np.int64)
     v = np.broadcast_to(fp.from_ints([P - 1], (1,)), (2, MAX_INNER))
     expected = [-MAX_INNER * ((1 << 63) - 1) % P]
-    assert fp.to_ints(fp.mat_vec(t, v)) == expected == fp.to_ints(fp.vec_mat(v, t.T.copy()))
-    assert fp.to_ints(fp.mat_vec_fp(v[:, None], v)) == [MAX_INNER] == [fp.dot(v, v)]
+    assert fp.to_ints(fp.mat_vec(t, v)) == expected
+    assert fp.to_ints(fp.mat_vec_fp(v[:, None], v)) == [MAX_INNER] == fp.dots(v, [v])
     too_long = np.zeros((1, MAX_INNER + 1), dtype=np.int64)
     with pytest.raises(LocalError, match="inner dimension 131073 is over 131072; cut the product into parts"):
         fp.mat_vec(too_long, fp.zeros((MAX_INNER + 1,)))
@@ -159,18 +193,27 @@ def test_refusals() -> None:
     t, x = np.zeros((2, 3), dtype=np.int64), fp.zeros((2, 3))
     refusals: list[tuple[str, Callable[[], object]]] = [
         (
-            r"fp\.dot: expected two vectors of one length, got shapes \(2,\) and \(3,\)",
-            lambda: fp.dot(fp.zeros((2,)), fp.zeros((3,))),
+            r"fp\.dots: expected vectors of one length, got shapes \(2,\), \(3,\)",
+            lambda: fp.dots(fp.zeros((2,)), [fp.zeros((3,))]),
         ),
-        (r"fp\.dot_int64: expected two vectors of one length, got shapes \(2, 3\)", lambda: fp.dot_int64(x, t)),
+        (r"fp\.dots: expected vectors of one length, got shapes \(2, 3\), \(2, 3\)", lambda: fp.dots(x, [t])),
+        (r"fp\.dots: expected int64, got float64\[2, 3\]", lambda: fp.dots(t.astype(float), [t])),  # type: ignore[arg-type]
+        (r"fp\.vectors: expected int64, got uint64", lambda: fp.vectors(x[0])),  # type: ignore[arg-type]
+        (
+            r"fp\.mat_vecs: a vector of shape \(2,\) does not fit matrices \(2, 3\), \(2, 3\)",
+            lambda: fp.mat_vecs([(x, t, fp.vectors(t[:, 0]))]),
+        ),
+        (
+            r"fp\.mat_vecs: a vector of shape \(3,\) does not fit matrices \(3, 2\), \(2, 3\)",
+            lambda: fp.mat_vecs([(x.swapaxes(1, 2), t, fp.vectors(t[0]))]),
+        ),
         (
             r"fp\.mat_vec: a vector of shape \(2,\) does not fit a matrix of shape \(2, 3\)",
             lambda: fp.mat_vec(t, fp.zeros((2,))),
         ),
-        (r"fp\.vec_mat_fp: a vector of shape \(3,\) does not fit", lambda: fp.vec_mat_fp(fp.zeros((3,)), x)),
         (r"fp\.mat_vec_fp: a vector of shape \(4, 3\) does not fit", lambda: fp.mat_vec_fp(x, fp.zeros((4, 3)))),
         (r"fp\.mat_vec: expected int64, got float64\[2, 3\]", lambda: fp.mat_vec(t.astype(float), fp.zeros((3,)))),
-        (r"fp\.vec_mat: expected uint64 of shape", lambda: fp.vec_mat(t, t)),  # type: ignore[arg-type]
+        (r"fp\.mat_vec: expected uint64 of shape", lambda: fp.mat_vec(t, t)),  # type: ignore[arg-type]
         (r"fp\.matmul_int64: shapes \(2, 3\) and \(2, 3\) do not fit", lambda: fp.matmul_int64(t, x)),
         (r"fp\.matmul_fp: shapes \(2, 3\) and \(2, 3\) do not fit", lambda: fp.matmul_fp(x, t)),
         (r"fp\.matmul_exact: expected int64 operands, got int64 and uint64", lambda: fp.matmul_exact(t, x[0].T)),  # type: ignore[arg-type]

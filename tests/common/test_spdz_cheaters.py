@@ -179,7 +179,7 @@ def tiny_circuit(matrix: bool) -> Circuit:
 @pytest.mark.parametrize("matrix", [False, True])
 def test_in_a_small_field_the_check_fails_as_often_as_computed(matrix: bool) -> None:
     """p = 31. An error e != 0 mod p passes iff α = 0 or the element's coefficient is 0 mod p: chance 1 - (1 - 1/p)^2,
-    or 1 - (1 - 1/p)^4 for a matrix, whose coefficient is a product of three. Counted; false alarm below 10^-6 (5
+    or 1 - (1 - 1/p)^3 for a matrix, whose coefficient is a product of two. Counted; false alarm below 10^-6 (5
     standard errors)."""
     prime = 31
     spec = toy_spec(2, circuit=tiny_circuit(matrix), steps=1, owners=(("ada", 1),))
@@ -194,7 +194,7 @@ def test_in_a_small_field_the_check_fails_as_often_as_computed(matrix: bool) -> 
         except MacCheckError:
             continue
         passed += 1
-    expected = 1 - (1 - 1 / prime) ** (4 if matrix else 2)
+    expected = 1 - (1 - 1 / prime) ** (3 if matrix else 2)
     error = math.sqrt(expected * (1 - expected) / trials)
     print(f"p = {prime}: {passed}/{trials} passed, expected {expected * trials:.1f}")
     assert abs(passed / trials - expected) < 5 * error

@@ -21,7 +21,7 @@ from helpers_spdz import (
 )
 from sordino_common.errors import LocalError
 from sordino_common.ring.prg import Seed
-from sordino_common.spdz import dealing
+from sordino_common.spdz import dealing, reference
 from sordino_common.spdz.circuit import Circuit, Gate
 from sordino_common.spdz.errors import OutOfRange, ProtocolError, SessionDead, UncheckedOpenings
 from sordino_common.spdz.spec import Schedule, Security, SessionSpec
@@ -35,9 +35,9 @@ def watched(committee: Committee) -> dict[tuple[int, int], list[Any]]:
     dealer = committee.dealer
     original = dealer._gammas
 
-    def gammas(values: Any, gate_r: Any) -> Any:
+    def gammas(values: Any, roots: Any, gate_r: Any) -> Any:
         seen[(dealer.next_step, dealer.next_attempt)] = list(values)
-        return original(values, gate_r)
+        return original(values, roots, gate_r)
 
     dealer._gammas = gammas  # type: ignore[method-assign]
     return seen
@@ -118,15 +118,39 @@ def test_the_fast_field_and_the_slow_one_deal_the_same() -> None:
     values = fast._input_masks(0, 0)
     gate_r = np.random.default_rng(0).integers(-(2**63), 2**63, fast._layout.gate_elements)
     fast._follow(values, gate_r)
+    roots = np.concatenate([values[number].reshape(-1) for number in fast._layout.roots])
     with np.errstate(over="ignore"):
-        ring, exact = fast._gammas(values, gate_r)
-        slow_ring, slow_exact = slow._gammas(values, gate_r)
+        ring, tags = fast._gammas(values, roots, gate_r)
+        slow_ring, slow_tags = slow._gammas(values, roots, gate_r)
     assert np.array_equal(ring, slow_ring)
-    assert np.array_equal(exact, slow_exact)
-    assert exact is not None  # the toy's γ are below p / 2 in size, so they can be read back
-    integers = [low + (high << 64) for low, high in zip(exact[0].tolist(), exact[1].tolist(), strict=True)]
-    signed = [v - P127 if v > P127 // 2 else v for v in integers]
-    assert [v % 2**64 for v in signed] == [int(v) % 2**64 for v in ring]  # the same integer in both worlds
+    assert tags is not None
+    assert np.array_equal(tags, slow_tags)
+    # The toy's γ are below p / 2 in size, so they can be read back from α γ: the same integer in both worlds.
+    inverse = pow(fast._alpha, -1, P127)
+    masks = [
+        (low + (high << 64)) * inverse % P127 for low, high in zip(tags[0].tolist(), tags[1].tolist(), strict=True)
+    ]
+    signed = [v - P127 if v > P127 // 2 else v for v in masks]
+    assert signed[: len(roots)] == roots.tolist()
+    assert [v % 2**64 for v in signed[len(roots) :]] == [int(v) % 2**64 for v in ring]
+    assert signed[len(roots) :] == exact_gammas(fast, values, gate_r)
+
+
+def exact_gammas(dealer: dealing.Dealer, values: list[Any], gate_r: Any) -> list[int]:
+    """γ of every gate, by Python's integers."""
+    whole: list[int] = []
+    for number, place in dealer._layout.gates.items():
+        gate = dealer.spec.circuit.node(number)
+        assert isinstance(gate, Gate)
+        gamma = gate_r[place].astype(object).reshape(gate.wire.shape)
+        for product in gate.products:
+            gamma = gamma + reference.product(
+                product, values[product.a].astype(object), values[product.b].astype(object)
+            )
+        for term in gate.terms:
+            gamma = gamma - term.coefficient * values[term.operand].astype(object)
+        whole += np.asarray(gamma, dtype=object).reshape(-1).tolist()
+    return whole
 
 
 def test_the_edge_of_the_ring_is_met_and_the_step_runs_again() -> None:

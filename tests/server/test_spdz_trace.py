@@ -53,6 +53,21 @@ def test_the_fit_is_the_best_in_the_mean(degree: int, interval: float) -> None:
     assert [round(known.coefficients[0] * 8, 3), round(known.coefficients[1] * 512, 3)] == [1.201, -0.816]
 
 
+@pytest.mark.parametrize("interval", [0.5, 8.0, 64.0])
+def test_the_fit_does_not_depend_on_the_quadrature(interval: float) -> None:
+    """The same coefficients to 1e-9 by Gauss and Legendre's rule with 400 nodes on the whole interval."""
+    u, weight = np.polynomial.legendre.leggauss(400)
+    for fit, truth in (
+        (fitted(5, interval).sigmoid, 1 / (1 + np.exp(-u * interval))),
+        (fitted(5, interval).tanh, np.tanh(u * interval)),
+    ):
+        powers = np.stack([u, u**3, u**5], axis=1) * np.sqrt(weight)[:, None]
+        found = np.linalg.lstsq(powers, (truth - fit.constant) * np.sqrt(weight), rcond=None)[0]
+        assert fit.coefficients == pytest.approx(
+            [c / interval**k for c, k in zip(found, (1, 3, 5), strict=True)], rel=1e-9
+        )
+
+
 class Layers(nn.Module):
     """The same activation in every way that PyTorch spells it."""
 

@@ -2,7 +2,7 @@
 
 An array of shape S is uint64 of shape (2, *S), canonical; see `fp_core`. Every function is exact. Here: conversions,
 expansion of seeds, sums. `fp_elementwise`: sums and products entry by entry. `fp_linear`: inner products, matrix
-times vector. `fp_matmul`: products of matrices.
+times vector. `fp_planes`: many matrices times 63-bit vectors. `fp_matmul`: products of matrices.
 """
 
 from __future__ import annotations
@@ -40,14 +40,12 @@ from sordino_common.ring.fp_elementwise import (
     weighted,
 )
 from sordino_common.ring.fp_linear import (
-    dot,
-    dot_int64,
+    dots,
     mat_vec,
     mat_vec_fp,
-    vec_mat,
-    vec_mat_fp,
 )
 from sordino_common.ring.fp_matmul import matmul_exact, matmul_fp, matmul_int64
+from sordino_common.ring.fp_planes import mat_vecs, vectors
 from sordino_common.ring.prg import Seed, expand_bytes
 
 __all__ = [
@@ -55,14 +53,14 @@ __all__ = [
     "Fp",
     "P",
     "add",
-    "dot",
-    "dot_int64",
+    "dots",
     "expand_fp",
     "from_int64",
     "from_ints",
     "from_uint64",
     "mat_vec",
     "mat_vec_fp",
+    "mat_vecs",
     "matmul_exact",
     "matmul_fp",
     "matmul_int64",
@@ -76,8 +74,7 @@ __all__ = [
     "sub",
     "sum_",
     "to_ints",
-    "vec_mat",
-    "vec_mat_fp",
+    "vectors",
     "weighted",
     "zeros",
 ]

@@ -34,14 +34,14 @@ _SIGN: Final = np.uint64(63)
 _NEGATIVE: Final = np.uint64(3 << 62)
 
 
-def check_fp(what: str, *operands: Fp) -> None:
+def check_fp(what: str, *operands: npt.NDArray[np.generic]) -> None:
     """Raises `LocalError` unless every operand is uint64 of shape (2, ...)."""
     for a in operands:
         if a.dtype != np.uint64 or a.ndim < 1 or a.shape[0] != 2:
             raise LocalError(f"fp.{what}: expected uint64 of shape (2, ...), got {a.dtype}{list(a.shape)}")
 
 
-def check_int64(what: str, *operands: I64) -> None:
+def check_int64(what: str, *operands: npt.NDArray[np.generic]) -> None:
     for v in operands:
         if v.dtype != np.int64:
             raise LocalError(f"fp.{what}: expected int64, got {v.dtype}{list(v.shape)}")

@@ -119,7 +119,7 @@ def mul(a: Fp, b: Fp, out: Fp | None = None) -> Fp:
     check_fp("mul", a, b)
     check_same("mul", a.shape[1:], b.shape[1:])
     result = _multiply((a[0], a[1]), b[0], False, a.shape[1:], take_out("mul", a.shape[1:], out, a, b))
-    return add(result, _rotate_word(_multiply((a[0], a[1]), b[1], False, a.shape[1:], np.empty_like(result))), result)
+    return add(result, times_word(_multiply((a[0], a[1]), b[1], False, a.shape[1:], np.empty_like(result))), result)
 
 
 def scale_fp(alpha: int, a: Fp, out: Fp | None = None) -> Fp:
@@ -128,7 +128,7 @@ def scale_fp(alpha: int, a: Fp, out: Fp | None = None) -> Fp:
     check_fp("scale_fp", a)
     factor, shape = (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), a.shape[1:]
     result = _multiply(factor, a[0], False, shape, take_out("scale_fp", shape, out, a))
-    return add(result, _rotate_word(_multiply(factor, a[1], False, shape, np.empty_like(result))), result)
+    return add(result, times_word(_multiply(factor, a[1], False, shape, np.empty_like(result))), result)
 
 
 def weighted(rho: U64, v: I64, out: Fp | None = None) -> Fp:
@@ -151,7 +151,7 @@ def _check_uint64(what: str, u: U64) -> None:
         raise LocalError(f"fp.{what}: expected uint64, got {u.dtype}{list(u.shape)}")
 
 
-def _rotate_word(x: Fp) -> Fp:
+def times_word(x: Fp) -> Fp:
     """2^64 x mod p in place: 2^128 = 2, so the words change places, bit 63 of the low one going around."""
     low = (x[1] << _ONE) | (x[0] >> _SIGN)
     x[1] = x[0] & HIGH_MASK

@@ -1,6 +1,6 @@
 """F_p: inner products, matrix times vector, by float64 GEMM over limbs; exact, since all sums stay below 2^53.
 
-Vectors (`dot`, `mat_vec`, `vec_mat`) use 16-bit limbs, which are a plain view of the words: no splitting, one cast.
+Vectors (`dots`, `mat_vec`) use 16-bit limbs, which are a plain view of the words: no splitting, one cast.
 A signed 64-bit number is three unsigned limbs and a signed one. 2^128 = 2 mod p, so limb products at 2^(16 d), d >= 8,
 come back at d - 8 with a factor 2, and a matrix needs its limbs side by side only:
 
@@ -15,34 +15,53 @@ Products of two matrices use 21-bit limbs, fewer products: `fp_matmul`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from sordino_common.errors import LocalError
 from sordino_common.ring.fp_core import F64, I64, U64, Fp, P, check_fp, check_int64, fold_rows
+from sordino_common.ring.limbs import Workspace
 
 _LIMBS: Final = 8  # of 16 bits in an element
 MAX_INNER: Final = 1 << 17  # 2^33 * 8 N <= 2^53
-_DOT_BLOCK: Final = 2048  # elements: both operands' limbs are 256 KiB
+DOT_BLOCK: Final = 4096  # elements: the limbs of five words are 640 KiB
 _MAX_PAIRED: Final = 1 << 9  # limb rows below 2^45 may be joined two by two and stay below 2^62
 _WINDOWS: Final = 8 + np.arange(8) - np.arange(8).reshape(2, 4, 1)  # [word, limb of t, d] -> column d + 8 - limb
 _CAST_BLOCK: Final = 1 << 15  # limbs of a matrix that are cast at a time
 
 
-def dot(a: Fp, b: Fp) -> int:
-    """Σ a_i b_i mod p. a, b: [2, n]."""
-    check_fp("dot", a, b)
-    _check_vectors("dot", a.shape[1:], b.shape[1:])
-    return _dot(a, b)
+def dots(w: Fp | I64, others: Sequence[Fp | I64], *, workspace: Workspace | None = None) -> list[int]:
+    """[Σ w x mod p for x in others]. All are elements [2, n] or integers int64 [n], signed.
 
-
-def dot_int64(a: Fp, v: I64) -> int:
-    """Σ a_i v_i mod p. a: [2, n], v: int64 [n], signed."""
-    check_fp("dot_int64", a)
-    check_int64("dot_int64", v)
-    _check_vectors("dot_int64", a.shape[1:], v.shape)
-    return _dot(a, v[np.newaxis])
+    The words of one n lie beside each other, so that all limbs are one cast, and one GEMM multiplies w's by all others.
+    Small blocks, in memory that is used again: fresh pages would cost more than the arithmetic."""
+    operands = [_words("dots", x) for x in (w, *others)]
+    count = operands[0].shape[-1]
+    if any(x.ndim != 2 or x.shape[1] != count for x in operands):
+        shapes = ", ".join(str(x.shape[1:]) for x in operands)
+        raise LocalError(f"fp.dots: expected vectors of one length, got shapes {shapes}")
+    space = workspace or Workspace()
+    columns = [word for x in operands for word in x]
+    height = 4 * len(operands[0])
+    signed = [4 * k + 3 for k, word in enumerate(columns) if word.dtype == np.int64]
+    total = np.zeros((height, 4 * len(columns) - height), dtype=np.int64)
+    for start in range(0, count, DOT_BLOCK):
+        n = min(DOT_BLOCK, count - start)
+        words = space.integers("words", (n, len(columns)))
+        for k, word in enumerate(columns):
+            words[:, k] = word[start : start + n].view(np.int64)
+        limbs = space.floats("limbs", (n, 4 * len(columns)))
+        np.copyto(limbs, words.view(np.uint16))
+        for k in signed:
+            np.copyto(limbs[:, k], words.view(np.int16)[:, k])
+        total += (limbs[:, :height].T @ limbs[:, height:]).astype(np.int64)  # below 2^32 n
+    results, column = [], 0
+    for x in operands[1:]:
+        results.append(_joined(total[:, column : column + 4 * len(x)]))
+        column += 4 * len(x)
+    return results
 
 
 def mat_vec(t: I64, v: Fp) -> Fp:
@@ -58,22 +77,13 @@ def mat_vec_fp(t: Fp, v: Fp) -> Fp:
     return _mat_vec("mat_vec_fp", t, v)
 
 
-def vec_mat(v: Fp, t: I64) -> Fp:
-    """v^T t mod p. v: [2, M], or [2, ..., M] with the batch of t; t: int64 [..., M, N] signed. Returns [2, ..., N]."""
-    check_int64("vec_mat", t)
-    check_fp("vec_mat", v)
-    return _vec_mat("vec_mat", v, t[np.newaxis])
-
-
-def vec_mat_fp(v: Fp, t: Fp) -> Fp:
-    """v^T t mod p. v: [2, M], or [2, ..., M] with the batch of t; t: [2, ..., M, N]. Returns [2, ..., N]."""
-    check_fp("vec_mat_fp", v, t)
-    return _vec_mat("vec_mat_fp", v, t)
-
-
-def _check_vectors(what: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    if len(a) != 1 or a != b:
-        raise LocalError(f"fp.{what}: expected two vectors of one length, got shapes {a} and {b}")
+def _words(what: str, x: Fp | I64) -> Fp | I64:
+    """[2, n] or [1, n]."""
+    if x.dtype == np.uint64:
+        check_fp(what, x)
+        return x
+    check_int64(what, x)
+    return x[np.newaxis]
 
 
 def _interleaved(a: Fp) -> U64:
@@ -83,30 +93,14 @@ def _interleaved(a: Fp) -> U64:
     return out
 
 
-def _dot(a: Fp, b: Fp | I64) -> int:
-    """Σ over elements and limbs. a: uint64 [2, n]; b: uint64 [2, n] or int64 [1, n]. Small blocks throughout: fresh
-    memory of the operands' size would cost more, page by page, than the arithmetic."""
-    words, count = b.shape
-    size, width = min(_DOT_BLOCK, count), 4 * words + _LIMBS
-    left, right = np.empty((size, _LIMBS)), np.empty((size, 4 * words))
-    a_block, b_block = np.empty((2, size, 2), dtype=np.uint64)
-    total = np.zeros((_LIMBS, width), dtype=np.int64)
-    for start in range(0, count, _DOT_BLOCK):
-        n = min(_DOT_BLOCK, count - start)
-        at = slice(start, start + n)
-        a_block[:n, 0], a_block[:n, 1] = a[0, at], a[1, at]
-        np.copyto(left[:n], a_block[:n].view(np.uint16))
-        if words == 1:
-            _cast_limbs(np.ascontiguousarray(b[0, at].view(np.int64)).reshape(n, 1), right[:n])
-        else:
-            b_block[:n, 0], b_block[:n, 1] = b[0, at], b[1, at]
-            _cast_limbs(b_block[:n], right[:n])
-        total[:, : 4 * words] += (left[:n].T @ right[:n]).astype(np.int64)  # below 2^32 n
-    # Entry (i, j) stands at 2^(16 (i + j)): read with rows one shorter, the table has it in column i + j.
-    skewed = total.reshape(-1)[: _LIMBS * (width - 1)].reshape(_LIMBS, width - 1)
+def _joined(table: I64) -> int:
+    """Σ table[i, j] 2^(16 (i + j)) mod p."""
     result = 0
-    for entry in reversed(skewed.sum(axis=0).tolist()):
-        result = (result << 16) + entry
+    for i, row in enumerate(table.tolist()):
+        line = 0
+        for entry in reversed(row):
+            line = (line << 16) + entry
+        result += line << 16 * i
     return result % P
 
 
@@ -160,29 +154,6 @@ def _toeplitz(v: Fp, words: int) -> F64:
     return table.reshape(words, 4 * inner, _LIMBS)
 
 
-def _vec_mat(what: str, v: Fp, t: Fp | I64) -> Fp:
-    """v: [2, ..., M]; t: [W, ..., M, N] with W = 1 (int64) or 2 words."""
-    if t.ndim > 2 and t[0].swapaxes(-1, -2).flags.c_contiguous and not t[0].flags.c_contiguous:
-        return _mat_vec(what, t.swapaxes(-1, -2), v)  # a transposed view: its memory is the other product's
-    batch, matrices, vectors = _batches(what, t, v, -2)
-    _, count, inner, columns = matrices.shape
-    limb_rows = np.zeros((count, _LIMBS, columns), dtype=np.int64)
-    step = max(1, _CAST_BLOCK // (4 * max(columns, 1)))
-    floats = np.empty((min(step, inner), 4 * columns))
-    for k in range(count):
-        limbs = _interleaved(vectors[:, k if len(vectors[0]) > 1 else 0]).view(np.uint16).astype(np.float64)
-        for w, word in enumerate(matrices[:, k]):
-            products = np.zeros((_LIMBS, 4 * columns))  # v's limb, then column and t's limb; below 2^32 M
-            for start in range(0, inner, step):
-                part = np.ascontiguousarray(word[start : start + step])
-                _cast_limbs(part, floats[: len(part)])
-                products += limbs[start : start + step].T @ floats[: len(part)]
-            _add_diagonals(products.reshape(_LIMBS, columns, 4).astype(np.int64), 4 * w, limb_rows[k])
-    if count == 1:
-        return _folded(limb_rows[0], (*batch, columns), inner)
-    return _folded(np.ascontiguousarray(limb_rows.swapaxes(0, 1)).reshape(_LIMBS, -1), (*batch, columns), inner)
-
-
 def _folded(limb_rows: I64, shape: tuple[int, ...], inner: int) -> Fp:
     """Σ_d 2^(16 d) limb_rows[d] mod p. limb_rows: [8, elements], below 2^36 inner; destroyed."""
     out = np.empty((2, limb_rows.shape[1]), dtype=np.uint64)
@@ -194,12 +165,3 @@ def _folded(limb_rows: I64, shape: tuple[int, ...], inner: int) -> Fp:
     else:
         fold_rows(limb_rows, 16, out)
     return out.reshape(2, *shape)
-
-
-def _add_diagonals(products: I64, first: int, rows: I64) -> None:
-    """rows[(j + i) mod 8] += products[j, :, i - first], doubled where j + i >= 8."""
-    for i in range(4):
-        shift = first + i
-        rows[shift:] += products[: _LIMBS - shift, :, i]
-        if shift:
-            rows[:shift] += 2 * products[_LIMBS - shift :, :, i]

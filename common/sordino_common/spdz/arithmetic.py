@@ -37,15 +37,15 @@ class Arithmetic:
         self._shares = {number: self._gate_function(number) for number in layout.gates}
         self._views = self._operand_views()
 
-    def masks(self, flat: I64) -> dict[int, Any]:
-        """This party's shares of λ for every operand of a product: roots, and what views make of them."""
+    def split(self, flat: I64) -> tuple[dict[int, Any], I64]:
+        """This party's shares: of λ, for every operand of a product (roots, and what views make of them), and of γ."""
         shares: dict[int, Any] = {
             number: flat[place].reshape(self._circuit.wire(number).shape)
             for number, place in self._layout.roots.items()
         }
         for number, node in self._views:
             shares[number] = view(node, shares[node.operand], self._tables)
-        return shares
+        return shares, flat[self._layout.root_elements :]
 
     def locals_after(self, rounds: int, values: Values) -> None:
         """m of all local nodes that can be computed once so many rounds have opened."""

@@ -229,3 +229,11 @@ class Circuit:
         """Bytes of one step's correction: a ring element, and a MAC share if active, for every element of roots and
         gates. The other parties' shares come from seeds."""
         return (self.root_elements + self.gate_elements) * (8 + (16 if active else 0))
+
+
+def gate_of(circuit: Circuit, number: int) -> Gate:
+    """The gate that makes wire `number`."""
+    gate = circuit.node(number)
+    if not isinstance(gate, Gate):
+        raise LocalError(f"wire {number} is made by a {type(gate).__name__}, not by a gate")
+    return gate

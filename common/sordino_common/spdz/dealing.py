@@ -28,11 +28,13 @@ import numpy.typing as npt
 from sordino_common.errors import LocalError
 from sordino_common.ring.backend import NumpyBackend, RingBackend
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_bytes, expand_ring, label
-from sordino_common.spdz.circuit import Gate, Product
+from sordino_common.spdz.circuit import Gate, Product, gate_of
 from sordino_common.spdz.field import Field, Fp, Mersenne127
 from sordino_common.spdz.layout import Layout, Values, layout_of, local_functions
 from sordino_common.spdz.owner import row_mask, state_mask
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
+from sordino_common.spdz.tags import Tags
+from sordino_common.spdz.terms import add_terms
 
 I64 = npt.NDArray[np.int64]
 
@@ -93,9 +95,11 @@ class Dealer:
         self._matmul = backend.matmul
         self._layout: Layout = layout_of(spec.circuit)
         self._locals = local_functions(spec.circuit, constants=False)
+        self._owner_seeds: dict[str, Seed] = {}
         self._seeds = [derived_seed(root, "party", index) for index in range(len(spec.parties))]
         self._keys = self._mac_keys() if spec.active else []
         self._alpha = sum(self._keys) % self._field.prime
+        self._tags = Tags(spec.circuit, self._layout, self._field, self._alpha) if spec.active else None
         self._next = first_step
         self._attempt = 0
         self._done: dict[int, _Dealt] = {}
@@ -115,7 +119,9 @@ class Dealer:
 
     def owner_seed(self, owner: str) -> Seed:
         """For `owner` alone."""
-        return derived_seed(self._root, "owner", owner)
+        if owner not in self._owner_seeds:
+            self._owner_seeds[owner] = derived_seed(self._root, "owner", owner)
+        return self._owner_seeds[owner]
 
     def state_seed(self) -> Seed:
         """For whoever provides the first state."""
@@ -153,8 +159,8 @@ class Dealer:
         roots = np.empty(layout.root_elements, dtype=np.int64)
         for number, place in layout.roots.items():
             roots[place] = values[number].reshape(-1)
-        gammas, exact = self._gammas(values, gate_r)
-        correction = self._correct(step, attempt, roots, gammas, exact)
+        gammas, tags = self._gammas(values, roots, gate_r)
+        correction = self._correct(step, attempt, roots, gammas, tags)
         after = {name: values[wire] for name, wire in spec.state_outputs.items()}
         outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
         self._done[step] = _Dealt(attempt, self._state, after, outputs)
@@ -225,73 +231,66 @@ class Dealer:
             else:
                 values[number] = self._locals[number](values)
 
-    def _gammas(self, values: Values, gate_r: I64) -> tuple[I64, Fp | None]:
-        """γ of every gate, flat: mod 2^64, and, if the session is active, the integer γ mod p."""
-        ring = gate_r.copy()
-        exact = self._field.from_int64(gate_r) if self.spec.active else None
+    def _gammas(self, values: Values, roots: I64, gate_r: I64) -> tuple[I64, Fp | None]:
+        """γ of every gate mod 2^64, flat; and, if the session is active, α λ of the roots and α γ, flat."""
+        masks = np.concatenate((roots, gate_r))
+        ring = masks[len(roots) :]
+        highs = []
         for number, place in self._layout.gates.items():
-            gate = self.spec.circuit.node(number)
-            assert isinstance(gate, Gate)
-            whole = ring[place].reshape(gate.wire.shape)
-            residue = None if exact is None else exact[:, place].reshape(2, *gate.wire.shape)
+            gate = gate_of(self.spec.circuit, number)
+            if gate.terms or gate.addend:  # the addend is public: no mask has it, but its gate is one with terms
+                terms = [(-term.coefficient, values[term.operand]) for term in gate.terms]
+                highs.append(add_terms(ring[place].reshape(gate.wire.shape), terms, 0))
+        tags = None
+        if self._tags is not None:
+            tags = self._tags.linear(masks, highs)
+            self._tags.add_elementwise(tags, roots)
+        residues = []
+        for number, place in self._layout.gates.items():
+            gate = gate_of(self.spec.circuit, number)
+            whole, residue = ring[place].reshape(gate.wire.shape), None
             for product in gate.products:
                 part, tail = self._product(product, values)
                 whole += part
-                residue = None if residue is None or tail is None else self._field.add(residue, tail)
-            for term in gate.terms:
-                whole -= np.int64(term.coefficient) * values[term.operand]
-                if residue is not None:
-                    residue = self._field.sub(residue, self._multiple(term.coefficient, values[term.operand]))
-            if exact is not None and residue is not None:
-                exact[:, place] = residue.reshape(2, -1)
-        return ring, exact
+                if tail is not None:
+                    residue = tail if residue is None else self._field.add(residue, tail)
+            if residue is not None:
+                residues.append(residue)
+        if tags is not None and self._tags is not None:
+            self._tags.add_matrices(tags, residues)
+        return ring, tags
 
     def _product(self, product: Product, values: Values) -> tuple[I64, Fp | None]:
-        """k λ_A·λ_B mod 2^64 and, if the session is active, mod p. k goes to λ_A if that stays an int64."""
-        k, field, exactly = product.coefficient, self._field, self.spec.active
-        a, b = values[product.a], values[product.b]
+        """k λ_A·λ_B mod 2^64; of matrices, if the session is active, mod p too. k goes to λ_A if k λ_A is an int64."""
+        k, a, b = product.coefficient, values[product.a], values[product.b]
+        if product.kind == "mul":
+            full = a * b if k == 1 else a * b * np.int64(k)
+            return np.asarray(full.sum(axis=product.reduce, dtype=np.int64) if product.reduce else full), None
         fits = abs(k) * self.spec.circuit.wire(product.a).room < 1 << 63
         if fits and k != 1:
             a = np.asarray(a * np.int64(k))
-        tail: Fp | None = None
-        if product.kind != "mul":
-            whole, tail = field.matmul_exact(a, b) if exactly else (self._matmul(a, b), None)
-        else:
-            full = np.asarray(a * b)
-            whole = np.asarray(full.sum(axis=product.reduce, dtype=np.int64)) if product.reduce else full
-            if exactly:
-                tail = field.mul_exact(a, b)
-                tail = field.sum(tail, product.reduce) if product.reduce else tail
+        whole, tail = self._field.matmul_exact(a, b) if self._tags is not None else (self._matmul(a, b), None)
         if not fits:
             whole = np.asarray(whole * np.int64(k))
-            tail = None if tail is None else field.scale_fp(k % field.prime, tail)
+            tail = None if tail is None else self._field.scale_fp(k % self._field.prime, tail)
         return whole, tail
-
-    def _multiple(self, k: int, mask: I64) -> Fp:
-        """k λ mod p."""
-        return self._field.mul_exact(np.asarray(mask, order="C"), np.full(mask.shape, k, dtype=np.int64))
 
     # --- shares ----------------------------------------------------------------------------------------------------
 
-    def _correct(self, step: int, attempt: int, roots: I64, gammas: I64, exact: Fp | None) -> bytes:
-        """What is left for the corrected party when the others have expanded their seeds. Overwrites the arrays."""
-        spec, field = self.spec, self._field
-        others = [seed for index, seed in enumerate(self._seeds) if index != spec.corrected(step, attempt)]
-        macs: list[tuple[str, Fp]] = []
-        if exact is not None:
-            macs = [("lambda-mac", field.scale(self._alpha, roots)), ("gamma-mac", field.scale_fp(self._alpha, exact))]
-        parts: list[bytes] = []
-        for kind, whole in (("lambda", roots), ("gamma", gammas)):
-            info = stream(spec, kind, step, attempt)
-            for seed in others:
-                np.subtract(whole, expand_ring(seed, info, whole.shape), out=whole)
-            parts.append(whole.astype("<i8", copy=False).tobytes())
-        for kind, tags in macs:
-            rest = tags
-            for seed in others:
-                rest = field.sub(rest, field.expand(seed, stream(spec, kind, step, attempt), tags.shape[1]))
-            parts.append(np.ascontiguousarray(rest, dtype="<u8").tobytes())
-        return b"".join(parts)
+    def _correct(self, step: int, attempt: int, roots: I64, gammas: I64, tags: Fp | None) -> bytes:
+        """What is left for the corrected party when the others have expanded their seeds."""
+        others = [seed for index, seed in enumerate(self._seeds) if index != self.spec.corrected(step, attempt)]
+        shares = np.concatenate((roots, gammas))
+        info = stream(self.spec, "share", step, attempt)
+        scratch = np.empty_like(shares)
+        for seed in others:
+            np.subtract(shares, expand_ring(seed, info, shares.shape, scratch), out=shares)
+        if tags is None:
+            return shares.astype("<i8", copy=False).tobytes()
+        info = stream(self.spec, "mac", step, attempt)
+        for seed in others:
+            tags = self._field.sub(tags, self._field.expand(seed, info, tags.shape[1]))
+        return shares.astype("<i8", copy=False).tobytes() + tags.astype("<u8", copy=False).tobytes()
 
 
 def fresh_root() -> Seed:

@@ -6,6 +6,7 @@ the check's soundness in a small field, where it fails often enough to be counte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy.typing as npt
 
 from sordino_common.ring import fp
 from sordino_common.ring.backend import NumpyBackend, RingBackend
+from sordino_common.ring.limbs import Workspace
 from sordino_common.ring.prg import Seed
 
 I64 = npt.NDArray[np.int64]
 Fp = npt.NDArray[Any]
+Planes = npt.NDArray[Any]
 
 
 class Field(Protocol):
@@ -37,16 +40,12 @@ class Field(Protocol):
     def scale(self, scalar: int, v: I64) -> Fp: ...
     def scale_fp(self, scalar: int, a: Fp) -> Fp: ...
 
-    # checking: inner products with coefficients (`rho`: not negative)
+    # checking: weights, and inner products (what `vectors` gives has n as its axis 1)
     def weighted(self, rho: I64, v: I64) -> Fp: ...
     def mul_int64(self, a: Fp, v: I64) -> Fp: ...
-    def mul(self, a: Fp, b: Fp) -> Fp: ...
-    def dot(self, a: Fp, b: Fp) -> int: ...
-    def dot_int64(self, a: Fp, v: I64) -> int: ...
-    def mat_vec(self, t: I64, v: Fp) -> Fp: ...
-    def mat_vec_fp(self, t: Fp, v: Fp) -> Fp: ...
-    def vec_mat(self, v: Fp, t: I64) -> Fp: ...
-    def vec_mat_fp(self, v: Fp, t: Fp) -> Fp: ...
+    def dots(self, w: Fp | I64, others: Sequence[Fp | I64]) -> list[int]: ...
+    def vectors(self, v: I64) -> Planes: ...
+    def mat_vecs(self, jobs: Sequence[tuple[Fp, I64, Planes]]) -> tuple[Fp, Fp]: ...
 
 
 class Mersenne127:
@@ -58,16 +57,17 @@ class Mersenne127:
     sub = staticmethod(fp.sub)
     mul_exact = staticmethod(fp.mul_exact)
     mul_int64 = staticmethod(fp.mul_int64)
-    mul = staticmethod(fp.mul)
-    dot = staticmethod(fp.dot)
-    dot_int64 = staticmethod(fp.dot_int64)
-    mat_vec = staticmethod(fp.mat_vec)
-    mat_vec_fp = staticmethod(fp.mat_vec_fp)
-    vec_mat = staticmethod(fp.vec_mat)
-    vec_mat_fp = staticmethod(fp.vec_mat_fp)
+    vectors = staticmethod(fp.vectors)
 
     def __init__(self, backend: RingBackend | None = None) -> None:
         self._backend: Final = backend or NumpyBackend()
+        self._workspace: Final = Workspace()
+
+    def dots(self, w: Fp | I64, others: Sequence[Fp | I64]) -> list[int]:
+        return fp.dots(w, others, workspace=self._workspace)
+
+    def mat_vecs(self, jobs: Sequence[tuple[Fp, I64, Planes]]) -> tuple[Fp, Fp]:
+        return fp.mat_vecs(jobs, workspace=self._workspace)
 
     def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]:
         return self._backend.matmul_exact(a, b)

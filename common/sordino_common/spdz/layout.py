@@ -105,6 +105,16 @@ def local_functions(circuit: Circuit, *, constants: bool) -> Mapping[int, Local]
     return functions
 
 
+def root_places(circuit: Circuit, layout: Layout, tables: list[I64], wire: int) -> I64:
+    """1 + where the elements of an operand stand in the roots' flat array, in the operand's shape; 0: padding."""
+    place = layout.roots.get(wire)
+    if place is not None:
+        return np.arange(1 + place.start, 1 + place.stop).reshape(circuit.wire(wire).shape)
+    node = circuit.node(wire)
+    assert isinstance(node, View)
+    return view(node, root_places(circuit, layout, tables, node.operand), tables)
+
+
 def view(node: View, array: Array, tables: list[I64], *, lead: int = 0) -> Array:
     """The view of `array`, whose first `lead` axes are not the wire's own (an F_p array's words)."""
     own = array.shape[:lead]

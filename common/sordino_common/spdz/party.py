@@ -257,32 +257,19 @@ class Party:
             self._send_round(effects)
         return True
 
-    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[I64, I64, Any, Any]:
-        """Shares of λ and γ, and the MAC shares if this is the corrected party."""
-        spec, layout = self.spec, self._layout
+    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[I64, Any]:
+        """Shares of λ and then of γ, and the MAC shares if this is the corrected party."""
+        count = self._layout.root_elements + self._layout.gate_elements
         if not corrected:
-            return (
-                expand_ring(self._seed, stream(spec, "lambda", *at), (layout.root_elements,)),
-                expand_ring(self._seed, stream(spec, "gamma", *at), (layout.gate_elements,)),
-                None,
-                None,
-            )
+            return expand_ring(self._seed, stream(self.spec, "share", *at), (count,)), None
         data = self._intake.take_correction()
-        ring = np.frombuffer(data, dtype="<i8", count=layout.root_elements + layout.gate_elements)
-        lambdas, gammas = ring[: layout.root_elements], ring[layout.root_elements :].copy()
-        if not spec.active:
-            return lambdas, gammas, None, None
-        words = np.frombuffer(data, dtype="<u8", offset=ring.nbytes)
-        cut = 2 * layout.root_elements
-        root_macs, gamma_macs = words[:cut].reshape(2, -1), words[cut:].reshape(2, -1)
-        if self._has_large_word(root_macs, gamma_macs):
+        shares = np.frombuffer(data, dtype="<i8", count=count).copy()
+        if not self.spec.active:
+            return shares, None
+        macs = np.frombuffer(data, dtype="<u8", offset=shares.nbytes).reshape(2, count)
+        if count and int(macs[1].max()) >> 63:
             raise CorrectionError(f"the correction of step {at[0]} has MAC shares that are not in the field")
-        return lambdas, gammas, root_macs, gamma_macs
-
-    @staticmethod
-    def _has_large_word(*macs: Any) -> bool:
-        """Whether some high word has its top bit set: such a number is not below 2^127."""
-        return any(bool((mac[1] >> np.uint64(63)).any()) for mac in macs)
+        return shares, macs
 
     def _send_round(self, effects: list[Effect]) -> None:
         run = self._run
@@ -334,8 +321,7 @@ class Party:
                     attempt=self._attempt,
                     values=run.values,
                     opened=run.gammas,
-                    root_macs=run.root_macs,
-                    gamma_macs=run.gamma_macs,
+                    macs=run.macs,
                 )
             )
         self._run = None
@@ -407,16 +393,12 @@ class Party:
 
 
 class _Run:
-    """A step attempt under way. `gammas` holds γ shares, then this party's openings, then D."""
+    """A step attempt under way. `shares`: of λ, then of γ. `gammas`: γ shares, then this party's openings, then D."""
 
-    __slots__ = ("gamma_macs", "gammas", "masks", "root_macs", "round", "values")
+    __slots__ = ("gammas", "macs", "masks", "round", "values")
 
-    def __init__(
-        self, values: Values, lambdas: I64, gammas: I64, root_macs: Any, gamma_macs: Any, arithmetic: Arithmetic
-    ) -> None:
+    def __init__(self, values: Values, shares: I64, macs: Any, arithmetic: Arithmetic) -> None:
         self.values = values
-        self.masks = arithmetic.masks(lambdas)
-        self.gammas = gammas
-        self.root_macs = root_macs
-        self.gamma_macs = gamma_macs
+        self.masks, self.gammas = arithmetic.split(shares)
+        self.macs = macs
         self.round = 0
