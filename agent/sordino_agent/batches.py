@@ -48,8 +48,12 @@ def step_count(*, steps: int, epochs: float, rows: int, batch_rows: int) -> int:
     return steps or max(1, round(epochs * rows / batch_rows))
 
 
-def feature_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
-    """x [R, *spec.shape[1:]] of the split, scaled as (x - offset) / scale in float64, then in the Plan's dtype."""
+def feature_rows(table: Table, data: DataRef, spec: TensorSpec, *, strict: bool = True) -> NDArray[Any]:
+    """x [R, *spec.shape[1:]] of the split, scaled as (x - offset) / scale in float64, then in the Plan's dtype.
+
+    Raises `BadCommand` for what does not fit; with `strict` also for rows whose values do not. A command that is paid
+    for by a privacy budget must not be strict: the server chooses the scaling, and a refusal because one row's value
+    overflows would tell of that row without noise. Its values become infinite, or whatever the cast makes of them."""
     rows = table.rows(data.split)
     columns = [table.column(name) for name in data.features]
     if len(columns) == 1:
@@ -67,15 +71,17 @@ def feature_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
         _vector(_spread(data.scale, columns, width), width, "scale"),
         spec,
         f"dataset {table.name!r}: features {', '.join(data.features[:8])}{' ...' if len(data.features) > 8 else ''}",
+        strict=strict,
     )
 
 
-def target_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
-    """y [R, *spec.shape[1:]] of the split, scaled as (y - target_offset) / target_scale, in the Plan's dtype."""
+def target_rows(table: Table, data: DataRef, spec: TensorSpec, *, strict: bool = True) -> NDArray[Any]:
+    """y [R, *spec.shape[1:]] of the split, scaled as (y - target_offset) / target_scale, in the Plan's dtype.
+    `strict` as in `feature_rows`."""
     rows = table.rows(data.split)
     raw = table.column(data.target)[rows]
     if raw.ndim == 1 and len(spec.shape) == 2 and spec.shape[1] > 1:
-        return _one_hot(raw, spec, f"dataset {table.name!r}: target {data.target}")
+        return _one_hot(raw, spec, f"dataset {table.name!r}: target {data.target}", strict=strict)
     scaled = data.target_offset != 0.0 or data.target_scale != 1.0
     return _fit(
         raw.reshape(len(rows), int(np.prod(raw.shape[1:], dtype=np.int64))),
@@ -83,14 +89,17 @@ def target_rows(table: Table, data: DataRef, spec: TensorSpec) -> NDArray[Any]:
         _vector((data.target_scale,), 1, "target_scale") if scaled else None,
         spec,
         f"dataset {table.name!r}: target {data.target}",
+        strict=strict,
     )
 
 
-def _one_hot(raw: NDArray[Any], spec: TensorSpec, what: str) -> NDArray[Any]:
+def _one_hot(raw: NDArray[Any], spec: TensorSpec, what: str, *, strict: bool) -> NDArray[Any]:
     """Class numbers [R] as [R, C] of zeros and ones, where the Plan takes C numbers a row."""
     classes = spec.shape[1]
-    numbers = raw.astype(np.int64)
-    if not np.array_equal(numbers, raw) or (len(raw) and not 0 <= numbers.min() <= numbers.max() < classes):
+    with np.errstate(all="ignore"):
+        numbers = raw.astype(np.int64)
+    fits = np.array_equal(numbers, raw) and (not len(raw) or 0 <= numbers.min() <= numbers.max() < classes)
+    if strict and not fits:
         raise BadCommand(f"{what}: expected class numbers from 0 to {classes - 1}")
     return np.ascontiguousarray(numbers[:, None] == np.arange(classes), dtype=spec.dtype)
 
@@ -117,8 +126,11 @@ def _fit(
     scale: NDArray[np.float64] | None,
     spec: TensorSpec,
     what: str,
+    *,
+    strict: bool,
 ) -> NDArray[Any]:
-    """`raw` [R, D] scaled, cast to the spec's dtype and shaped as its entries; refuses what would lose integers."""
+    """`raw` [R, D] scaled, cast to the spec's dtype and shaped as its entries; `strict` refuses what would lose
+    integers or is too large."""
     shape = tuple(spec.shape[1:])
     if int(np.prod(shape, dtype=np.int64)) != raw.shape[1] or not spec.shape:
         raise BadCommand(f"{what}: {raw.shape[1]} numbers a row, but the Plan takes {spec.dtype}{list(spec.shape)}")
@@ -130,8 +142,8 @@ def _fit(
         if scale is not None:
             values = values.astype(np.float64) / scale
         cast = np.ascontiguousarray(values, dtype=dtype)
-    if dtype.kind not in "f" and not np.array_equal(cast, values):
+    if strict and dtype.kind not in "f" and not np.array_equal(cast, values):
         raise BadCommand(f"{what}: not all are {spec.dtype}, which the Plan takes")
-    if dtype.kind == "f" and not np.isfinite(cast).all():
+    if strict and dtype.kind == "f" and not np.isfinite(cast).all():
         raise BadCommand(f"{what}: some are too large for {spec.dtype} once they are scaled")
     return cast.reshape(len(raw), *shape)

@@ -143,6 +143,7 @@ policy:
   fetch: none              # stored tensors that may be fetched: none, any, or the Plans that made them
   min_rows: 10             # no answer is formed over fewer rows
   # exact_evaluation: true # with a budget: sums over held-out rows may leave without noise all the same
+  # min_noise_multiplier: 1.0  # least noise of a private release, over its sensitivity
   # Secure aggregation (`aggregate`): the server sees sums over so many devices. With `aggregate` alone instead of
   # moments, train and evaluate, it never sees more. `help` holds masks for others (roster role helper).
   min_cohort: 5            # fewest contributors to a sum

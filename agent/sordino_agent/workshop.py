@@ -128,7 +128,7 @@ class Workshop:
         self._catalogue = catalogue
         self._programs = programs
         self._memory_bytes = memory_bytes
-        self._rows: ByteCache[tuple[str, DataRef, TensorSpec], NDArray[Any]] = ByteCache(
+        self._rows: ByteCache[tuple[str, bool, DataRef, TensorSpec], NDArray[Any]] = ByteCache(
             budget_bytes=memory_bytes // 4, size_of=lambda rows: rows.nbytes
         )
 
@@ -288,7 +288,7 @@ class Workshop:
         table = self._catalogue.table(data.dataset)
         places = Layout(params=layout.params, states=(), x=layout.x, y=layout.y, carry=(), loss=None, rows=())
         self._require_memory(loaded, table, len(table.train), places, params, clipping=True)
-        x, y = self._feeds(table, data, plan, places)
+        x, y = self._feeds(table, data, plan, places, strict=False)
         assert y is not None
         return table, x, y
 
@@ -427,25 +427,28 @@ class Workshop:
         )
 
     def _feeds(
-        self, table: Table, data: DataRef, plan: Plan, layout: Layout
+        self, table: Table, data: DataRef, plan: Plan, layout: Layout, *, strict: bool = True
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        x = self._prepared("x", feature_rows, table, data, plan.inputs[layout.x].spec)
+        """x and y of all rows; `strict` as in `feature_rows`."""
+        x = self._prepared("x", feature_rows, table, data, plan.inputs[layout.x].spec, strict=strict)
         if layout.y is None:
             return x, None
-        return x, self._prepared("y", target_rows, table, data, plan.inputs[layout.y].spec)
+        return x, self._prepared("y", target_rows, table, data, plan.inputs[layout.y].spec, strict=strict)
 
     def _prepared(
         self,
         role: str,
-        make: Callable[[Table, DataRef, TensorSpec], NDArray[Any]],
+        make: Callable[..., NDArray[Any]],
         table: Table,
         data: DataRef,
         spec: TensorSpec,
+        *,
+        strict: bool,
     ) -> NDArray[Any]:
-        key = (role, data, TensorSpec(spec.dtype, spec.shape[1:]))
+        key = (role, strict, data, TensorSpec(spec.dtype, spec.shape[1:]))
         rows = self._rows.get(key)
         if rows is None:
-            rows = make(table, data, spec)
+            rows = make(table, data, spec, strict=strict)
             self._rows.put(key, rows)
         return rows
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from helpers_agent import OPEN_POLICY, TRAIN_PLAN, Arrived, Outbox, data_ref, make_core, small_table, train_command
+from helpers_private import APPLY_PLAN, GRADIENT_PLAN, TERMS, private_command
 from sordino_agent.data.catalogue import FileCatalogue
 from sordino_agent.datasets import DatasetSpec
 from sordino_agent.pipe import FrameReader, WorkerSetup, header
@@ -95,6 +96,25 @@ def test_the_same_bytes_as_inline(reactor: Reactor, make: Maker, datasets: tuple
     assert isinstance(trained.result, TrainFacts)
     assert trained.result == shop.prepare(train_task()).run(None)
     assert 0 < trained.seconds < 60
+
+
+def test_private_training_in_the_worker_is_priced_and_never_twice_the_same(reactor: Reactor, make: Maker) -> None:
+    """The worker's randomness is the system's: the same task gives other samples and other noise."""
+    executor = make()
+    outcomes: list[Outcome] = []
+    task = TrainTask(command=private_command(), plan=GRADIENT_PLAN, agent="pi-01", min_rows=2, apply=APPLY_PLAN)
+    for _ in range(2):
+        executor.submit(task, outcomes.append)
+    wait(reactor, outcomes, 2)
+    found = []
+    for outcome in outcomes:
+        assert isinstance(outcome, Done), outcome
+        assert isinstance(outcome.result, TrainFacts)
+        found.append(outcome.result)
+    assert found[0].update != found[1].update
+    assert found[0].mechanism == found[1].mechanism
+    assert found[0].mechanism is not None
+    assert (found[0].mechanism.count, found[0].mechanism.sigma_squared) == (5, TERMS.sigma_squared)
 
 
 def test_torch_in_the_worker_gives_the_same_update(reactor: Reactor, make: Maker) -> None:

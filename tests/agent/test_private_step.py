@@ -257,6 +257,23 @@ def test_rows_that_are_not_finite_are_no_refusal() -> None:
     assert len(charges(ledger)) == 1
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": (1e-320,) * 3},  # only rows that are not zero overflow float32
+        {"offset": (1e308,) * 3, "scale": (1e-300,) * 3},
+        {"target_scale": 1e-320},
+        {"target_offset": -1e308, "target_scale": 1e-10},
+    ],
+)
+def test_the_servers_scaling_is_no_question_about_a_single_row(changes: dict[str, object]) -> None:
+    """A refusal because some row overflows would be one noiseless bit of it, asked as often as the server likes."""
+    made, ledger = private_bench()
+    data = msgspec.structs.replace(private_command().data, **changes)
+    assert isinstance(made.ask(private_command(data=data)), m.Trained)
+    assert len(charges(ledger)) == 1
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 MIXING = encode_plan(mixing_plan())
