@@ -15,9 +15,10 @@ def best_seconds(
     best = dict.fromkeys(variants, float("inf"))
     for _ in range(rounds):
         for name, function in variants.items():
-            calls, start = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - start) < slice_s:
+            calls, elapsed, start = 0, 0.0, time.perf_counter()
+            while elapsed < slice_s:
                 function()
                 calls += 1
+                elapsed = time.perf_counter() - start
             best[name] = min(best[name], elapsed / calls)
     return best

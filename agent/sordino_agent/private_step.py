@@ -14,6 +14,7 @@ sent as it is, because a refusal that depends on rows would be a release of its 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class PrivateSums:
             for rows, filled in batches_of(sample, self._layout.gradients.rows):
                 feeds[self._layout.x] = self._x[rows]
                 feeds[self._layout.y] = self._y[rows]
-                self._sum.add(self._program.run(feeds, check=check), filled)
+                self._sum.add(self._program.run(feeds, check=check, own=False), filled)
         return self._sum.take()
 
     def mechanism(self, sigma_squared: int) -> Mechanism:
@@ -138,22 +139,24 @@ class Applier:
             for index, e in enumerate(plan.inputs)
             if e.role in ("param", "state")
         ]
-        self._gradients = [index for index, e in enumerate(plan.inputs) if e.role == "gradient"]
-        self._shapes = [block.shape for block in layout.gradients.blocks]
-        self._kept = {index: np.zeros(e.spec.shape, dtype=e.spec.dtype) for index, e in enumerate(plan.inputs)}
+        # The gradients are views of one vector, in the order of the blocks.
+        self._gradient = np.zeros(sum(math.prod(b.shape) for b in layout.gradients.blocks), dtype=np.float32)
+        self._kept: list[Values] = [np.zeros(e.spec.shape, dtype=e.spec.dtype) for e in plan.inputs]
+        taken = [index for index, e in enumerate(plan.inputs) if e.role == "gradient"]
+        start = 0
+        for index, block in zip(taken, layout.gradients.blocks, strict=True):
+            end = start + math.prod(block.shape)
+            self._kept[index] = self._gradient[start:end].reshape(block.shape)
+            start = end
 
     def step(self, params: list[Values], gradient: NDArray[np.float64], check: Check | None = None) -> list[Values]:
         """The parameters (in the gradient Plan's order) after one step by `gradient` [P]."""
-        feeds = [self._kept[index] for index in range(len(self._kept))]
+        feeds = self._kept.copy()
         for index, at in self._carried:
             if at is not None:
                 feeds[index] = params[at]
-        start = 0
-        for index, shape in zip(self._gradients, self._shapes, strict=True):
-            count = int(np.prod(shape, dtype=np.int64))
-            feeds[index] = gradient[start : start + count].reshape(shape).astype(np.float32)
-            start += count
         with np.errstate(all="ignore"):
+            self._gradient[...] = gradient
             outs = self._program.run(feeds, check=check)
         after = list(params)
         for value, (index, at) in zip(outs, self._carried, strict=True):

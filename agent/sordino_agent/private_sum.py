@@ -7,20 +7,25 @@ sampling rate, k bits of a factor, s = 2k - g.
 compared with the threshold. |S| is random, zero included; S is fed in batches of B rows, the last one filled up with
 rows whose outputs are ignored.
 
-**Row.** From the Plan's outputs g_b (float32) come norms in float64, and the factor min(1, C/|g_b|). A row whose norm
-is NaN or infinite counts as zero. One grid unit is C / 2^g.
+**Row.** From the Plan's outputs g_b (float32) come norms in float64, and the factor f = min(1, C/|g_b|)/C. A row whose
+norm is NaN or infinite counts as zero. One grid unit is C / 2^g.
 
-- `WholeRows`: v = trunc(clipped entries in grid units).
-- `OuterRows` A_b ⊗ C_b: a = trunc(2^k · (clipped A_b |C_b|) / C) and c = trunc(2^k · C_b/|C_b|), two integer vectors;
-  the row's entry is a_i c_j in units of 2^-s of the grid, and its norm² is |a|² |c|² without ever making the matrix.
+- `WholeRows`: v = trunc(2^g f g_b), integers in grid units.
+- `OuterRows` A_b ⊗ C_b: a = trunc(2^k √f A_b) and c = trunc(2^k √f C_b), two integer vectors; the row's entry is
+  a_i c_j in units of 2^-s of the grid, and its norm² is |a|² |c|² without ever making the matrix.
+- A bias whose rows are the left factors themselves (`WholeRows.rides`) joins its matrix: a ⊗ (c, u), u = trunc(2^k √f),
+  of norm² |a|² (|c|² + u²).
 
-**The bound is checked, not assumed.** t = Σ |v|² + Σ |a|²|c|² / 4^s is computed in float64 from the integers; a row
-with t > 4^g (1 - 2^-24) is dropped (floats never bring one there: factors are smaller by 2^-20). The sum of n terms has
-a relative error below (n + 3) 2^-53, so for n <= 2^28 entries the true integer norm² of a row that stays is <= 4^g.
+**The bound is checked, not assumed.** t = Σ |v|² + Σ |a|²(|c|² + u²) / 4^s is computed in float64 from the integers; a
+row with t > 4^g (1 - 2^-24) is dropped (floats never bring one there: factors are smaller by 2^-20). The sum of n terms
+has a relative error below (n + 3) 2^-53, so for n <= 2^28 entries the true integer norm² of a row that stays is <= 4^g.
 
 **The sum is exact.** |a_i c_j| <= 2^2k, so Σ over a batch stays below B 2^2k <= 2^53, where a float64 product of
 matrices is exact in whatever order it adds: k = min(20, (53 - log2 B)/2). Over batches int64 holds 2^(62-2k) rows; more
-are refused. At the end fine entries are shifted to the grid, F >> s (floor).
+are refused. At the end all entries, in units of 2^-s, are shifted to the grid, F >> s (floor).
+
+**Cost.** A small model's step is made of NumPy calls of a microsecond each. So all factors of all layers lie side by
+side in one matrix, and each step above is one call for all of them; `benchmarks/privacy.py` measures it.
 
 So with and without a row, the same coins for all others, the results differ by at most `privacy.rows.row_bound` in
 squared L2 norm, as integers. What this rests on besides: the Plan's output for row b is a function of that row (proven
@@ -33,19 +38,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sordino_agent.errors import BadCommand
 from sordino_common.errors import LimitExceeded, LocalError
-from sordino_common.plan.gradients import OuterRows, RowGradients, WholeRows
+from sordino_common.plan.gradients import OuterRows, RowBlock, RowGradients, WholeRows
 from sordino_common.privacy.mechanism import FULL_SAMPLING
 from sordino_common.privacy.rows import MAX_ROW_GRID_BITS, row_bound
 
 RandomBytes = Callable[[int], bytes]
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _FACTOR_BITS: Final = 20
@@ -78,6 +84,8 @@ class RowSum:
 
     def __init__(self, gradients: RowGradients, *, clip_norm: float, grid_bits: int) -> None:
         self.length: Final = sum(math.prod(block.shape) for block in gradients.blocks)
+        if any(0 in block.shape for block in gradients.blocks):
+            raise BadCommand("clipping rows: a parameter without entries has no gradient")
         if not 1 <= grid_bits <= MAX_ROW_GRID_BITS or not 1e-30 <= clip_norm <= 1e30:
             raise BadCommand(
                 f"clipping rows: grid_bits from 1 to {MAX_ROW_GRID_BITS} and clip_norm from 1e-30 to 1e30 are taken, "
@@ -90,92 +98,179 @@ class RowSum:
                 f"exactly on a grid of {grid_bits} bits; at most 2^28 entries, and smaller batches"
             )
         self.sensitivity_squared: Final = row_bound(self.length, grid_bits)
-        self._blocks = gradients.blocks
         self._bits = min(_FACTOR_BITS, bits)
         self._shift = 2 * self._bits - grid_bits
         self._clip_norm = clip_norm
-        self._unit = 2.0**grid_bits
+        self._grid_bits = grid_bits
         self._most_rows = 1 << (62 - 2 * self._bits)
+        self._flat = np.zeros(self.length)  # the sum of one batch, in units of 2^-s of the grid
+        places = _places(gradients.blocks, self._flat)
+        self._pairs = _Pairs(gradients, places)
+        self._others = _Others(gradients, places)
         self.clear()
 
     def clear(self) -> None:
         """Begin a new sum."""
         self._rows = 0
-        self._sums: list[Ints] = [np.zeros(block.shape, dtype=np.int64) for block in self._blocks]
+        self._total: Ints = np.zeros(self.length, dtype=np.int64)
 
     def add(self, outs: Sequence[NDArray[Any]], filled: int) -> None:
-        """Add the first `filled` rows of a run of the gradient Plan, whose outputs are `outs`."""
+        """Add the first `filled` rows of a run of the gradient Plan, whose outputs are `outs`; they are only read."""
         if self._rows + filled > self._most_rows:
             raise LimitExceeded(
                 f"a sample of more than {self._most_rows} rows can't be added exactly; split the dataset"
             )
+        pairs, others, clip_norm = self._pairs, self._others, self._clip_norm
         with np.errstate(all="ignore"):  # what overflows or is NaN is dropped below
-            parts = [_Part(block, outs, filled) for block in self._blocks]
-            norms = np.sqrt(np.sum([part.squares for part in parts], axis=0))
-            alive = np.isfinite(norms)
-            factor = np.minimum(1.0, self._clip_norm / norms)  # norm 0: C/0 = inf, factor 1
-            factor = np.where(alive, factor, 0.0) * (_SHRINK / self._clip_norm)
-            total = np.zeros(filled)
-            for part in parts:
-                total += part.quantise(factor, alive, unit=self._unit, bits=self._bits, shift=self._shift)
-            kept = total <= self._unit * self._unit * _LIMIT
+            squares = pairs.load(outs) + others.load(outs)
+            factor = np.maximum(squares, clip_norm * clip_norm)
+            np.sqrt(factor, out=factor)
+            np.divide(_SHRINK, factor, out=factor)  # f: 0 or NaN where the norm is
+            factor[filled:] = 0.0
+            ours = pairs.quantise(factor, 2.0**self._bits) * 4.0**-self._shift
+            total: Floats = np.asarray(ours + others.quantise(factor, 2.0**self._grid_bits))
+            limit = 4.0**self._grid_bits * _LIMIT
+            if not np.maximum.reduce(total, initial=0.0) <= limit:  # NaN is not
+                dropped = np.logical_not(total <= limit)
+                pairs.drop(dropped)
+                others.drop(dropped)
+        pairs.sum()
+        others.sum(2.0**self._shift)
         self._rows += filled
-        for sums, part in zip(self._sums, parts, strict=True):
-            sums += part.sum(kept).reshape(sums.shape)
+        self._total += self._flat.astype(np.int64)
 
     def take(self) -> Ints:
         """int64[P], blocks in order, each flattened, in grid units. Begins a new sum."""
-        flat = [
-            (sums >> self._shift if isinstance(block, OuterRows) else sums).reshape(-1)
-            for block, sums in zip(self._blocks, self._sums, strict=True)
-        ]
+        total: Ints = self._total >> self._shift
         self.clear()
-        return np.concatenate(flat)
+        return total
 
 
-class _Part:
-    """One parameter's gradients of one batch: float64 at first, then integers in float64."""
-
-    def __init__(self, block: WholeRows | OuterRows, outs: Sequence[NDArray[Any]], filled: int) -> None:
-        if isinstance(block, WholeRows):
-            self._left = _float64(outs[block.output], filled)
-            self._right = None
-            self.squares = np.einsum("bi,bi->b", self._left, self._left)
-        else:
-            self._left = _float64(outs[block.left], filled)
-            self._right = _float64(outs[block.right], filled)
-            self._right_squares = np.einsum("bi,bi->b", self._right, self._right)
-            self.squares = np.einsum("bi,bi->b", self._left, self._left) * self._right_squares
-
-    def quantise(
-        self, factor: NDArray[np.float64], alive: NDArray[np.bool_], *, unit: float, bits: int, shift: int
-    ) -> NDArray[np.float64]:
-        """Turn into integers, and give each row's norm² in grid units. `factor`: clip factor / C; 0 for a dead row,
-        whose entries (NaN times 0 is NaN) become 0."""
-        left, right = self._left, self._right
-        if right is None:
-            left *= (factor * unit)[:, None]
-        else:
-            norms = np.sqrt(self._right_squares)
-            left *= (factor * norms * 2.0**bits)[:, None]
-            right *= np.where(norms > 0.0, 2.0**bits / norms, 0.0)[:, None]
-            np.trunc(right, out=right)
-            right[~alive] = 0.0
-        np.trunc(left, out=left)
-        left[~alive] = 0.0
-        squares: NDArray[np.float64] = np.einsum("bi,bi->b", left, left)
-        if right is not None:
-            squares = squares * np.einsum("bi,bi->b", right, right) * 4.0**-shift
-        return squares
-
-    def sum(self, kept: NDArray[np.bool_]) -> Ints:
-        """Σ over the rows that are kept: exact, see the module's text."""
-        if not kept.all():
-            self._left[~kept] = 0.0
-        total = self._left.sum(axis=0) if self._right is None else self._left.T @ self._right
-        return total.astype(np.int64)
+def _places(blocks: Sequence[RowBlock], flat: Floats) -> dict[str, Floats]:
+    """Where in `flat` each block's sum belongs, in the block's shape."""
+    places: dict[str, Floats] = {}
+    begin = 0
+    for block in blocks:
+        end = begin + math.prod(block.shape)
+        places[block.name] = flat[begin:end].reshape(block.shape)
+        begin = end
+    return places
 
 
-def _float64(values: NDArray[Any], filled: int) -> NDArray[np.float64]:
-    """The first `filled` rows as a fresh float64 [filled, entries]."""
-    return np.array(values[:filled], dtype=np.float64, order="C").reshape(filled, -1)
+class _Pairs:
+    """All outer products of a batch. Columns of the matrices: the lefts of all pairs, then the rights, each followed by
+    a one if a bias rides on the pair."""
+
+    def __init__(self, gradients: RowGradients, places: dict[str, Floats]) -> None:
+        pairs = [block for block in gradients.blocks if isinstance(block, OuterRows)]
+        riders = {block.rides: block for block in gradients.blocks if _rides(block)}
+        self._ones = np.ones((gradients.rows, 1), dtype=np.float32)
+        self._lefts = [block.left for block in pairs]
+        self._rights: list[int | None] = []  # None: the column of ones
+        self._count = len(pairs)
+        width = sum(sum(block.shape) + (block.left in riders) for block in pairs)
+        self._given = np.zeros((gradients.rows, width))
+        self._whole = np.zeros_like(self._given)
+        self._squares = np.zeros_like(self._given)
+        self._products: list[tuple[Floats, Floats, Floats]] = []
+        lefts: list[int] = []
+        rights: list[int] = []
+        left, right = 0, sum(block.shape[0] for block in pairs)
+        for block in pairs:
+            m, n = block.shape
+            lefts.append(left)
+            rights.append(right)
+            columns = self._whole[:, left : left + m].T
+            self._products.append((columns, self._whole[:, right : right + n], places[block.name]))
+            self._rights.append(block.right)
+            left, right = left + m, right + n
+            rider = riders.get(block.left)
+            if rider is not None:
+                self._products.append((columns, self._whole[:, right], places[rider.name]))
+                self._rights.append(None)
+                right += 1
+        self._begins = np.array(lefts + rights)
+
+    def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
+        """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]."""
+        if not self._count:
+            return 0.0
+        parts = [outs[place] for place in self._lefts]
+        parts += [self._ones if place is None else outs[place] for place in self._rights]
+        np.concatenate(parts, axis=1, out=self._given)
+        return self._norms(self._given)
+
+    def quantise(self, factor: Floats, unit: float) -> Floats | float:
+        """Integers unit · √f · value, toward zero; their Σ |a|² (|c|² + u²), [B]."""
+        if not self._count:
+            return 0.0
+        scale = np.sqrt(factor)
+        scale *= unit
+        np.multiply(self._given, scale[:, None], out=self._whole)
+        np.trunc(self._whole, out=self._whole)
+        return self._norms(self._whole)
+
+    def _norms(self, values: Floats) -> Floats:
+        """Σ |left|² |right|² over the pairs. By `reduceat`: the last digits of a product of matrices would depend on a
+        row's place in the batch, and so on which other rows are there."""
+        np.multiply(values, values, out=self._squares)
+        sums = np.add.reduceat(self._squares, self._begins, axis=1)
+        norms: Floats = np.einsum("bp,bp->b", sums[:, : self._count], sums[:, self._count :])
+        return norms
+
+    def drop(self, dropped: NDArray[np.bool_]) -> None:
+        self._whole[dropped] = 0.0
+
+    def sum(self) -> None:
+        """Σ over the rows, each to its place: exact, see the module's text."""
+        for left, right, place in self._products:
+            np.matmul(left, right, out=place)
+
+
+class _Others:
+    """The rows of all other blocks, side by side."""
+
+    def __init__(self, gradients: RowGradients, places: dict[str, Floats]) -> None:
+        blocks = [block for block in gradients.blocks if isinstance(block, WholeRows) and not _rides(block)]
+        self._outs = [block.output for block in blocks]
+        self._values = np.zeros((gradients.rows, sum(math.prod(block.shape) for block in blocks)))
+        self._places: list[tuple[slice, Floats]] = []
+        begin = 0
+        for block in blocks:
+            end = begin + math.prod(block.shape)
+            self._places.append((slice(begin, end), places[block.name].reshape(-1)))
+            begin = end
+
+    def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
+        """Take a batch; Σ |g_b|², [B]."""
+        if not self._outs:
+            return 0.0
+        rows = len(self._values)
+        np.concatenate([outs[place].reshape(rows, -1) for place in self._outs], axis=1, out=self._values)
+        return self._norms()
+
+    def quantise(self, factor: Floats, unit: float) -> Floats | float:
+        """Integers unit · f · value, toward zero; their Σ |v|², [B]."""
+        if not self._outs:
+            return 0.0
+        self._values *= (factor * unit)[:, None]
+        np.trunc(self._values, out=self._values)
+        return self._norms()
+
+    def _norms(self) -> Floats:
+        norms: Floats = np.einsum("bi,bi->b", self._values, self._values)
+        return norms
+
+    def drop(self, dropped: NDArray[np.bool_]) -> None:
+        self._values[dropped] = 0.0
+
+    def sum(self, unit: float) -> None:
+        """Σ over the rows, in units of 1 / `unit`, each block to its place."""
+        if self._outs:
+            total = self._values.sum(axis=0)
+            for part, place in self._places:
+                np.multiply(total[part], unit, out=place)
+
+
+def _rides(block: RowBlock) -> TypeGuard[WholeRows]:
+    return isinstance(block, WholeRows) and block.rides is not None

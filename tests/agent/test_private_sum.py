@@ -26,13 +26,15 @@ GRID = 12
 F32 = NDArray[np.float32]
 
 
-def gradients(rows: int = 4, *, outer: bool = True, whole: bool = True) -> RowGradients:
-    """Up to two parameters: w [3, 2] as outer products, b [5] whole."""
+def gradients(rows: int = 4, *, outer: bool = True, whole: bool = True, rider: bool = False) -> RowGradients:
+    """Up to three parameters: w [3, 2] as outer products, v [3] its bias that rides on them, b [5] whole."""
     blocks: list[OuterRows | WholeRows] = []
     place = 0
     if outer:
         blocks.append(OuterRows(name="w", shape=(3, 2), left=0, right=1))
         place = 2
+    if rider:
+        blocks.append(WholeRows(name="v", shape=(3,), output=0, rides=0))
     if whole:
         blocks.append(WholeRows(name="b", shape=(5,), output=place))
         place += 1
@@ -43,12 +45,12 @@ def outs_of(rows: Sequence[F32], plan: RowGradients) -> list[NDArray[Any]]:
     """Outputs of a run for B rows, each given as a flat vector of its factors and entries."""
     table = np.array(rows, dtype=np.float32)
     widths = [3, 2] * any(isinstance(block, OuterRows) for block in plan.blocks)
-    widths += [5] * any(isinstance(block, WholeRows) for block in plan.blocks)
+    widths += [5] * any(isinstance(block, WholeRows) and block.rides is None for block in plan.blocks)
     return [*np.split(table, np.cumsum(widths)[:-1], axis=1), np.zeros(len(table), np.float32)]
 
 
 def width(plan: RowGradients) -> int:
-    return sum(5 if isinstance(block, OuterRows | WholeRows) else 0 for block in plan.blocks)
+    return sum(5 if isinstance(block, OuterRows) or block.rides is None else 0 for block in plan.blocks)
 
 
 def summed(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
@@ -61,57 +63,54 @@ def summed(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, g
 
 def square(row: NDArray[np.float64]) -> float:
     """|row|² as floats give it: alone, so that a place in a batch that mattered would show."""
-    return float(np.einsum("bi,bi->b", row[None, :], row[None, :])[0])
+    return float(np.add.reduceat((row * row)[None, :], [0], axis=1)[0, 0])
 
 
 def oracle(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
     """The same with Python's integers: rows quantised one by one, bound checked exactly, sum, shift."""
     bits = min(20, (53 - (plan.rows - 1).bit_length()) // 2)
     shift = 2 * bits - grid_bits
-    length = sum(math.prod(block.shape) for block in plan.blocks)
-    fine, sums = (
-        [isinstance(block, OuterRows) for block in plan.blocks for _ in range(math.prod(block.shape))],
-        [0] * length,
-    )
+    sums = [0] * sum(math.prod(block.shape) for block in plan.blocks)
+    riders = sum(isinstance(block, WholeRows) and block.rides is not None for block in plan.blocks)
     for row in rows:
         parts = [part[0].astype(np.float64) for part in outs_of([row], plan)[:-1]]
         squares = []
-        place = 0
         for block in plan.blocks:
             if isinstance(block, OuterRows):
-                squares.append(square(parts[place]) * square(parts[place + 1]))
-                place += 2
-            else:
-                squares.append(square(parts[place]))
-                place += 1
-        norm = math.sqrt(sum(squares))
-        if not math.isfinite(norm):
+                squares.append(square(parts[0]) * (square(parts[1]) + riders))
+            elif block.rides is None:
+                squares.append(square(parts[block.output]))
+        norm_squared = sum(squares)
+        if not math.isfinite(norm_squared):
             continue
-        factor = (min(1.0, clip_norm / norm) if norm else 1.0) * ((1.0 - 2.0**-20) / clip_norm)
+        factor = (1.0 - 2.0**-20) / math.sqrt(max(norm_squared, clip_norm * clip_norm))
+        scale = math.sqrt(factor) * 2.0**bits
         entries: list[int] = []
         squared = 0
-        place = 0
         for block in plan.blocks:
+            a = [math.trunc(v * scale) for v in parts[0].tolist()]
             if isinstance(block, OuterRows):
-                left, right = parts[place], parts[place + 1]
-                place += 2
-                size = math.sqrt(square(right))
-                a = [math.trunc(v * (factor * size * 2.0**bits)) for v in left.tolist()]
-                c = [math.trunc(v * (2.0**bits / size if size else 0.0)) for v in right.tolist()]
-                entries += [x * y for x in a for y in c]
-                squared += sum(x * x for x in a) * sum(y * y for y in c)
+                c = [math.trunc(v * scale) for v in parts[1].tolist()]
+                more = [x * y for x in a for y in c]
+            elif block.rides is not None:
+                more = [x * math.trunc(scale) for x in a]
             else:
-                q = [math.trunc(v * (factor * 2.0**grid_bits)) for v in parts[place].tolist()]
-                place += 1
-                entries += q
-                squared += sum(v * v for v in q) << (2 * shift)
-        if squared > 1 << (2 * grid_bits + 2 * shift):
-            continue
+                more = [math.trunc(v * (factor * 2.0**grid_bits)) << shift for v in parts[block.output].tolist()]
+            entries += more
+            squared += sum(v * v for v in more)
+        assert squared <= 1 << (2 * grid_bits + 2 * shift)  # never dropped for its norm
         sums = [have + more for have, more in zip(sums, entries, strict=True)]
-    return [entry >> shift if is_fine else entry for entry, is_fine in zip(sums, fine, strict=True)]
+    return [entry >> shift for entry in sums]
 
 
-SHAPES = [gradients(), gradients(outer=False), gradients(whole=False), gradients(rows=1)]
+SHAPES = [
+    gradients(),
+    gradients(outer=False),
+    gradients(whole=False),
+    gradients(rows=1),
+    gradients(rider=True),
+    gradients(whole=False, rider=True),
+]
 ordinary = st.floats(-3.0, 3.0, width=32)
 anything = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
@@ -145,19 +144,23 @@ def test_large_batches_are_exact_too(rows: int) -> None:
     assert not any(got[1:]) and not any(rest)
 
 
+@pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("entries", [1, 2, 7, 63, 256, 1001])
-def test_what_a_row_adds_does_not_depend_on_its_place_or_on_others(entries: int) -> None:
+def test_what_a_row_adds_does_not_depend_on_its_place_or_on_others(entries: int, outer: bool) -> None:
     """Bit for bit: the sum over a batch is the sum of the rows one by one, in any order."""
     rng = np.random.default_rng(entries)
-    plan = RowGradients(rows=16, blocks=(WholeRows(name="b", shape=(entries,), output=0),), loss=1)
+    whole = WholeRows(name="b", shape=(entries,), output=0)
+    pair = OuterRows(name="w", shape=(entries, entries), left=0, right=0)
+    plan = RowGradients(rows=16, blocks=(pair if outer else whole,), loss=1)
     rows = (rng.normal(size=(16, entries)) * rng.lognormal(size=(16, 1))).astype(np.float32)
     total = RowSum(plan, clip_norm=1.0, grid_bits=20)
 
     def add(some: NDArray[np.float32]) -> NDArray[np.int64]:
         filled = len(some)
         padded = np.concatenate([some, np.zeros((16 - filled, entries), np.float32)])
+        total.clear()
         total.add([padded, np.zeros(16)], filled)
-        return total.take()
+        return total._total  # before the one shift to the grid, which rounds
 
     together = add(rows)
     assert np.array_equal(together, np.sum([add(row[None, :]) for row in rows], axis=0))
@@ -278,6 +281,10 @@ def test_the_bound_is_the_square_of_radius_plus_rounding(length: int, grid_bits:
         (
             RowGradients(rows=4, blocks=(WholeRows(name="w", shape=(1 << 29,), output=0),), loss=1),
             *(1.0, 16, "at most 2^28 entries"),
+        ),
+        (
+            RowGradients(rows=4, blocks=(OuterRows(name="w", shape=(0, 3), left=0, right=1),), loss=2),
+            *(1.0, 16, "without entries"),
         ),
     ],
 )

@@ -40,7 +40,7 @@ def test_the_layout_says_which_output_is_what() -> None:
         rows=B,
         blocks=(
             OuterRows(name="w", shape=(3, 2), left=0, right=1),
-            WholeRows(name="v", shape=(3,), output=2),
+            WholeRows(name="v", shape=(3,), output=2, rides=0),  # the very value of the left factor
         ),
         loss=3,
     )

@@ -112,7 +112,7 @@ def test_evaluation_equals_pytorch(name: str, rows: int) -> None:
 
 def test_sizes_of_the_plans() -> None:
     """Plans are short. Counted with torch 2.13, batch 32: the MLP 13-64-1's SGD step is 26 nodes over 8 ops; the MNIST
-    CNN's is 31 over 20; its gradients of rows are 35 over 21 (derivatives of the losses are stated, views and factors
+    CNN's is 31 over 20; its gradients of rows are 31 over 21 (derivatives of the losses are stated, views and factors
     merged, outer products left apart).
     """
     mlp = nn.Sequential(nn.Linear(13, 64), nn.Sigmoid(), nn.Linear(64, 1))

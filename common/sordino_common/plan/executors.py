@@ -21,7 +21,9 @@ class Program(Protocol):
     @property
     def cost(self) -> PlanCost: ...
 
-    def run(self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None) -> list[NdArray]: ...
+    def run(
+        self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None, own: bool = True
+    ) -> list[NdArray]: ...
 
 
 def load_program(plan: Plan, executor: str = "numpy", *, device: str = "cpu") -> Program:

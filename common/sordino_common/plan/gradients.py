@@ -14,7 +14,7 @@ Nothing is clipped in the Plan. Whoever runs it clips, by norms that it computes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sordino_common.errors import PlanError
@@ -25,11 +25,15 @@ from sordino_common.plan.values import Output, Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeRows:
-    """Output number `output` of the Plan is the gradient of each row by parameter `name`: float32 [B, *shape]."""
+    """Output number `output` of the Plan is the gradient of each row by parameter `name`: float32 [B, *shape].
+
+    A bias [m] may be the very value of a matrix's left factor: then `rides` is that output, and the two parameters
+    together have the gradient left_b ⊗ (right_b, 1). No two blocks ride on one output."""
 
     name: str
     shape: tuple[int, ...]
     output: int
+    rides: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +93,19 @@ def row_gradients(plan: Plan) -> RowGradients:
         raise PlanError(
             f"expected one output of the role row, float32[{rows}] (the loss), got {len(losses)} such roles"
         )
-    return RowGradients(rows=rows, blocks=tuple(blocks), loss=losses[0])
+    return RowGradients(rows=rows, blocks=_with_riders(plan, blocks), loss=losses[0])
+
+
+def _with_riders(plan: Plan, blocks: list[RowBlock]) -> tuple[RowBlock, ...]:
+    # Which value an output is decides, not what is in it: the Plan says the two are one.
+    lefts = {(plan.outputs[b.left].value, b.shape[:1]): b.left for b in blocks if isinstance(b, OuterRows)}
+    found: list[RowBlock] = []
+    for block in blocks:
+        if isinstance(block, WholeRows):
+            rides = lefts.pop((plan.outputs[block.output].value, block.shape), None)
+            block = replace(block, rides=rides)
+        found.append(block)
+    return tuple(found)
 
 
 def _block(plan: Plan, place: int, rows: int, param: TensorSpec, specs: list[TensorSpec]) -> RowBlock:

@@ -53,9 +53,12 @@ class NumpyProgram:
             first += len(node.outs)
         self._outputs = [(entry.value, copy) for entry, copy in zip(plan.outputs, self.cost.copied, strict=True)]
 
-    def run(self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None) -> list[NdArray]:
+    def run(
+        self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None, own: bool = True
+    ) -> list[NdArray]:
         """The outputs, each an array of its own. `inputs` in the Plan's order, of exactly its dtypes and shapes.
 
+        With `own=False` they are for reading only, and may share memory with one another and with the inputs.
         `check` is called before every node and may raise to stop the run. Raises `PlanError` on wrong inputs and on
         an index out of range, `LimitExceeded` if the machine has no memory left. Arithmetic follows IEEE: infinities
         and NaN are values, not errors."""
@@ -73,6 +76,8 @@ class NumpyProgram:
             raise PlanError(f"node {index}: {error}") from None
         except MemoryError:
             raise LimitExceeded(f"node {index} ({self.plan.nodes[index].op}): no memory left") from None
+        if not own:
+            return [np.asarray(values[number]) for number, _ in self._outputs]
         return [_own(values[number], copy) for number, copy in self._outputs]
 
 

@@ -359,7 +359,7 @@ def _max_pool(rows: int, outs: Outs, x: Value, *_geometry: Any) -> tuple[Tag, ..
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
-_ELEMENTWISE: Final = (
+ELEMENTWISE: Final = (
     *("add", "sub", "mul", "div", "pow", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge"),
     *("logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"),
     *("where", "clamp", "to", "clone", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos"),
@@ -370,7 +370,7 @@ _ELEMENTWISE: Final = (
 # `full` and `arange` have no operand. `index_put` has no rule.
 RULES: Final[Mapping[str, Rule]] = MappingProxyType(
     {
-        **dict.fromkeys(_ELEMENTWISE, _elementwise),
+        **dict.fromkeys(ELEMENTWISE, _elementwise),
         **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "vector_norm"), _reduce),
         **dict.fromkeys(("argmax", "argmin"), _arg),
         **dict.fromkeys(("softmax", "log_softmax"), _softmax),

@@ -238,7 +238,9 @@ class TorchProgram:
             first += len(node.outs)
 
     @torch.no_grad()
-    def run(self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None) -> list[NdArray]:
+    def run(
+        self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None, own: bool = True
+    ) -> list[NdArray]:
         """See `NumpyProgram.run`."""
         check_inputs(self.plan, self._inputs, inputs)
         values = self._template.copy()
@@ -257,7 +259,8 @@ class TorchProgram:
         except (MemoryError, torch.OutOfMemoryError):
             raise LimitExceeded(f"node {index} ({self.plan.nodes[index].op}): no memory left") from None
         return [
-            _array(values[entry.value], copy) for entry, copy in zip(self.plan.outputs, self.cost.copied, strict=True)
+            _array(values[entry.value], copy and own)
+            for entry, copy in zip(self.plan.outputs, self.cost.copied, strict=True)
         ]
 
     def _tensor(self, array: NdArray) -> Any:

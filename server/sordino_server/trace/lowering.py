@@ -29,12 +29,12 @@ from sordino_server.trace.peephole import Peephole
 _FOLDED_ELEMENTS = 1 << 22
 
 
-def lower(graph: GraphModule, draft: Draft, *, name: str) -> list[Ref]:
-    """Append the graph's operations to `draft`; returns its results.
+def lower(graph: GraphModule, draft: Draft, *, name: str, by_rows: bool = False) -> list[Ref]:
+    """Append the graph's operations to `draft`; returns its results. `by_rows`: see `Peephole`.
 
     Raises `PlanError` with the user's line for what has no place in a Plan.
     """
-    return _Lowering(graph, draft, name).run()
+    return _Lowering(graph, draft, name, by_rows).run()
 
 
 class _Call:
@@ -62,11 +62,11 @@ def overload_name(node: FxNode) -> str:
 
 
 class _Lowering:
-    def __init__(self, graph: GraphModule, draft: Draft, name: str) -> None:
+    def __init__(self, graph: GraphModule, draft: Draft, name: str, by_rows: bool) -> None:
         self.graph = graph
         self.draft = draft
         self.name = name
-        self.peephole = Peephole(draft)
+        self.peephole = Peephole(draft, by_rows=by_rows)
         self.values: dict[FxNode, Any] = {}
         self.origin = UNKNOWN  # of the call that is being lowered
 
@@ -297,7 +297,7 @@ class _Lowering:
 
     def emit(self, op: str, args: tuple[Arg, ...], origin: Origin) -> tuple[Ref, ...]:
         try:
-            return self.draft.emit(op, args, origin)
+            return self.peephole.emit(op, args, origin)
         except PlanError as error:
             raise PlanError(f"{self.name}: {error}") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+from sordino_common.plan.row_rules import ELEMENTWISE
 from sordino_common.plan.spec import FLOATS, TensorSpec
 from sordino_common.plan.values import Arg, Ref
 from sordino_server.trace.draft import Draft
@@ -21,12 +22,44 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 class Peephole:
-    """Emits to a draft, simplifying against how the operands were made."""
+    """Emits to a draft, simplifying against how the operands were made.
 
-    def __init__(self, draft: Draft) -> None:
+    `by_rows`: the graph is a `vmap` over batches of one row, so its tensors are [B, 1, ...]. Elementwise ops then leave
+    out the dimension of 1, and the views that a linear layer needs around it meet and vanish."""
+
+    def __init__(self, draft: Draft, *, by_rows: bool = False) -> None:
         self._draft = draft
+        self._by_rows = by_rows
 
     def _emit(self, op: str, args: tuple[Arg, ...], origin: Origin) -> Ref:
+        return self.emit(op, args, origin)[0]
+
+    def emit(self, op: str, args: tuple[Arg, ...], origin: Origin) -> tuple[Ref, ...]:
+        """The results of the op."""
+        if not self._by_rows or op not in ELEMENTWISE:
+            return self._draft.emit(op, args, origin)
+        out = self._draft.infer(op, args)
+        if out.rank < 2 or out.shape[1] != 1:
+            return (self._sum_of_product(op, args, out, origin),)
+        flat = tuple(self._without_one(arg, out.rank, origin) if isinstance(arg, Ref) else arg for arg in args)
+        result = self._sum_of_product(op, flat, self._draft.infer(op, flat), origin)
+        return (self.view(result, out.shape, origin),)
+
+    def _without_one(self, x: Ref, rank: int, origin: Origin) -> Ref:
+        """An operand of a result of that rank, without the dimension that is the result's second one."""
+        shape = self._draft.spec(x).shape
+        at = 1 - (rank - len(shape))  # operands meet from the right
+        return x if at < 0 else self.view(x, (*shape[:at], *shape[at + 1 :]), origin)
+
+    def _sum_of_product(self, op: str, args: tuple[Arg, ...], out: TensorSpec, origin: Origin) -> Ref:
+        """b + x @ y is one op, as it is where no `vmap` takes it apart."""
+        if op == "add" and args[2] == 1:
+            for product, bias in ((args[0], args[1]), (args[1], args[0])):
+                made = self._made_by(product, "mm")
+                if made is not None and isinstance(bias, Ref) and isinstance(product, Ref):
+                    spec = self._draft.spec(bias)
+                    if self._draft.spec(product) == out and spec.dtype == out.dtype:
+                        return self._draft.emit("addmm", (bias, *made[1], 1, 1), origin)[0]
         return self._draft.emit(op, args, origin)[0]
 
     def _made_by(self, ref: object, *ops: str) -> tuple[str, tuple[Arg, ...]] | None:

@@ -70,7 +70,7 @@ def trace(
             for (label, role), example in zip(inputs, examples, strict=True)
         ]
     )
-    results: list[Ref] = lower(graph, draft, name=name)
+    results: list[Ref] = lower(graph, draft, name=name, by_rows=any(role == "row-gradient" for _, role in outputs))
     if len(results) != len(outputs):
         raise LocalError(
             f"trace {name!r}: the function returns {len(results)} tensors, but {len(outputs)} outputs are named"

@@ -1,0 +1,172 @@
+"""What privacy for each record costs: a step of DP-SGD against a plain one, by the same interpreter in the same run.
+
+The DP step is what a device does between two draws of noise: the gradient Plan, norms, clipping, quantisation, the
+exact integer sum, and the optimizer's step by the apply Plan. The plain step is the training Plan of the same job. The
+sampler and the noise are measured apart: they depend on the number of rows and of parameters, not on the batch.
+
+Opacus (eager PyTorch, one thread) is run beside it if it is installed, its DP step against eager PyTorch's own plain
+step: `pip install --no-deps opacus opt-einsum scipy`.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import best_seconds
+from torch import nn
+
+from sordino_agent.private_step import Applier, gradient_layout
+from sordino_agent.private_sum import RowSum
+from sordino_common.plan.interpreter import NumpyProgram
+from sordino_common.plan.spec import TensorSpec
+from sordino_common.privacy.discrete_gaussian import discrete_gaussian
+from sordino_server.trace.optimizers import Sgd
+from sordino_server.trace.row_gradients import apply_plan, gradient_plan
+from sordino_server.trace.steps import training_plan
+from sordino_server.trace.subject import examples
+
+BATCH = 32
+CLIP_NORM, GRID_BITS = 1.0, 16
+SIGMA_SQUARED = (1 << GRID_BITS) ** 2  # noise multiplier 1
+OPTIMIZER = Sgd(lr=0.1)
+ROUNDS, SLICE_S = 300, 0.0008  # short slices: on a busy machine a long one is always disturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    name: str
+    model: nn.Module
+    loss: str
+    x: TensorSpec
+    y: TensorSpec
+    at_most: float  # the ratio that is asked for
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(13, 64), nn.Sigmoid(), nn.Linear(64, 1))
+
+
+def cnn() -> nn.Module:
+    path = Path(__file__).parent.parent / "examples" / "models" / "cnn.py"
+    spec = importlib.util.spec_from_file_location("example_cnn", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_model()
+
+
+def tasks() -> list[Task]:
+    floats = TensorSpec("float32", ())
+    return [
+        Task(name="mlp 13-64-1", model=mlp(), loss="mse", x=TensorSpec("float32", (13,)), y=floats, at_most=1.25),
+        Task(
+            name="cnn 28x28",
+            model=cnn(),
+            loss="cross_entropy",
+            x=TensorSpec("float32", (1, 28, 28)),
+            y=TensorSpec("int64", ()),
+            at_most=2.0,
+        ),
+    ]
+
+
+def steps(task: Task) -> dict[str, Callable[[], object]]:
+    """The plain step, the DP step, and the DP step's parts."""
+    what: Any = {"loss": task.loss, "x": task.x, "y": task.y, "batch_rows": BATCH}
+    plain = NumpyProgram(training_plan(task.model, optimizer=OPTIMIZER, **what).plan)
+    gradient = NumpyProgram(gradient_plan(task.model, **what).plan)
+    layout = gradient_layout(gradient.plan)
+    sums = RowSum(layout.gradients, clip_norm=CLIP_NORM, grid_bits=GRID_BITS)
+    applier = Applier(NumpyProgram(apply_plan(task.model, optimizer=OPTIMIZER).plan), gradient.plan, layout)
+    params: list[Any] = [parameter.detach().numpy() for parameter in task.model.parameters()]
+    x, y = (batch.numpy() for batch in examples(task.x, task.y, BATCH))
+    outs = gradient.run([*params, x, y], own=False)
+    unit = CLIP_NORM / (1 << GRID_BITS) / BATCH
+
+    def clip_and_sum() -> Any:
+        sums.add(outs, BATCH)
+        return sums.take()
+
+    def private() -> None:
+        sums.add(gradient.run([*params, x, y], own=False), BATCH)
+        applier.step(params, sums.take() * unit)
+
+    total = clip_and_sum() * unit
+    return {
+        "plain": lambda: plain.run([*params, x, y]),
+        "private": private,
+        "gradients": lambda: gradient.run([*params, x, y], own=False),
+        "clip, sum": clip_and_sum,
+        "apply": lambda: applier.step(params, total),
+        "noise": lambda: discrete_gaussian(SIGMA_SQUARED, sums.length),
+    }
+
+
+def opacus_steps(task: Task) -> dict[str, Callable[[], object]]:
+    """Eager PyTorch's plain step and Opacus's DP step without noise; nothing if it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from opacus import GradSampleModule
+            from opacus.optimizers import DPOptimizer
+    except ImportError:
+        return {}
+    x, y = examples(task.x, task.y, BATCH)
+    criterion: Any = nn.CrossEntropyLoss() if task.loss == "cross_entropy" else lambda p, t: ((p[:, 0] - t) ** 2).mean()
+    factory = cnn if task.loss == "cross_entropy" else mlp
+
+    def step_of(model: nn.Module, optimizer: Any) -> Callable[[], object]:
+        def step() -> None:
+            optimizer.zero_grad()
+            criterion(model(x), y).backward()
+            optimizer.step()
+
+        return step
+
+    own = factory()
+    private = GradSampleModule(factory())
+    optimizer = DPOptimizer(
+        torch.optim.SGD(private.parameters(), lr=0.1),
+        noise_multiplier=0.0,
+        max_grad_norm=CLIP_NORM,
+        expected_batch_size=BATCH,
+    )
+    return {
+        "eager": step_of(own, torch.optim.SGD(own.parameters(), lr=0.1)),
+        "opacus": step_of(private, optimizer),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")  # Opacus hooks modules in a way that PyTorch warns of
+    print(f"batch {BATCH}; times the plain step of the same kind\n")
+    print("model          dp/plain  at most   gradients  clip,sum  apply    (noise)   plain us   opacus/eager")
+    for task in tasks():
+        own, theirs = steps(task), opacus_steps(task)
+        seconds = best_seconds({**own, **theirs}, rounds=ROUNDS, slice_s=SLICE_S)
+        part = {name: seconds[name] / seconds["plain"] for name in own}
+        opacus = f"{seconds['opacus'] / seconds['eager']:.2f}" if theirs else "not installed"
+        print(
+            f"{task.name:13s} {part['private']:9.2f} {task.at_most:8.2f}   {part['gradients']:9.2f} "
+            f"{part['clip, sum']:9.2f} {part['apply']:6.2f} {part['noise']:10.2f} {seconds['plain'] * 1e6:10.0f} "
+            f"{opacus:>14s}"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
