@@ -40,7 +40,7 @@ BATCH = 32
 CLIP_NORM, GRID_BITS = 1.0, 16
 SIGMA_SQUARED = (1 << GRID_BITS) ** 2  # noise multiplier 1
 OPTIMIZER = Sgd(lr=0.1)
-ROUNDS, SLICE_S = 300, 0.0008  # short slices: on a busy machine a long one is always disturbed
+ROUNDS, SLICE_S = 150, 0.0008  # short slices: on a busy machine a long one is always disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
