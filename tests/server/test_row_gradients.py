@@ -144,6 +144,28 @@ def test_linear_layers_leave_as_two_factors() -> None:
     assert max(out.numel for node in plan.nodes for out in node.outs) <= 5 * 6
 
 
+def test_the_dimension_that_vmap_leaves_costs_nothing() -> None:
+    """13-64-1 over 32 rows: 14 operations, none of them on [32, 1, 64]."""
+    mlp = nn.Sequential(nn.Linear(13, 64), nn.Sigmoid(), nn.Linear(64, 1))
+    plan = gradient_plan(mlp, loss="mse", x=TensorSpec("float32", (13,)), y=Y, batch_rows=32).plan
+    assert len(plan.nodes) <= 14
+    assert max(out.rank for node in plan.nodes for out in node.outs) == 2
+    layout = row_gradients(plan)
+    assert [block.rides for block in layout.blocks if isinstance(block, WholeRows)] == [0, 3]
+
+
+@pytest.mark.parametrize("program", EXECUTORS)
+def test_outputs_for_reading_only_are_the_same(program) -> None:
+    case = CASES["cnn-relu-max"]
+    model = case.model()
+    plan, _ = traced(case, 3, model)
+    x, y = case.batch(3)
+    inputs = [*arrays(list(model.parameters())), x.numpy(), y.numpy()]
+    ready = program(plan)
+    for ours, shared in zip(ready.run(inputs), ready.run(inputs, own=False), strict=True):
+        np.testing.assert_array_equal(ours, shared)
+
+
 def test_a_linear_layer_over_a_sequence_has_whole_rows() -> None:
     """Its gradient is a sum of outer products, one for each place of the sequence."""
     case = Case(
