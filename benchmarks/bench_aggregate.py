@@ -161,9 +161,9 @@ def main() -> None:
     cut = len(encode_message(SumCut(session=terms.session, members=tuple(names))))
     print(
         f"bytes per contributor and parameter: {most / length:.4f} ({most:,} bytes: "
-        f"{most - length * terms.word_bytes:,} besides the words, of that {sum(map(len, boxes))} in {len(boxes)} boxes). A helper gets "
-        f"{len(boxes[0])} a contributor and a cut of {cut:,}"
+        f"{most - length * terms.word_bytes:,} besides the words, of that {sum(map(len, boxes))} in {len(boxes)} boxes)"
     )
+    print(f"bytes to a helper: {len(boxes[0])} a contributor, and a cut of {cut:,}")
     few = min(10, count)
     print("peak of memory, MB       helper   leader")
     for n in (few, count):
