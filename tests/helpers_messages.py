@@ -181,8 +181,10 @@ EXAMPLES: dict[str, m.Message] = {
     "spdz-ready": m.SpdzReady(session=SESSION, digest=PLAN_ID, correction_bytes=4096),
     "spdz-setup": m.SpdzSetup(session=SESSION, party_seed=PLAN_ID, mac_key=TENSOR_ID, owner_seed=None, state_seed=None),
     "spdz-correction": m.SpdzCorrection(session=SESSION, step=3, attempt=0, part=0, parts=2, data=b"\x01\x02"),
-    "spdz-state": m.SpdzState(session=SESSION, names=("w",), values=(I64,)),
-    "spdz-input": m.SpdzInput(attempt=0, batches=(m.SpdzValues(step=3, names=("x", "y"), values=(I64, EMPTY)),)),
+    "spdz-state": m.SpdzState(session=SESSION, terms=PLAN_ID, names=("w",), values=(I64,)),
+    "spdz-input": m.SpdzInput(
+        terms=PLAN_ID, attempt=0, batches=(m.SpdzValues(step=3, names=("x", "y"), values=(I64, EMPTY)),)
+    ),
     "spdz-shares": m.SpdzShares(
         shares=(
             m.SpdzShare(kind="check-4", step=2, attempt=0, round=0, payload=bytes(48)),

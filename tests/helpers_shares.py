@@ -15,6 +15,7 @@ from helpers_agent import SERVER, TRAIN_PLAN, data_ref, linear_training_plan, sm
 from helpers_channel import entry, roster
 from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
+from sordino_agent.data.models import MemoryModels
 from sordino_agent.data.table import Table
 from sordino_agent.executor import InlineExecutor
 from sordino_agent.policy import Limits, Policy
@@ -212,6 +213,7 @@ class Conduct:
             stopwatch=lambda: 0.0,  # type: ignore[arg-type]
         )
         self.attempt = 0
+        self.first: dict[str, np.ndarray] = {}  # parameters, if the server provides them; zeros for the others
         self.heard = len(committee.wire.to_server)
         self.checked = dict.fromkeys(command.parties, command.first_step)
         self.losses: list[float] = []
@@ -219,16 +221,23 @@ class Conduct:
 
     @property
     def members(self) -> list[str]:
-        return list(dict.fromkeys((*self.command.parties, *(row.owner for row in self.command.rows))))
+        provider = {self.command.state_from or SERVER} - {SERVER}
+        readers = {output.receiver for output in self.command.outputs} - {OWNERS, SERVER}
+        return list(
+            dict.fromkeys((*self.command.parties, *(row.owner for row in self.command.rows), *provider, *readers))
+        )
 
     def begin(self) -> None:
         setups = self.desk.setups()
         for name in self.members:
             self.committee.tell(name, setups[name])
-        if self.command.state_from is not None:
+        if self.command.state_from == SERVER:
             seed = setups[SERVER].state_seed
             assert seed is not None
-            values = {e.name: encode_fixed(np.zeros(e.wire.shape)) for e in self.spec.state_inputs}
+            values = {
+                e.name: encode_fixed(np.asarray(self.first.get(e.name, np.zeros(e.wire.shape))))
+                for e in self.spec.state_inputs
+            }
             state = first_state(self.command, self.spec, seed, values)
             for name in self.command.parties:
                 self.committee.tell(name, state)
@@ -276,6 +285,7 @@ def committee(
     limits: Limits | None = None,
     make_party: Callable[[str], MakeParty] = lambda name: Party,
     tables: dict[str, Table] | None = None,
+    provides: dict[str, dict[str, bytes]] | None = None,
     journals: dict[str, BurnJournal] | None = None,
     seconds_of: Callable[[TaskCost], float] = lambda cost: 0.001,
 ) -> Committee:
@@ -291,6 +301,7 @@ def committee(
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         bench = Bench(
             catalogue=catalogue,
+            models=MemoryModels((provides or {}).get(name, {})),
             plan_of=lambda data: programs.load(data).plan,
             random=random.Random(seed).randbytes,
             make_party=make_party(name),

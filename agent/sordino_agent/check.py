@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from sordino_agent.config import KEY_FILE, LEDGER_FILE, LoadedConfig, load_agent_config
-from sordino_agent.errors import LedgerError
+from sordino_agent.errors import LedgerError, ModelFileError
 from sordino_agent.ledger import Ledger
 from sordino_agent.ledger_mark import mark_path
 from sordino_agent.service import roster_book
@@ -62,7 +62,7 @@ def check(path: Path, *, offline: bool) -> list[Finding]:
             remedy = "name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`"
         return [error("configuration", str(problem), remedy)]
     findings = [ok("configuration", f"{path} is valid")]
-    for part in (_state, _roster, _datasets, _budgets, _policy, _resources):
+    for part in (_state, _roster, _datasets, _budgets, _models, _policy, _resources):
         findings += part(loaded)
     if not offline:
         findings += _broker(loaded)
@@ -179,6 +179,26 @@ def _budgets(loaded: LoadedConfig) -> Iterator[Finding]:
                 f"the file of {spec.name} is also offered as {', '.join(others)}: its budget does not cover that",
                 "offer the same rows under one name",
             )
+
+
+def _models(loaded: LoadedConfig) -> Iterator[Finding]:
+    from sordino_agent.data.models import FileModels  # NumPy: only here, not in the daemon
+
+    policy, specs = loaded.config.policy, loaded.models()
+    models = FileModels(specs, max_bytes=loaded.config.limits.memory_bytes // 4)
+    for spec in specs:
+        try:
+            tensors = models.tensors(spec.name)
+        except ModelFileError as problem:
+            yield error("models", str(problem), "mend the file or the entry")
+            continue
+        text = f"{spec.name}: {sum(tensor.size for tensor in tensors.values())} parameters in {len(tensors)} tensors"
+        allowed = policy.models == "any" or spec.name in policy.models
+        if allowed and "spdz-model" in policy.jobs:
+            yield ok("models", text)
+        else:
+            remedy = f"add spdz-model to policy.jobs, and {spec.name} to policy.models"
+            yield warning("models", f"{text}: sessions that ask for it will be refused", remedy)
 
 
 def _policy(loaded: LoadedConfig) -> Iterator[Finding]:

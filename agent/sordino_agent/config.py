@@ -13,6 +13,7 @@ import msgspec
 
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.datasets import DatasetSpec
+from sordino_agent.models import ModelFile
 from sordino_agent.policy import Limits, Policy
 from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
@@ -50,6 +51,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     broker: MqttSettings
     broker_password_file: str | None = None
     datasets: Annotated[tuple[DatasetSpec, ...], msgspec.Meta(max_length=256)] = ()
+    models: Annotated[tuple[ModelFile, ...], msgspec.Meta(max_length=64)] = ()
     policy: Policy = Policy()
     limits: Limits = Limits()
     executor: Literal["numpy", "torch"] = "numpy"
@@ -89,6 +91,10 @@ class LoadedConfig:
     def budgets(self) -> dict[str, BudgetSpec]:
         """The privacy budgets by dataset, of those that have one."""
         return {spec.name: spec.budget for spec in self.config.datasets if spec.budget is not None}
+
+    def models(self) -> tuple[ModelFile, ...]:
+        """The models with absolute paths."""
+        return tuple(msgspec.structs.replace(spec, path=str(self.resolve(spec.path))) for spec in self.config.models)
 
     def operator_key(self) -> bytes:
         """The pinned key, 32 bytes. Raises `ConfigError`."""
@@ -154,6 +160,15 @@ def load_agent_config(path: Path) -> LoadedConfig:
         if name not in names:
             raise loaded.error(
                 ("policy", "datasets", name), f"no such dataset; there are: {', '.join(names) or 'none'}"
+            )
+    models = [spec.name for spec in config.models]
+    for index, name in enumerate(models):
+        if name in models[:index]:
+            raise loaded.error(("models", index, "name"), f"{name!r} is there twice")
+    for index, name in enumerate(config.policy.models if config.policy.models != "any" else ()):
+        if name not in models:
+            raise loaded.error(
+                ("policy", "models", index), f"no such model {name!r}; there are: {', '.join(models) or 'none'}"
             )
     if config.agent.name == config.agent.server:
         raise loaded.error(("agent", "name"), "an agent can't have the server's name")

@@ -134,6 +134,11 @@ datasets: []
 #    split_seed: 1
 #    budget: {{epsilon: 3.0, delta: 1.0e-5}}   # all that may ever be learnt from its rows; absent: counted, not refused
 
+# Models that this device may provide to sessions on shares: it masks the parameters, nobody else ever sees them.
+models: []
+#  - name: boiler
+#    path: {STATE_FOLDER}/models/RUN.npz    # a float32 array per parameter; models that open to it are kept there
+
 # What a server may ask for. Whatever is not allowed here is refused.
 policy:
   jobs: [describe, moments, train, evaluate, aggregate]   # tensors, help: not allowed by default
@@ -148,6 +153,7 @@ policy:
   # moments, train and evaluate, it never sees more. `help` holds masks for others (roster role helper).
   min_cohort: 5            # fewest contributors to a sum
   min_helpers: 1           # fewest helpers; one honest one is enough
+  models: []               # names of `models` that may be input into sessions on shares (spdz-model in `jobs`), or: any
   # Secret shares: add spdz-compute and spdz-data to `jobs`, and say what may open to whom.
   # spdz:
   #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"]}}

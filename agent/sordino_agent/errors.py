@@ -30,6 +30,28 @@ class UnknownData(RemoteError):
     code = "unknown-data"
 
 
+class ModelFileError(DatasetError):
+    """A model's file on this device can't be used. `public`: without its path."""
+
+    code = "model-file"
+
+    def __init__(self, text: str, *, model: str) -> None:
+        super().__init__(text)
+        self.public = f"model {model!r} can't be read on this device; `sordino-agent check` there says why"
+
+
+class UnknownModel(RemoteError):
+    """A session asks for a model that this device does not have."""
+
+    code = "unknown-model"
+
+
+class ModelMismatch(RemoteError):
+    """The model that a session asks for is not the one that its Plan takes. Says which tensor, never a value."""
+
+    code = "model"
+
+
 class BadCommand(RemoteError):
     """The parts of a command do not fit together: parameters, rows and Plan differ in shape, dtype or role."""
 

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from sordino_agent.datasets import DatasetSpec
+from sordino_agent.models import ModelFile
 from sordino_common.errors import CodecError
 from sordino_common.messages import decode, encode
 from sordino_common.messages.base import from_plain, to_plain
@@ -25,6 +26,7 @@ class WorkerSetup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     datasets: tuple[DatasetSpec, ...]
     executor: str
     memory_bytes: int
+    models: tuple[ModelFile, ...] = ()
 
 
 def encode_setup(setup: WorkerSetup) -> bytes:

@@ -16,12 +16,21 @@ from sordino_common.messages.base import Name
 from sordino_common.privacy.mechanism import Mechanism
 
 JobKind = Literal[
-    "describe", "moments", "train", "evaluate", "tensors", "aggregate", "help", "spdz-compute", "spdz-data"
+    "describe",
+    "moments",
+    "train",
+    "evaluate",
+    "tensors",
+    "aggregate",
+    "help",
+    "spdz-compute",
+    "spdz-data",
+    "spdz-model",
 ]
 JOB_KINDS: Final[tuple[JobKind, ...]] = (
     *("describe", "moments", "train", "evaluate", "tensors"),
     *("aggregate", "help"),
-    *("spdz-compute", "spdz-data"),
+    *("spdz-compute", "spdz-data", "spdz-model"),
 )
 DataJob = Literal["moments", "train", "evaluate", "aggregate", "spdz-data"]
 
@@ -40,7 +49,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     budget, which does not cover them then. `min_noise_multiplier`: the least noise (σ over sensitivity) of a private
     release. `aggregate`: contribute to secure sums, of at least `min_cohort` contributors and with at least
     `min_helpers` helpers; `help`: be a helper, for at least as many contributors. `spdz-compute`: be a party of
-    sessions on shares; `spdz-data`: input rows into them, masked; `spdz`: which."""
+    sessions on shares; `spdz-data`: input rows into them, masked; `spdz-model`: input the first parameters, masked;
+    `spdz`: which sessions. `models`: "any", or the names of the models that may be input."""
 
     jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate", "aggregate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()
@@ -51,6 +61,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     min_noise_multiplier: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
     min_cohort: Annotated[int, msgspec.Meta(ge=2, le=20_000)] = 5
     min_helpers: Annotated[int, msgspec.Meta(ge=1, le=3)] = 1
+    models: Literal["any"] | tuple[Name, ...] = ()
     spdz: SpdzPolicy = SpdzPolicy()
 
     def require_job(self, kind: JobKind) -> None:
@@ -84,6 +95,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"a noise multiplier of {mechanism.noise_multiplier:.4g} (sigma² {mechanism.sigma_squared}, "
                 f"sensitivity² {mechanism.sensitivity_squared}); this device demands {self.min_noise_multiplier:g} "
                 "(policy.min_noise_multiplier)"
+            )
+
+    def require_model(self, model: str) -> None:
+        """Raise `PolicyRefusal` unless `model` may be input, masked, into a session on shares."""
+        self.require_job("spdz-model")
+        if self.models != "any" and model not in self.models:
+            raise PolicyRefusal(
+                f"model {model!r} may not be input into a session here; its owner can allow it in policy.models"
             )
 
     def shows_dataset(self, dataset: str) -> bool:

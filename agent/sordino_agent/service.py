@@ -310,7 +310,10 @@ class _Signals:
 
 def worker_setup(loaded: LoadedConfig) -> WorkerSetup:
     return WorkerSetup(
-        datasets=loaded.datasets(), executor=loaded.config.executor, memory_bytes=loaded.config.limits.memory_bytes
+        datasets=loaded.datasets(),
+        executor=loaded.config.executor,
+        memory_bytes=loaded.config.limits.memory_bytes,
+        models=loaded.models(),
     )
 
 

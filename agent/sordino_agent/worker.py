@@ -100,6 +100,7 @@ def _workshop(setup: WorkerSetup) -> Workshop:
         catalogue=FileCatalogue(setup.datasets, max_bytes=setup.memory_bytes // 2),
         programs=Programs(executor=executor, limits=plan_limits(setup.memory_bytes)),
         memory_bytes=setup.memory_bytes,
+        models=setup.models,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from sordino_agent.costs import private_steps
 from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
 from sordino_agent.errors import BadCommand, Diverged
+from sordino_agent.models import ModelFile
 from sordino_agent.private_step import GradientLayout
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
 from sordino_agent.store import ByteCache
@@ -120,11 +121,13 @@ class Workshop:
         catalogue: Catalogue,
         programs: Programs,
         memory_bytes: int,
+        models: Sequence[ModelFile] = (),
         bench: Bench | None = None,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._random = random
         self._made_bench = bench
+        self._models = models
         self._catalogue = catalogue
         self._programs = programs
         self._memory_bytes = memory_bytes
@@ -163,10 +166,15 @@ class Workshop:
     def _bench(self) -> Bench:
         """Made when it is first needed: its modules take memory that other tasks should not pay for."""
         if self._made_bench is None:
+            from sordino_agent.data.models import FileModels
             from sordino_agent.spdz.bench import Bench
 
             programs = self._programs
-            self._made_bench = Bench(catalogue=self._catalogue, plan_of=lambda data: programs.load(data).plan)
+            self._made_bench = Bench(
+                catalogue=self._catalogue,
+                models=FileModels(self._models, max_bytes=self._memory_bytes // 4),
+                plan_of=lambda data: programs.load(data).plan,
+            )
         return self._made_bench
 
     def _shares(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> Prepared:

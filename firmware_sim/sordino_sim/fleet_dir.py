@@ -2,7 +2,7 @@
 
     DIR/fleet.yaml, *.key, roster.cbor    the server's home: `sordino train JOB --fleet DIR`
     DIR/agents/<name>/agent.yaml          one agent: `sordino-agent run DIR/agents/<name>`
-    DIR/agents/<name>/data/*.npz          its rows, and its held-out rows
+    DIR/agents/<name>/data/*.npz          its rows, its held-out rows, a model that the job has it provide
     DIR/dealer/                           a dealer of its own, if the job has one: `sordino dealer run DIR/dealer`
     DIR/broker/mosquitto.conf             a broker on the loopback interface: `mosquitto -c ...`
 
@@ -12,7 +12,7 @@ Keys are real ones, fresh each time. The rows are those that the simulator would
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from sordino_agent.budget import BudgetSpec
 from sordino_agent.config import load_agent_config
 from sordino_agent.data.table import Split, Table
 from sordino_agent.enrol import enrol
+from sordino_agent.policy import JOB_KINDS
 from sordino_agent.spdz.policy import OWNERS
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
@@ -58,8 +59,9 @@ class FleetFolder:
 def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) -> FleetFolder:
     """Make the whole fleet of `scenario` in `folder`. Raises `ConfigError`, also if there is one already."""
     port = port or free_port()
-    tables = scenario.tables()
+    tables, models = scenario.tables(), scenario.models()
     home = create_home(folder, fleet=FLEET, server="server", broker=f"{_HOST}:{port}")
+    receivers = (home.spec.server, OWNERS, *scenario.receivers)
     paths: dict[str, Path] = {}
     for name, table in tables.items():
         paths[name] = folder / "agents" / name
@@ -72,7 +74,18 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
         )
         home.add(read_request(made.request), roles=("data", "compute"), zone=scenario.zones.get(name))
         _write_rows(paths[name] / "data", table)
-        _write_config(made.config, name=name, home=home, port=port, table=table, budget=scenario.budgets.get(name))
+        for model, file in models.get(name, {}).items():
+            write_atomically(paths[name] / "data" / f"{model}.npz", file, mode=0o600)
+        _write_config(
+            made.config,
+            name=name,
+            home=home,
+            port=port,
+            table=table,
+            models=models.get(name, {}),
+            receivers=receivers,
+            budget=scenario.budgets.get(name),
+        )
     helpers: dict[str, Path] = {}
     for name, zone in scenario.helpers.items():
         helpers[name] = folder / "agents" / name
@@ -84,7 +97,7 @@ def write_fleet(scenario: Scenario, folder: Path, *, port: int | None = None) ->
             broker=f"{_HOST}:{port}",
         )
         home.add(read_request(made.request), roles=("helper",), zone=zone)
-        _write_config(made.config, name=name, home=home, port=port, table=None)
+        _write_config(made.config, name=name, home=home, port=port, table=None, models={}, receivers=receivers)
     if scenario.dealer is not None:
         enrol_dealer(
             folder / "dealer",
@@ -119,7 +132,15 @@ def _write_rows(folder: Path, table: Table) -> None:
 
 
 def _write_config(
-    path: Path, *, name: str, home: Home, port: int, table: Table | None, budget: BudgetSpec | None = None
+    path: Path,
+    *,
+    name: str,
+    home: Home,
+    port: int,
+    table: Table | None,
+    models: Mapping[str, bytes],
+    receivers: Sequence[str],
+    budget: BudgetSpec | None = None,
 ) -> None:
     """agent.yaml with the dataset, and a policy that lets the job run: any Plan, and however few rows there are."""
     config = {
@@ -138,14 +159,16 @@ def _write_config(
                 **({} if budget is None else {"budget": msgspec.to_builtins(budget)}),
             }
         ],
+        "models": [{"name": model, "path": f"data/{model}.npz"} for model in models],
         "policy": {
-            "jobs": [*("describe", "moments", "train", "evaluate", "aggregate", "help", "spdz-compute", "spdz-data")],
+            "jobs": [kind for kind in JOB_KINDS if kind != "tensors"],
             "plans": "any",
+            "models": "any",
             "min_rows": 1,
             "exact_evaluation": True,
             "min_cohort": 2,
             "spdz": {
-                "outputs": {what: [home.spec.server, OWNERS] for what in ("model", "loss", "prediction")},
+                "outputs": {what: list(receivers) for what in ("model", "loss", "prediction")},
                 "security": "passive",
             },
         },

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.core import AgentCore
 from sordino_agent.data.catalogue import MemoryCatalogue
+from sordino_agent.data.models import MemoryModels
 from sordino_agent.data.table import Table
 from sordino_agent.executor import InlineExecutor
 from sordino_agent.ledger import Ledger
@@ -61,9 +64,13 @@ _DRAIN_S: Final = 5.0  # as long as the real agent takes to say goodbye, at most
 
 # The simulated owners allow everything that a job can ask for: policies are tested on the agent itself, and a fleet of
 # a thousand may have one row each.
-_POLICY: Final = Policy(
-    jobs=("describe", "moments", "train", "evaluate", "aggregate", "help", "spdz-compute", "spdz-data"),
+_POLICY: Final = Policy(  # and that what the job opens to an agent by name opens to it
+    jobs=(
+        *("describe", "moments", "train", "evaluate", "aggregate", "help"),
+        *("spdz-compute", "spdz-data", "spdz-model"),
+    ),
     plans="any",
+    models="any",
     min_rows=1,
     exact_evaluation=True,
     min_cohort=2,
@@ -109,8 +116,8 @@ class SimulatedAgent:
     """One device: what survives its restarts (key, rows, boot counter), and the boot that is running, if any."""
 
     __slots__ = (
-        *("board", "boot", "core", "endpoint", "identity", "journal", "ledger", "loop", "models", "name", "slowdown"),
-        *("sums", "table"),
+        *("board", "boot", "core", "endpoint", "identity", "journal", "ledger", "loop", "models", "name", "provides"),
+        *("slowdown", "sums", "table"),
     )
 
     def __init__(
@@ -120,6 +127,7 @@ class SimulatedAgent:
         identity: DeviceKey,
         board: DeviceProfile,
         table: Table | None,
+        provides: Mapping[str, bytes],
         budget: BudgetSpec | None = None,
     ) -> None:
         self.name = name
@@ -131,7 +139,8 @@ class SimulatedAgent:
         # as well
         self.ledger = Ledger(None, budgets={} if table is None or budget is None else {table.name: budget})
         self.sums = SumJournal(None)
-        self.models: dict[str, bytes] = {}
+        self.models: dict[str, bytes] = {}  # that opened to it
+        self.provides = provides  # that it may input: name -> file
         self.slowdown = 1.0
         self.loop: MortalLoop | None = None
         self.core: AgentCore | None = None
@@ -164,6 +173,9 @@ class SimulatedFleet:
         self._lower = shared_lower()
         self.make_party: MakeParty = Party
         self._seed = seed
+        receivers = (SERVER, OWNERS, *scenario.receivers)
+        opens = replace(_POLICY.spdz, outputs=dict.fromkeys(_POLICY.spdz.outputs, receivers))
+        self.policy = replace(_POLICY, spdz=opens)
         self._loop = loop
         self._wire = wire
         self._network = network
@@ -180,6 +192,7 @@ class SimulatedFleet:
         self._server_boot = 0
         self._server_loop: MortalLoop | None = None
         self._tables: Mapping[str, Table] = scenario.tables()
+        provided = scenario.models()
         self.agents: Mapping[str, SimulatedAgent] = {
             name: SimulatedAgent(
                 name=name,
@@ -187,12 +200,17 @@ class SimulatedFleet:
                 board=board,
                 table=self._tables[name],
                 budget=scenario.budgets.get(name),
+                provides=provided.get(name, {}),
             )
             for name, board in scenario.boards.items()
         }
         self.helpers: Mapping[str, SimulatedAgent] = {
             name: SimulatedAgent(
-                name=name, identity=simulation_device_key(seed, name), board=profile(DEFAULT_PROFILE), table=None
+                name=name,
+                identity=simulation_device_key(seed, name),
+                board=profile(DEFAULT_PROFILE),
+                table=None,
+                provides={},
             )
             for name in scenario.helpers
         }
@@ -369,6 +387,7 @@ class SimulatedFleet:
         catalogue = MemoryCatalogue([] if agent.table is None else [agent.table])
         bench = Bench(
             catalogue=catalogue,
+            models=MemoryModels(agent.provides),
             plan_of=lambda data: self._programs.load(data).plan,
             lower=self._lower,
             random=simulation_random(self._seed, f"{agent.name}-shares", agent.boot),
@@ -385,7 +404,7 @@ class SimulatedFleet:
         core = agent.core = AgentCore(
             name=agent.name,
             server=SERVER,
-            policy=_POLICY,
+            policy=self.policy,
             limits=limits,
             executor=executor,
             store=TensorStore(budget_bytes=limits.store_bytes),

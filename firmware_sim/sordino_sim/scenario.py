@@ -6,6 +6,7 @@ It is the job's `simulation` section. A profile is a name (`pi4`) or a mix
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from sordino_agent.data.table import Split, Table, table_of
 from sordino_common.errors import ConfigError
 from sordino_server.baseline import Owned
 from sordino_server.job import Job
+from sordino_server.job_spdz import SERVER
+from sordino_server.model import make_model
 from sordino_server.public_data import Table as PublicTable
 from sordino_server.public_data import load_public, split_rows
 from sordino_sim.faults import TransportName
@@ -50,6 +53,12 @@ class Scenario:
         may fail."""
         secure = self.job.spec.secure
         return {} if secure is None else {f"helper-{k}": f"helpers-{k}" for k in range(secure.helpers + 1)}
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        """Agents to whom the job opens something, by name."""
+        outputs = self.job.spec.shares.outputs
+        return tuple(sorted({outputs.model, outputs.prediction} & set(self.boards))) if self.job.spec.on_shares else ()
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -104,6 +113,31 @@ class Scenario:
                 data.dataset, columns=mine.columns, tags=(simulation.data,), test_columns=held_out.columns
             )
         return tables
+
+    def models(self) -> dict[str, dict[str, bytes]]:
+        """Agent -> model's name -> .npz file, of the agent that the job has provide the first parameters: the file that
+        `simulation.model` names, or the parameters that the server would have begun with. Raises `ConfigError`."""
+        shares, path = self.job.spec.shares, self.job.spec.simulation.model
+        if not self.job.spec.on_shares or shares.model_from == SERVER:
+            if path is not None:
+                raise self.job.error("simulation.model", "is only used with spdz.model_from: an agent")
+            return {}
+        if shares.model_from not in self.boards:
+            known = f"{self.agents[0]} to {self.agents[-1]}"
+            raise self.job.error("spdz.model_from", f"the simulated fleet has no {shares.model_from}, it has {known}")
+        return {shares.model_from: {shares.model or self.job.spec.job: self._model_file(path)}}
+
+    def _model_file(self, path: str | None) -> bytes:
+        if path is not None:
+            file = self.job.path.parent / path
+            try:
+                return file.read_bytes()
+            except OSError as error:
+                raise self.job.error("simulation.model", f"{file}: can't be read: {error.strerror}") from None
+        state = make_model(self.job).state_dict()
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: value.numpy() for name, value in state.items() if value.is_floating_point()})
+        return buffer.getvalue()
 
     def owned(self, rows: Sequence[tuple[str, int]]) -> Owned:
         """Every owner's train rows and all test rows, for the baseline of a job on shares."""

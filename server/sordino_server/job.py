@@ -104,7 +104,7 @@ class TrainSpec(_Strict, frozen=True, kw_only=True):
     to describe themselves and take the Plans.
     `max_steps`: end with the round in which the agents' optimizer steps together pass this number."""
 
-    rounds: Whole
+    rounds: Annotated[int, Meta(ge=0, le=1_000_000_000)]  # 0: inference only, with mode spdz
     batch_rows: Annotated[int, Meta(ge=1, le=1 << 20)]
     local_epochs: Annotated[float, Meta(gt=0.0, le=1e4)] | None = None
     local_steps: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
@@ -172,6 +172,7 @@ class SimulationSpec(_Strict, frozen=True, kw_only=True):
     network: NetworkSpec = NetworkSpec()
     faults: str | None = None  # path of a fault schedule
     budget: SimulatedBudgetSpec | None = None
+    model: str | None = None  # path of the .npz that the agent spdz.model_from provides; default: the job's own model
 
 
 class JobSpec(_Strict, frozen=True, kw_only=True):
@@ -353,7 +354,10 @@ def _check_data(job: Job) -> None:
 
 def _check_train(job: Job) -> None:
     train = job.spec.train
-    if (train.local_epochs is None) == (train.local_steps is None):
+    if train.rounds == 0:
+        if not job.spec.on_shares:
+            raise job.error("train.rounds", "at least 1; 0, for inference only, is offered by mode spdz")
+    elif (train.local_epochs is None) == (train.local_steps is None):
         raise job.error("train", "give either local_epochs or local_steps")
     if isinstance(train.agents, int) and isinstance(train.quorum, int) and train.quorum > train.agents:
         raise job.error("train.quorum", f"a quorum of {train.quorum} can't be reached by {train.agents} agents")

@@ -54,7 +54,8 @@ class ActivationSpec(_Strict, frozen=True, kw_only=True):
 
 class OutputsSpec(_Strict, frozen=True, kw_only=True):
     """To whom what opens: `server`, `nobody`, or an agent by name. `model`: the parameters after the last step. `loss`:
-    that of every step. `prediction`: of inference; `owners` means each row's to who owns the row."""
+    that of every step. `prediction`: of inference; `owners` means each row's to who owns the row, an agent's name all
+    rows' to that agent, if the owners' policies allow it."""
 
     model: Literal["server", "nobody"] | Member = SERVER
     loss: Literal["server", "nobody"] = NOBODY
@@ -71,10 +72,12 @@ class InferenceSpec(_Strict, frozen=True, kw_only=True):
 class SpdzSpec(_Strict, frozen=True, kw_only=True):
     """`compute_agents`: how many (the server picks them among those with the role compute), or which. `zones`: in how
     many different zones of the roster they stand at least. `dealer`: who deals preprocessing; by default the server.
-    `model_from`: who provides the first parameters. `check_every`: steps between MAC checks (every output waits for
-    one). `checkpoint_every`: steps between states that a run can resume from. `retries`: how often one step may meet
-    the edge of the ring. `ahead_bytes`: how much preprocessing may be under way. `evaluate`: held-out metrics in the
-    clear on the owners' devices, which takes a model that opens to the server, or on shares."""
+    `model_from`: who provides the first parameters: the server, or an agent that masks its own, which the server then
+    never sees; `model`: under which name that agent has them, by default the job's. `check_every`: steps between MAC
+    checks (every output waits for one). `checkpoint_every`: steps between states that a run can resume from. `retries`:
+    how often one step may meet the edge of the ring. `ahead_bytes`: how much preprocessing may be under way.
+    `evaluate`: held-out metrics in the clear on the owners' devices, which takes a model that opens to the server, or
+    on shares; a job that only infers evaluates if this says so."""
 
     compute_agents: (
         Annotated[int, Meta(ge=2, le=4)] | Annotated[tuple[Member, ...], Meta(min_length=2, max_length=4)]
@@ -83,6 +86,7 @@ class SpdzSpec(_Strict, frozen=True, kw_only=True):
     zones: Annotated[int, Meta(ge=1, le=4)] = 1
     dealer: Member | None = None
     model_from: Literal["server"] | Member = SERVER
+    model: Member | None = None
     check_every: Annotated[int, Meta(ge=1, le=1 << 16)] = 1
     checkpoint_every: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     retries: Annotated[int, Meta(ge=0, le=1000)] = 10
@@ -129,6 +133,14 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
             yield "spdz.compute_agents", "an agent is named twice"
         if spdz.dealer in spdz.compute_agents:
             yield "spdz.dealer", f"{spdz.dealer} is also a compute agent: who deals masks must never see a masked value"
+    if spdz.model is not None and spdz.model_from == SERVER:
+        yield "spdz.model", "names a model of an agent; say which agent with spdz.model_from"
+    if spdz.model_from != SERVER and spdz.model_from == spdz.dealer:
+        yield "spdz.model_from", f"{spdz.dealer} deals: who knows the masks must not be who masks the parameters"
+    if spec.train.rounds == 0 and spdz.inference is None:
+        yield "train.rounds", "with 0 rounds nothing is trained: say what is inferred (spdz.inference)"
+    if spec.train.rounds == 0 and spdz.outputs.model != NOBODY:
+        yield "spdz.outputs.model", "with train.rounds 0 no model comes out that could open; say nobody"
     if spdz.zones > spdz.committee:
         yield "spdz.zones", f"{spdz.committee} compute agents can't stand in {spdz.zones} zones"
     if spdz.checkpoint_every is not None and spdz.checkpoint_every % spdz.check_every:

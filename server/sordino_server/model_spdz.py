@@ -18,6 +18,7 @@ from sordino_common.errors import PlanError
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.spdz.lowering import Lowered, LoweringError, Ranges, Settings, lower
 from sordino_server.job import Job, JobSpec
+from sordino_server.job_spdz import SERVER
 from sordino_server.model import optimizer_of
 from sordino_server.rounds.effects import Params
 from sordino_server.trace.activations import Activations, fitted, polynomial_activations
@@ -50,9 +51,9 @@ class SharedProgram:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedModel:
     """What a run on shares needs of the model. `params`: the first parameters, in the order of `names`.
-    `activations`: which of the fits it uses."""
+    `activations`: which of the fits it uses. `train`: None for a job of 0 rounds, which only infers."""
 
-    train: SharedProgram
+    train: SharedProgram | None
     evaluate: TracedPlan
     evaluate_rows: int
     score: SharedProgram | None
@@ -62,6 +63,13 @@ class SharedModel:
     params: Params
     names: tuple[str, ...]
     parameters: int
+
+    @property
+    def main(self) -> SharedProgram:
+        """What the job is about: training, or else prediction."""
+        program = self.train or self.predict
+        assert program is not None  # `check_spdz` has seen to it
+        return program
 
 
 def loss_on_shares(spec: JobSpec) -> Loss:
@@ -105,24 +113,26 @@ def trace_spdz(job: Job, model: nn.Module) -> SharedModel:
     fits, loss, settings, spdz = fits_of(spec), loss_on_shares(spec), settings_of_job(spec), spec.shares
     evaluate_rows = spec.evaluate.batch_rows or spec.train.batch_rows
     with polynomial_activations(fits) as used:
-        step = training_plan(model, loss=loss, optimizer=optimizer_of(spec), x=x, y=y, batch_rows=spec.train.batch_rows)
+        train = score = predict = None
+        if spec.train.rounds:
+            optimizer, rows = optimizer_of(spec), spec.train.batch_rows
+            train = training_plan(model, loss=loss, optimizer=optimizer, x=x, y=y, batch_rows=rows)
         evaluate = evaluation_plan(model, loss=loss, x=x, y=y, batch_rows=evaluate_rows)
-        score = predict = None
-        if spdz.evaluates == "shares":
+        if spdz.evaluates == "shares" and (train is not None or spdz.evaluate is not None):
             score = scoring_plan(model, loss=loss, x=x, y=y, batch_rows=evaluate_rows)
         if spdz.inference is not None:
             predict = prediction_plan(model, x=x, batch_rows=spdz.inference.batch_rows)
     state = model.state_dict()
-    names = tuple(entry.name for entry in step.plan.inputs if entry.role == "param")
+    names = tuple(entry.name for entry in (train or predict or evaluate).plan.inputs if entry.role == "param")
     params = tuple(state[name].detach().cpu().numpy().copy() for name in names)
     for name, value in zip(names, params, strict=True):
         largest = float(abs(value).max()) if value.size else 0.0
-        if largest > spdz.ranges.params:
+        if largest > spdz.ranges.params and spdz.model_from == SERVER:
             raise job.error(
                 "spdz", f"parameter {name} starts at {largest:.3g}, beyond spdz.ranges.params {spdz.ranges.params:g}"
             )
     return SharedModel(
-        train=lowered_program(step, settings),
+        train=None if train is None else lowered_program(train, settings),
         evaluate=evaluate,
         evaluate_rows=evaluate_rows,
         score=None if score is None else lowered_program(score, settings),

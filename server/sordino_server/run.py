@@ -182,7 +182,7 @@ def run_job(
         records = store.records(run)
         baseline = None
         if shares is not None and final.shared is not None:
-            theirs = owned(final.shared.rows)
+            theirs = owned(final.shared.rows) if shares.comparable else None
             if theirs is not None and owned_by(theirs, final.shared.rows):
                 observer(Note(text="the same training by plain PyTorch, for comparison"))
                 baseline = shares.baseline(theirs, final.shared, stopwatch)

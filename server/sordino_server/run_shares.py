@@ -13,7 +13,7 @@ from sordino_common.ring.fixed import encode_fixed
 from sordino_common.spdz.spec import Schedule
 from sordino_server.baseline import Baseline, Owned, Pooled, run_shares_baseline
 from sordino_server.job import Job
-from sordino_server.job_spdz import OWNERS, SERVER
+from sordino_server.job_spdz import NOBODY, OWNERS, SERVER
 from sordino_server.model_spdz import SharedModel, SharedProgram, steps_of, trace_spdz, with_steps
 from sordino_server.rounds.effects import Checkpoint, Effect, Result, SharedState, report, save
 from sordino_server.rounds.events import Note, RoundDone
@@ -40,7 +40,7 @@ class SharedRun:
         spec, model = self.job.spec, self.model
         clear = spec.shares.evaluates == "clear"
         programs = Programs(
-            train=_program(model.train),
+            train=_program(model.main),
             evaluate=Program(plan=model.evaluate.data, plan_id=model.evaluate.plan_id),
             evaluate_rows=model.evaluate_rows,
             row_names=tuple(output.name for output in model.evaluate.plan.outputs),
@@ -48,11 +48,14 @@ class SharedRun:
         training = TrainingOnShares(
             spec,
             run=run,
-            circuitry=lambda steps: _circuitry(with_steps(model.train, steps)),
+            circuitry=lambda steps: _circuitry(with_steps(model.main, steps)),
             values=first_values(model),
             lengths=lambda rows: steps_of(spec, rows),
             world=self.world,
-            programs=(programs.train, *((programs.evaluate,) if clear else ())),
+            programs=(
+                *((programs.train,) if spec.train.rounds else ()),
+                *((programs.evaluate,) if clear else ()),
+            ),
         )
         state = yield from training.play(resumed)
         if clear:
@@ -73,8 +76,12 @@ class SharedRun:
                 split=inference.split,
                 batch_rows=inference.batch_rows,
             )
-            text = f"predictions of {predicted} {inference.split} rows are with their owners, and nowhere else"
+            receiver = spec.shares.outputs.prediction
+            whom = "their owners" if receiver == OWNERS else receiver
+            text = f"predictions of {predicted} {inference.split} rows are with {whom}, and nowhere else"
             yield from report(Note(text=text))
+        if not spec.train.rounds:
+            state = yield from training.inferred(state)
         state = training.with_tally(replace(state, record=replace(state.record, metrics=metrics, test_rows=rows)))
         yield from save(state)
         yield from report(RoundDone(record=state.record))
@@ -89,6 +96,11 @@ class SharedRun:
             level="warning",
         )
 
+    @property
+    def comparable(self) -> bool:
+        """Whether plain PyTorch can do the same: something is trained, from parameters that are known here."""
+        return self.job.spec.train.rounds > 0 and self.job.spec.shares.model_from == SERVER
+
     def baseline(self, owned: Owned, shared: SharedState, stopwatch: Callable[[], float]) -> Baseline:
         """Plain PyTorch with the same polynomials, rows and order."""
         spec = self.job.spec
@@ -99,11 +111,13 @@ class SharedRun:
     def summary(self, state: Checkpoint, baseline: Baseline | None) -> dict[str, Any]:
         """The fields that a run on shares adds to, or says better in, the summary."""
         assert state.shared is not None
-        circuit = self.model.train.lowered.circuit
+        circuit = self.model.main.lowered.circuit
         shares, tally = self.job.spec.shares, state.shared.counters
         return {
             "security": shares.security,
-            "compute_agents": len(state.shared.parties),
+            "rounds": state.record.round,
+            "compute_agents": shares.committee,
+            "model_from": shares.model_from,
             "online_rounds_per_step": len(circuit.rounds),
             "opened_bytes_per_step_per_party": 8 * circuit.gate_elements,
             "preprocessing_bytes_per_step": circuit.preprocessing_bytes(active=shares.security == "active"),
@@ -113,17 +127,17 @@ class SharedRun:
             "dealer_seconds": tally.get("dealer_s", 0.0),
             "online_seconds": tally.get("online_s", 0.0),
             "compute_seconds": tally.get("compute_s", 0.0),
-            "opened": {name: to for name, to in _opened(shares) if to != "nobody"},
+            "opened": {name: to for name, to in _opened(shares) if to != NOBODY},
         }
 
 
 def shared_run(job: Job, module: nn.Module, world: World) -> SharedRun:
     """Raises `PlanError` naming the model's line for what shares can't compute, `ConfigError` for what is not built."""
     shares = job.spec.shares
-    if shares.inference is not None and shares.outputs.prediction != OWNERS:
-        raise job.error("spdz.outputs.prediction", "predictions open to who owns the rows: owners")
-    if shares.model_from != SERVER:
-        raise job.error("spdz.model_from", "a model that an agent provides is not built yet; today: server")
+    if shares.inference is not None and shares.outputs.prediction in (SERVER, NOBODY):
+        raise job.error(
+            "spdz.outputs.prediction", "predictions open to who owns the rows (owners), or to an agent by name"
+        )
     return SharedRun(job=job, model=trace_spdz(job, module), world=world)
 
 
@@ -131,7 +145,7 @@ def first_values(model: SharedModel) -> Mapping[str, Any]:
     """The first state as fixed point: the model's parameters, zeros for the optimizer's state."""
     params = dict(zip(model.names, model.params, strict=True))
     values = {}
-    for entry in model.train.lowered.circuit.inputs:
+    for entry in model.main.lowered.circuit.inputs:
         if entry.role == "param":
             values[entry.name] = encode_fixed(
                 np.asarray(params[entry.name], dtype=np.float64), entry.wire.fraction_bits
@@ -159,7 +173,8 @@ def owned_in_order(pooled: Pooled, rows: Sequence[tuple[str, int]]) -> Owned | N
 
 
 def _opened(shares: Any) -> tuple[tuple[str, str], ...]:
-    return (("model", shares.outputs.model), ("loss", shares.outputs.loss))
+    predictions = () if shares.inference is None else (("prediction", shares.outputs.prediction),)
+    return (("model", shares.outputs.model), ("loss", shares.outputs.loss), *predictions)
 
 
 def _program(program: SharedProgram) -> Program:

@@ -96,6 +96,22 @@ def test_a_dataset_twice(tmp_path: Path) -> None:
         load(tmp_path, text)
 
 
+def test_models_are_named_once_and_the_policy_names_them(tmp_path: Path) -> None:
+    text = GOOD.replace("policy:", "models:\n  - {name: boiler, path: models/a.npz}\npolicy:\n  models: [boiler]")
+    loaded = load(tmp_path, text)
+    (spec,) = loaded.models()
+    assert spec.path == str(tmp_path / "models/a.npz")
+    assert load(tmp_path, GOOD).config.policy.models == ()
+    for old, new, message in (
+        ("[boiler]", "[pump]", r":18:12: policy\.models\.0: no such model 'pump'; there are: boiler"),
+        ("[boiler]", "any of them", r":18:3: policy\.models"),
+        ("a.npz", "a.pt", r":16:5: models\[0\]: the ending of 'models/a\.pt' is not npz"),
+        ("a.npz}", "a.npz}\n  - {name: boiler, path: b.npz}", r":17:6: models\.1\.name: 'boiler' is there twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(tmp_path, text.replace(old, new))
+
+
 def test_operator_key_in_a_file(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD.replace(KEY, "operator.pub"))
     with pytest.raises(ConfigError, match=r"agent\.yaml:5:1: operator_key.*No such file"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers_agent import TRAIN_PLAN, small_table, train_command
@@ -457,6 +458,18 @@ def test_check_names_each_problem_with_its_remedy(home: Home) -> None:
     assert all(one["remedy"] for one in errors.values())
     before = sorted(path.name for path in home.state.iterdir())
     assert before == ["agent.key"]  # a check writes nothing
+
+
+def test_check_looks_at_models(home: Home) -> None:
+    np.savez(home.folder / "boiler.npz", w=np.zeros((3, 1), np.float32))
+    (home.folder / "broken.npz").write_bytes(b"PK nothing")
+    home.edit("models: []", "models: [{name: boiler, path: boiler.npz}, {name: broken, path: broken.npz}]")
+    found = json.loads(agent("check", str(home.folder), "--offline", "--json").stdout)
+    said = [(one["level"], one["text"], one["remedy"]) for one in found if one["what"] == "models"]
+    assert [level for level, _, _ in said] == ["warning", "error"]
+    assert said[0][1].startswith("boiler: 3 parameters in 1 tensors: sessions that ask for it will be refused")
+    assert said[0][2] == "add spdz-model to policy.jobs, and boiler to policy.models"
+    assert "broken.npz: not a readable NPZ file" in said[1][1]
 
 
 def test_check_of_a_roster_by_another_operator_is_a_security_matter(home: Home) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import msgspec
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from sordino_agent.budget import BudgetSpec
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common import messages as m
+from sordino_common.channel.roster import Roster
 from sordino_common.plan.arrays import from_numpy, to_numpy
 
 SESSION = open_command().session
@@ -155,7 +158,7 @@ REFUSALS = {
         SHARES_POLICY,
         {"parties": ("agent-01", "agent-02"), "rows": (m.SpdzRows(owner="agent-01", rows=14),)},
         "policy",
-        "agent-00 is neither a party nor an owner of rows in this session",
+        "is neither a party nor an owner of rows or of the model in this session, nor does it read an output",
     ),
     "another circuit": (
         SHARES_POLICY,
@@ -366,7 +369,9 @@ def running() -> tuple[Committee, Conduct]:
 
 SHARE = m.SpdzShares(shares=(m.SpdzShare(kind="open", step=0, attempt=0, round=0, payload=bytes(8)),))
 INPUT = m.SpdzInput(
-    attempt=0, batches=(m.SpdzValues(step=0, names=("x",), values=(from_numpy(np.zeros((1, 3), np.int64)),)),)
+    terms=m.terms_of(open_command()),
+    attempt=0,
+    batches=(m.SpdzValues(step=0, names=("x",), values=(from_numpy(np.zeros((1, 3), np.int64)),)),),
 )
 
 
@@ -387,7 +392,7 @@ INPUT = m.SpdzInput(
         (m.SpdzClose(session=SESSION), "agent-01", b""),
         (m.SpdzCorrection(session=SESSION, step=0, attempt=0, part=0, parts=1, data=b""), "agent-01", b""),
         (m.SpdzMasks(session=SESSION, outputs=()), "agent-01", b""),
-        (m.SpdzState(session=SESSION, names=(), values=()), "agent-01", b""),
+        (m.SpdzState(session=SESSION, terms=bytes(32), names=(), values=()), "agent-01", b""),
         (
             m.SpdzSetup(session=SESSION, party_seed=bytes(32), mac_key=bytes(16), owner_seed=None, state_seed=None),
             "agent-01",
@@ -424,6 +429,7 @@ def test_what_is_not_from_who_may_say_it_changes_nothing(message: m.Message, sen
         ),
         (
             m.SpdzInput(
+                terms=m.terms_of(open_command()),
                 attempt=0,
                 batches=(m.SpdzValues(step=0, names=("z",), values=(from_numpy(np.zeros((1, 3), np.int64)),)),),
             ),
@@ -545,3 +551,130 @@ def test_rows_under_a_privacy_budget_do_not_enter_a_session() -> None:
     assert isinstance(refused, m.Refused)
     assert refused.code == "budget"
     assert "`spdz-open` would show something of its rows without noise" in refused.reason
+
+
+# --- a server that tells one member this and another that ---------------------------------------------------------
+
+LIES: dict[str, dict[str, object]] = {
+    "nothing opens": {"outputs": ()},
+    "the model opens to an agent": {"outputs": (m.SpdzOutput(name="model", receiver="agent-00"),)},
+    "fewer checkpoints": {"checkpoints": (6,)},
+}
+
+
+def lied_to(lie: str) -> dict[str, m.SpdzOpen]:
+    """What each was told: agent-01 something else than the others."""
+    return {name: open_command() if name == "agent-01" else open_command(**LIES[lie]) for name in NAMES}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_parties_that_were_told_different_things_open_nothing(lie: str) -> None:
+    """One permissive party would be enough for the server, if the others' policies had seen another session. Here the
+    owners' word is bent, too, so that only the parties' check is left to find it."""
+    made, told = committee(), lied_to(lie)
+
+    def bend(packet: Packet) -> tuple[Packet, ...]:
+        if not isinstance(packet.message, m.SpdzInput):
+            return (packet,)
+        message = msgspec.structs.replace(packet.message, terms=m.terms_of(told[packet.to]))
+        return (Packet(sender=packet.sender, to=packet.to, message=message, correlation=bytes(16), context=SESSION),)
+
+    made.wire.bend = bend
+    for name, command in told.items():
+        made.tell(name, command)
+    made.settle()
+    assert made.ready() == set(NAMES)  # each by itself sees nothing wrong
+    assert not Conduct(made, open_command()).run()
+    assert "equivocation" in {abort.code for abort in made.said(m.SpdzAbort)}  # type: ignore[attr-defined]
+    assert not made.said(m.SpdzChecked)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_an_owner_was_told_goes_along_with_its_rows(lie: str) -> None:
+    made = committee()
+    for name, command in lied_to(lie).items():
+        made.tell(name, command)
+    made.settle()
+    assert not Conduct(made, open_command()).run()
+    aborts = made.said(m.SpdzAbort)
+    assert {abort.code for abort in aborts} == {"equivocation"}  # type: ignore[attr-defined]
+    assert "was told other terms of this session than this device" in aborts[0].reason  # type: ignore[attr-defined]
+    assert not made.said(m.SpdzChecked)
+
+
+def test_terms_are_all_but_what_an_owner_alone_is_told() -> None:
+    command = open_command()
+    assert m.terms_of(command) == m.terms_of(msgspec.structs.replace(command, data=None, model="boiler"))
+    changes: dict[str, object] = {
+        "run": "toy-2", "dealer": "midas", "security": "passive", "steps": 7, "outputs": (), "checkpoints": (),
+        "state_from": "agent-00", "ahead": 5, "parties": NAMES[:2], "retries": 3, "silence_s": 31.0,
+    }  # fmt: skip
+    terms = {m.terms_of(msgspec.structs.replace(command, **{key: value})) for key, value in changes.items()}
+    assert len(terms | {m.terms_of(command)}) == len(changes) + 1
+
+
+# --- who only reads ------------------------------------------------------------------------------------------------
+
+READER = "agent-03"
+READS = {"outputs": (m.SpdzOutput(name="model", receiver=READER),)}
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_an_agent_that_only_reads_is_a_member_if_all_policies_allow_it(allowed: bool) -> None:
+    outputs = {"model": (READER,)} if allowed else {"model": (SERVER,)}
+    made = committee((*NAMES, READER), policy=with_shares(outputs=outputs))
+    made.open(open_command(**READS))
+    assert made.ready() == ({*NAMES, READER} if allowed else set())
+    if not allowed:
+        assert {made.refusal(name).code for name in (*NAMES, READER)} == {"policy"}
+        return
+    conduct = Conduct(made, open_command(**READS))
+    setups = conduct.desk.setups()
+    assert set(setups) == {*NAMES, READER, SERVER}
+    secrets = ("party_seed", "mac_key", "owner_seed", "state_seed")
+    assert [getattr(setups[READER], name) for name in secrets] == [None] * 4
+    assert conduct.run()
+    masks = conduct.masks[6]
+    made.tell(READER, conduct.desk.masks_for(6, {name: masks[name] for name in ("w", "b")}))
+    made.tell(READER, m.SpdzClose(session=SESSION))
+    made.settle()
+    (file,) = made.models[READER].values()
+    assert np.load(io.BytesIO(file))["w"].shape == (3, 1)
+    assert made.said(m.SpdzClosed, READER)
+
+
+def test_who_reads_a_model_waits_for_it_before_it_closes() -> None:
+    """Messages are not ordered: the server's word that all is over may come before the dealer's masks."""
+    made = committee((*NAMES, READER), policy=with_shares(outputs={"model": (READER,)}))
+    made.open(open_command(**READS))
+    conduct = Conduct(made, open_command(**READS))
+    assert conduct.run()
+    made.tell(READER, m.SpdzClose(session=SESSION))
+    made.settle()
+    assert not made.said(m.SpdzClosed, READER)
+    made.tell(READER, conduct.desk.masks_for(6, {name: conduct.masks[6][name] for name in ("w", "b")}))
+    made.settle()
+    assert made.said(m.SpdzClosed, READER)
+
+
+def test_a_dealer_must_not_read() -> None:
+    made = committee(policy=with_shares(outputs={"model": ("midas",)}), known=fleet_with_dealer())
+    made.open(open_command(outputs=(m.SpdzOutput(name="model", receiver="midas"),)), names=["agent-00"])
+    assert (
+        "midas has the role dealer and would be a reader of an output: whoever deals" in made.refusal("agent-00").reason
+    )
+
+
+def fleet_with_dealer() -> Roster:
+    entries = [entry(SERVER, roles=("server", "dealer")), entry("midas", roles=("dealer",))]
+    return roster(entries=[*entries, *(entry(name, roles=("data", "compute")) for name in NAMES)])
+
+
+def test_row_results_open_to_one_agent_only_where_every_row_comes_once() -> None:
+    made = committee(policy=with_shares(outputs={"loss": ("agent-00",)}))
+    made.open(open_command(outputs=(m.SpdzOutput(name="loss", receiver="agent-00"),)), names=["agent-00"])
+    assert made.refusal("agent-00").code == "command"
+    assert (
+        "output 'loss' opens to an agent row by row, in a session over every row once"
+        in made.refusal("agent-00").reason
+    )

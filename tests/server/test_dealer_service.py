@@ -60,6 +60,12 @@ class Place:
         return found
 
 
+def checked(step: int, command: m.SpdzOpen = COMMAND) -> m.SpdzChecked:
+    """A party's word to the dealer."""
+    terms = m.terms_of(command)
+    return m.SpdzChecked(session=command.session, step=step, checkpoint=0, outputs=(), terms=terms)
+
+
 def begun() -> Place:
     place = Place()
     place.tell(COMMAND)
@@ -84,11 +90,30 @@ def test_it_lowers_the_plan_itself_and_deals_only_when_all_are_ready() -> None:
     assert {to for to, _ in place.got(m.SpdzCorrection)} <= set(NAMES)
 
 
+def test_who_provides_the_model_or_reads_an_output_gets_its_part() -> None:
+    outputs = (m.SpdzOutput(name="model", receiver="reader"),)
+    command = open_command(dealer=DEALER, state_from="owner", outputs=outputs, checkpoints=())
+    place = Place()
+    place.tell(command)
+    place.tell(m.SpdzConfirm(session=command.session, step=0))
+    setups = dict(place.got(m.SpdzSetup))
+    assert set(setups) == {*NAMES, "owner", "reader"}
+    seeds = {name: setup.state_seed is not None for name, setup in setups.items()}  # type: ignore[attr-defined]
+    assert seeds == {**dict.fromkeys(NAMES, False), "owner": True, "reader": False}
+    for step in (2, 4, 6):
+        for name in NAMES:
+            place.tell(checked(step, command), sender=name)
+        place.tell(m.SpdzConfirm(session=command.session, step=step))
+    assert [to for to, _ in place.got(m.SpdzMasks)] == ["reader"]
+    place.tell(m.SpdzAbort(session=command.session, code="x", reason=""), sender="owner")
+    assert place.service.sessions == 0
+
+
 def test_masks_leave_on_the_parties_word_and_not_on_the_servers() -> None:
     place = begun()
     place.tell(m.SpdzConfirm(session=COMMAND.session, step=2))  # the server lies
     assert place.got(m.SpdzMasks) == []
-    word = m.SpdzChecked(session=COMMAND.session, step=2, checkpoint=0, outputs=())
+    word = checked(2)
     for name in NAMES[:2]:
         place.tell(word, sender=name)
     place.tell(word, sender=SERVER)
@@ -101,10 +126,24 @@ def test_masks_leave_on_the_parties_word_and_not_on_the_servers() -> None:
     assert report.step == 2
 
 
+@pytest.mark.parametrize("terms", [None, m.terms_of(open_command(dealer=DEALER))])
+def test_no_mask_leaves_if_a_party_was_told_of_other_receivers(terms: bytes | None) -> None:
+    place = begun()
+    for name in NAMES[:2]:
+        place.tell(checked(2), sender=name)
+    place.tell(msgspec.structs.replace(checked(2), terms=terms), sender=NAMES[2])
+    assert place.got(m.SpdzMasks) == []
+    assert place.service.sessions == 0
+    aborts = place.got(m.SpdzAbort)
+    assert {to for to, _ in aborts} == {*NAMES, SERVER}
+    assert {message.code for _, message in aborts} == {"equivocation"}  # type: ignore[attr-defined]
+    assert "agent-02 was told other terms of this session than midas, who deals" in aborts[0][1].reason  # type: ignore[attr-defined]
+
+
 def test_more_than_was_dealt_can_not_have_been_checked() -> None:
     place = begun()
     for name in NAMES:
-        place.tell(m.SpdzChecked(session=COMMAND.session, step=6, checkpoint=0, outputs=()), sender=name)
+        place.tell(checked(6), sender=name)
     assert place.got(m.SpdzMasks) == []
     assert place.service.refusals == 3
 
@@ -123,6 +162,16 @@ def test_more_than_was_dealt_can_not_have_been_checked() -> None:
             open_command(dealer=DEALER, rows=(m.SpdzRows(owner=SERVER, rows=8),)),
             ("dealer",),
             "server deals or orchestrates: it must not hold masked values",
+        ),
+        (
+            open_command(dealer=DEALER, state_from=DEALER),
+            ("dealer",),
+            "midas deals or orchestrates: it must not hold masked values",
+        ),
+        (
+            open_command(dealer=DEALER, outputs=(m.SpdzOutput(name="model", receiver=DEALER),)),
+            ("dealer",),
+            "midas deals or orchestrates: it must not hold masked values",
         ),
         (msgspec.structs.replace(COMMAND, plan_id=bytes(32)), ("dealer",), "is not here; put it first"),
         (msgspec.structs.replace(COMMAND, circuit=bytes(32)), ("dealer",), "to another circuit than the server says"),

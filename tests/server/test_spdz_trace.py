@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers_job import Edit, refuses, written_job
 from helpers_lowering import F, fixed, run_float64
 from sordino_common.errors import ConfigError, PlanError
 from sordino_common.plan.spec import TensorSpec
@@ -169,14 +170,8 @@ def make_model():
 """
 
 
-def written(folder: Path, *edits: tuple[str, str], model: str = MODEL) -> Path:
-    text = JOB
-    for old, new in edits:
-        assert old in text
-        text = text.replace(old, new)
-    (folder / "model.py").write_text(model)
-    (folder / "job.yaml").write_text(text)
-    return folder / "job.yaml"
+def written(folder: Path, *edits: Edit, model: str = MODEL) -> Path:
+    return written_job(folder, JOB, *edits, model=model)
 
 
 def test_the_block_has_defaults_and_bounds(tmp_path: Path) -> None:
@@ -220,6 +215,22 @@ REFUSED = {
         ("ranges: {x: 4}", "evaluate: clear\n  outputs: {model: nobody}"),
         r":18:3: spdz.evaluate: clear takes a model that opens to the server, but spdz.outputs.model is nobody",
     ),
+    "a model's name without its agent": (
+        ("ranges: {x: 4}", "model: boiler"),
+        r":18:3: spdz.model: names a model of an agent; say which agent with spdz.model_from",
+    ),
+    "a dealer that provides": (
+        ("ranges: {x: 4}", "model_from: midas\n  dealer: midas"),
+        r":18:3: spdz.model_from: midas deals: who knows the masks must not be who masks the parameters",
+    ),
+    "nothing trained and nothing inferred": (
+        ("rounds: 3", "rounds: 0"),
+        r":13:3: train.rounds: with 0 rounds nothing is trained: say what is inferred \(spdz.inference\)",
+    ),
+    "nothing trained that could open": (
+        ("rounds: 3\n  local_epochs: 1\n  batch_rows: 8\nspdz:", "rounds: 0\n  batch_rows: 8\nspdz:\n  inference: {}"),
+        r"spdz.outputs.model: with train.rounds 0 no model comes out that could open; say nobody",
+    ),
     "privacy": (("mode: spdz", "mode: spdz\nprivacy: {epsilon: 1}"), r":3:1: privacy: privacy is not built yet: on s"),
     "cross entropy": (
         ("task: regression\nloss: mse", "task: multiclass\nloss: cross_entropy"),
@@ -234,8 +245,7 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_errors_name_line_and_column(what: str, tmp_path: Path) -> None:
     edit, expected = REFUSED[what]
-    with pytest.raises(ConfigError, match=expected):
-        load_job(written(tmp_path, edit))
+    refuses(written(tmp_path, edit), expected)
 
 
 def test_steps_of_rounds() -> None:
@@ -362,6 +372,12 @@ def test_refusals_name_the_models_line(model: str, text: str, tmp_path: Path) ->
     job = load_job(written(tmp_path, model=model))
     with pytest.raises(PlanError, match=text):
         trace_spdz(job, make_model(job))
+
+
+def test_first_parameters_of_an_agent_are_not_the_servers_to_check(tmp_path: Path) -> None:
+    overrides = ["spdz.ranges={params: 0.001, preactivations: 8}", "spdz.model_from=agent-01"]
+    job = load_job(written(tmp_path), overrides=overrides)
+    assert trace_spdz(job, make_model(job)).parameters == 13
 
 
 def test_first_parameters_must_be_in_range(tmp_path: Path) -> None:

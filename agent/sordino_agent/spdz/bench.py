@@ -17,6 +17,7 @@ from sordino_agent import compute
 from sordino_agent.batches import feature_rows, target_rows
 from sordino_agent.compute import Check
 from sordino_agent.data.catalogue import Catalogue
+from sordino_agent.data.models import MemoryModels, Models, first_state
 from sordino_agent.errors import BadCommand, CircuitDiffers, UnknownSession
 from sordino_agent.spdz.seat import MakeParty, Seat
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, SpdzOpenTask, SpdzTask
@@ -54,12 +55,14 @@ class Bench:
         self,
         *,
         catalogue: Catalogue,
+        models: Models | None = None,
         plan_of: Callable[[bytes], Plan],
         lower: Lower | None = None,
         random: Callable[[int], bytes] = os.urandom,
         make_party: MakeParty = Party,
     ) -> None:
         self._catalogue = catalogue
+        self._models = models or MemoryModels({})
         self._plan_of = plan_of
         self._lower = lower or _lower
         self._random = random
@@ -96,7 +99,7 @@ class Bench:
         spec = spec_of(command, circuit, digest)
         if spec.digest != command.digest:
             raise CircuitDiffers("the session's digest is not that of its own numbers")
-        _require_outputs(command, spec)
+        _require_outputs(command, spec, task.agent)
         correction_bytes = circuit.preprocessing_bytes(active=spec.active)
         if task.agent in command.parties and command.ahead * correction_bytes > task.held_bytes:
             raise LimitExceeded(
@@ -104,7 +107,10 @@ class Bench:
                 f"{task.held_bytes}"
             )
         rows = self._rows(task, plan, spec)
-        seat = Seat(command, spec, agent=task.agent, rows=rows, random=self._random, make_party=self._make_party)
+        model = self._model(task, plan, spec)
+        seat = Seat(
+            command, spec, agent=task.agent, rows=rows, model=model, random=self._random, make_party=self._make_party
+        )
         rounds = len(circuit.rounds)
         self._seats[command.session] = (
             seat, Work(nodes=len(circuit.nodes) // (rounds + 1) + 1, flops=_flops(circuit) // (rounds + 1))
@@ -172,6 +178,22 @@ class Bench:
             )
         return rows
 
+    def _model(self, task: SpdzOpenTask, plan: Plan, spec: SessionSpec) -> Mapping[str, I64] | None:
+        """The first state, fixed point, if this agent provides it."""
+        command = task.command
+        if command.state_from != task.agent:
+            return None
+        if command.model is None:
+            raise BadCommand("the session wants a model but does not say which")
+        wanted = {entry.name: entry.spec for entry in plan.inputs if entry.role == "param"}
+        return first_state(
+            command.model,
+            self._models.tensors(command.model),
+            wanted=wanted,
+            spec=spec,
+            settings=settings_of(command.settings),
+        )
+
 
 def _lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, bytes]:
     from sordino_common.spdz.lowering import lower  # only who computes on shares pays for it
@@ -180,11 +202,15 @@ def _lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, 
     return lowered.circuit, lowered.digest
 
 
-def _require_outputs(command: SpdzOpen, spec: SessionSpec) -> None:
+def _require_outputs(command: SpdzOpen, spec: SessionSpec, agent: str) -> None:
+    by_row = {output.name for output in spec.circuit.outputs if output.role == "row"}
     for output in command.outputs:
         if output.name != "model" and output.name not in spec.value_outputs:
             known = ", ".join(sorted(spec.value_outputs)) or "none"
             raise BadCommand(f"the Plan has no output {output.name!r} to open; it has {known}")
+        once = output.name in by_row and command.order == "by-owner"
+        if output.receiver == agent and output.name != "model" and not once:
+            raise BadCommand(f"output {output.name!r} opens to an agent row by row, in a session over every row once")
         if output.every % command.check_every:
             raise BadCommand(f"output {output.name!r} every {output.every} steps, checks every {command.check_every}")
     for done in command.checkpoints:

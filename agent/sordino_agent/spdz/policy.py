@@ -33,12 +33,25 @@ class SpdzPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 def require_session(policy: SpdzPolicy, command: SpdzOpen, *, roster: Roster, agent: str, server: str) -> None:
     """Raise `PolicyRefusal` or `RosterError` unless `agent` may take part in this session."""
     owners = {entry.owner for entry in command.rows}
-    if agent not in command.parties and agent not in owners:
-        raise PolicyRefusal(f"{agent} is neither a party nor an owner of rows in this session")
+    provider = None if command.state_from in (None, server) else command.state_from
+    readers = {output.receiver for output in command.outputs} - {OWNERS, server}
+    if agent not in {*command.parties, *owners, *readers, provider}:
+        raise PolicyRefusal(
+            f"{agent} is neither a party nor an owner of rows or of the model in this session, nor does it read an "
+            "output"
+        )
     members = {name: _member(roster, name, "compute") for name in command.parties}
     for name in sorted(owners - members.keys()):
         _member(roster, name, "data")
-    _require_dealer(policy, command, roster=roster, server=server, owners=owners)
+    if provider is not None and provider not in owners:
+        _member(roster, provider, "data")
+    what = {
+        **dict.fromkeys(sorted(readers), "reader of an output"),
+        **({} if provider is None else {provider: "owner of the model"}),
+        **dict.fromkeys(sorted(owners), "owner of rows"),
+        **dict.fromkeys(command.parties, "party"),
+    }
+    _require_dealer(policy, command, roster=roster, server=server, members=what)
     _require_committee(policy, members)
     _require_outputs(policy, command)
     if command.security == "passive" and policy.security == "active":
@@ -46,40 +59,49 @@ def require_session(policy: SpdzPolicy, command: SpdzOpen, *, roster: Roster, ag
             "the session has security passive: a single cheating member could falsify results or learn rows; this "
             "device demands active (policy.spdz.security)"
         )
-    if command.state_from is not None and command.state_from != server and command.state_from not in owners:
-        _member(roster, command.state_from, "data")
     if agent in owners and command.data is None:
         raise PolicyRefusal("the session wants rows of this device but does not say which columns")
+    if agent == provider and command.model is None:
+        raise PolicyRefusal("the session wants a model of this device but does not say which")
 
 
 def _member(roster: Roster, name: str, role: str) -> RosterEntry:
-    try:
-        entry = roster.entry(name)
-    except RosterError:
-        raise RosterError(
-            f"{name} has no key in the roster of epoch {roster.epoch}: nothing is shared with a stranger"
-        ) from None
+    entry = _entry(roster, name)
     if role not in entry.roles:
         raise PolicyRefusal(f"{name} has the roles {', '.join(entry.roles)} in the roster, not {role}")
     return entry
 
 
-def _require_dealer(policy: SpdzPolicy, command: SpdzOpen, *, roster: Roster, server: str, owners: set[str]) -> None:
-    """Whoever knows the masks must never see a masked value: dealer, parties and owners are different people."""
+def _entry(roster: Roster, name: str) -> RosterEntry:
+    try:
+        return roster.entry(name)
+    except RosterError:
+        raise RosterError(
+            f"{name} has no key in the roster of epoch {roster.epoch}: nothing is shared with a stranger"
+        ) from None
+
+
+def _require_dealer(
+    policy: SpdzPolicy, command: SpdzOpen, *, roster: Roster, server: str, members: Mapping[str, str]
+) -> None:
+    """Whoever knows the masks must never see a masked value: no dealer is among `members` (name -> what it is)."""
     dealer = command.dealer
     entry = roster.entry(dealer)
-    for name in (*command.parties, *sorted(owners)):
-        dealing = _DEALING & set(roster.entry(name).roles)
+    for name, what in members.items():
+        dealing = _DEALING & set(_entry(roster, name).roles)
         if name in (dealer, server) or dealing:
             why = "is the dealer" if name == dealer else f"has the role {min(dealing) if dealing else 'server'}"
-            what = "party" if name in command.parties else "owner of rows"
             raise PolicyRefusal(
-                f"{name} {why} and would be a {what}: whoever deals the masks must not hold masked values"
+                f"{name} {why} and would be {_article(what)}: whoever deals the masks must not hold masked values"
             )
     if policy.dealers is not None and dealer not in policy.dealers:
         raise PolicyRefusal(f"{dealer} may not deal for this device (policy.spdz.dealers)")
     if not _DEALING & set(entry.roles):
         raise PolicyRefusal(f"{dealer} is to deal but has neither the role dealer nor server in the roster")
+
+
+def _article(what: str) -> str:
+    return f"an {what}" if what.startswith("owner") else f"a {what}"
 
 
 def _require_committee(policy: SpdzPolicy, members: Mapping[str, RosterEntry]) -> None:

@@ -101,7 +101,8 @@ class Room:
         if isinstance(message, m.SpdzOpen):
             self._open(message, asker)
             return
-        if isinstance(message, m.SpdzInput | m.SpdzShares | m.SpdzOutputs):
+        from_agent = isinstance(message, m.SpdzState) and asker.name != self._server
+        if from_agent or isinstance(message, m.SpdzInput | m.SpdzShares | m.SpdzOutputs):
             self._from_peer(message, asker)
             return
         session = self._sessions.get(getattr(message, "session", b""))
@@ -153,7 +154,7 @@ class Room:
             case _:
                 raise LocalError(f"{message.kind} in the room for shares")
 
-    def _from_peer(self, message: m.SpdzInput | m.SpdzShares | m.SpdzOutputs, asker: Asker) -> None:
+    def _from_peer(self, message: m.Message, asker: Asker) -> None:
         """Only in the session's own context: no other channel's keys are bound to it."""
         if asker.name == self._server:
             raise PolicyRefusal(f"{message.kind} from the server: it must never hold, nor send, masked values")
@@ -164,6 +165,8 @@ class Room:
             raise UnknownSession(f"{message.kind} of {asker.name} in a context that is no open session's")
         try:
             match message:
+                case m.SpdzState():
+                    session.on_state(asker.name, message)
                 case m.SpdzInput():
                     session.on_input(asker.name, message)
                 case m.SpdzShares():
@@ -208,6 +211,10 @@ class Room:
             self.policy.require_job("spdz-data")
             if command.data is not None:
                 self.policy.require_dataset(command.data.dataset, "spdz-data")
+        if command.state_from == self._name:
+            self.policy.require_job("spdz-model")
+            if command.model is not None:
+                self.policy.require_model(command.model)
         self.policy.require_plan(command.plan_id)
         require_session(self.policy.spdz, command, roster=self.roster, agent=self._name, server=self._server)
         if command.resume is None or not is_party:
@@ -256,7 +263,8 @@ class Room:
         self._sessions.pop(command.session, None)
         self.sessions_failed += bool(code)
         receivers = {output.receiver for output in command.outputs} - {OWNERS, self._server}
-        peers = {*command.parties, *(entry.owner for entry in command.rows), *receivers} - {self._name}
+        provider = {command.state_from or self._server} - {self._server}
+        peers = {*command.parties, *(entry.owner for entry in command.rows), *provider, *receivers} - {self._name}
         self._loop.call_at(self._loop.now_s() + LINGER_S, lambda: self._hang_up(sorted(peers), command.session))
         self.on_change()
 
@@ -300,4 +308,6 @@ class Room:
 
     def _members(self, session: Session) -> set[str]:
         command = session.command
-        return {self._server, command.dealer, *command.parties, *session.owners}
+        readers = {output.receiver for output in command.outputs} - {OWNERS}
+        provider = command.state_from or self._server
+        return {self._server, command.dealer, *command.parties, *session.owners, provider, *readers}

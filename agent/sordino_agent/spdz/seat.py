@@ -25,7 +25,7 @@ from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Retry
 from sordino_common.spdz.errors import ProtocolError
 from sordino_common.spdz.intake import AHEAD_STEPS
 from sordino_common.spdz.opening import MODEL, OWNERS
-from sordino_common.spdz.owner import InputOwner
+from sordino_common.spdz.owner import InputOwner, mask_state
 from sordino_common.spdz.party import Party
 from sordino_common.spdz.spec import PADDING, PartySetup, SessionSpec
 
@@ -41,7 +41,8 @@ class MakeParty(Protocol):
 
 
 class Seat:
-    """`rows`: input name -> fixed point [R, ...] of this agent's rows, None if it owns none in this session."""
+    """`rows`: input name -> fixed point [R, ...] of this agent's rows, None if it owns none in this session. `model`:
+    the first state, fixed point, if this agent provides it."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Seat:
         *,
         agent: str,
         rows: Mapping[str, I64] | None,
+        model: Mapping[str, I64] | None = None,
         random: Callable[[int], bytes],
         make_party: MakeParty = Party,
     ) -> None:
@@ -57,6 +59,8 @@ class Seat:
         self._command = command
         self._agent = agent
         self._rows = rows
+        self._model = model
+        self._state_seed: Seed | None = None
         self._random = random
         self._make_party = make_party
         self._index = command.parties.index(agent) if agent in command.parties else None
@@ -77,7 +81,7 @@ class Seat:
 
     def begin(self, setup: SpdzSetup) -> None:
         """The dealer's secrets. Raises `ProtocolError` if they are not for this seat."""
-        if self._party is not None or self._owner is not None:
+        if self._party is not None or self._owner is not None or self._state_seed is not None:
             raise ProtocolError("the dealer's set-up came twice")
         if (setup.party_seed is not None) != (self._index is not None):
             raise ProtocolError("the dealer's set-up has a party's seed for who is no party, or lacks one")
@@ -86,6 +90,10 @@ class Seat:
                                 f"security {self.spec.security}")  # fmt: skip
         if (setup.owner_seed is not None) != (self._rows is not None):
             raise ProtocolError("the dealer's set-up has an owner's seed for who owns no rows, or lacks one")
+        if (setup.state_seed is not None) != (self._model is not None):
+            raise ProtocolError("the dealer's set-up has a state's seed for who provides no parameters, or lacks one")
+        if setup.state_seed is not None:
+            self._state_seed = Seed(setup.state_seed)
         if self._index is not None and setup.party_seed is not None:
             key = None if setup.mac_key is None else int.from_bytes(setup.mac_key, "little")
             secrets = PartySetup(Seed(setup.party_seed), key)
@@ -114,6 +122,8 @@ class Seat:
         match event.what:
             case "mask":
                 return self._mask(event)
+            case "provide":
+                return self._provide()
             case "outputs":
                 return self._read(event.step, self._reader.on_copy(event.sender, event.step, _named(event)))
             case "masks":
@@ -126,7 +136,7 @@ class Seat:
             return iter(())  # an owner only: states, shares and corrections are not for it
         match event.what:
             case "state":
-                return self._perform(party.on_state(_named(event)))
+                return self._begin_with(party, event.sender, _named(event))
             case "resume":  # of a session that carried more, perhaps: an optimizer's state
                 state, wanted = _named(event), {entry.name for entry in self.spec.state_inputs}
                 held = {name: value for name, value in state.items() if name in wanted}
@@ -145,6 +155,26 @@ class Seat:
         raise LocalError(f"event {event.what}")
 
     # --- inputs ----------------------------------------------------------------------------------------------------
+
+    def _provide(self) -> Iterator[SpdzEffect]:
+        """The first state, masked, for every party, this one included; after that it is forgotten here."""
+        model, seed = self._model, self._state_seed
+        if model is None or seed is None:
+            raise LocalError("an agent was asked for first parameters that it does not provide, or twice")
+        self._model = self._state_seed = None
+        masked = mask_state(self.spec, seed, model)
+        yield SpdzEffect(
+            what="state", names=tuple(masked), values=tuple(from_numpy(value) for value in masked.values())
+        )
+        if self._party is not None:
+            yield from self._begin_with(self._party, self._agent, masked)
+
+    def _begin_with(self, party: Party, sender: str, masked: Named) -> Iterator[SpdzEffect]:
+        try:
+            effects = party.on_state(masked)
+        except ProtocolError as error:
+            raise ProtocolError(f"first parameters of {sender}: {error}") from None
+        return self._perform(effects)
 
     def _mask(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
         """Own rows of the batches of steps [step, until), for every party, this one included."""
@@ -257,7 +287,29 @@ class Seat:
             }
             yield SpdzEffect(what="model", step=step, kind="model", data=_file_of(floats))
             return
+        if any(output.receiver == self._agent and output.name in values for output in self._command.outputs):
+            yield from self._gather(step, values)
+            return
         yield from self._sum(step, values)
+
+    def _gather(self, step: int, values: Named) -> Iterator[SpdzEffect]:
+        """Row results of all owners, for who may read them all: OUTPUT/OWNER in one file, when every row is there."""
+        assert self.spec.schedule is not None
+        counts = dict(self.spec.schedule.rows)
+        wires = {entry.name: self.spec.circuit.wire(entry.wire) for entry in self.spec.circuit.outputs}
+        for part in self.spec.schedule.step(step):
+            real = part.rows != PADDING
+            for name, value in values.items():
+                picked = value[part.positions[real]].astype(np.float64) / 2.0 ** wires[name].fraction_bits
+                blank = np.zeros((counts[part.owner], *picked.shape[1:]), dtype=np.float32)
+                held = self._predictions.setdefault(f"{name}/{part.owner}", blank)
+                held[part.rows[real]] = picked.astype(np.float32)
+                self._summed[name] = self._summed.get(name, 0) + int(real.sum())
+        wanted = [output.name for output in self._command.outputs if output.receiver == self._agent]
+        total = sum(counts.values())
+        if all(self._summed.get(name, 0) == total for name in wanted if name != MODEL):
+            yield SpdzEffect(what="model", kind="predictions", data=_file_of(self._predictions))
+            yield SpdzEffect(what="sums", round=total)
 
     def _sum(self, step: int, values: Named) -> Iterator[SpdzEffect]:
         assert self.spec.schedule is not None

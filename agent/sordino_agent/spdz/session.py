@@ -26,10 +26,11 @@ from sordino_common import messages as m
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import PolicyRefusal, SordinoError
 from sordino_common.messages import Array
-from sordino_common.spdz.errors import CorrectionError, ProtocolError
+from sordino_common.spdz.errors import CorrectionError, EquivocationError, ProtocolError
 
 log = logging.getLogger("sordino.agent")
 
+MODEL: Final = "model"  # `sordino_common.spdz.opening.MODEL`, which takes NumPy to import
 BURN_STEPS: Final = 64  # burnt at a time: an fsync takes as long as several rounds
 MASK_STEPS: Final = 8  # batches masked in one task, so that shares do not wait for long
 _REASON_CHARS: Final = 1000
@@ -76,8 +77,10 @@ class Session:
         self.is_party: Final = agent in command.parties
         self.owners: Final = tuple(entry.owner for entry in command.rows)
         self.is_owner: Final = agent in self.owners
+        self.provides: Final = command.state_from == agent
         self.others: Final = tuple(name for name in command.parties if name != agent)
         self._mailbox = Mailbox(others=len(self.others))
+        self._terms = m.terms_of(command)
         self._setup: m.SpdzSetup | None = None
         self._begun = False
         self._busy = False
@@ -85,6 +88,8 @@ class Session:
         self._confirmed = command.first_step
         self._going = False  # the server has confirmed the beginning: rows may go out
         self._masked_to = command.first_step
+        self._provided = False
+        self._model_read = False
         self._burnt = (command.first_step, -1)
         self._checked = self._reported = command.first_step
         self._checkpoint = 0
@@ -137,7 +142,8 @@ class Session:
 
     def on_state(self, sender: str, message: m.SpdzState) -> None:
         self._require(sender, self.command.state_from or "", "first parameters")
-        self._put(SpdzEvent(what="state", names=message.names, values=message.values))
+        self._require_terms(sender, message.terms)
+        self._put(SpdzEvent(what="state", sender=sender, names=message.names, values=message.values))
         self._hear()
 
     def on_masks(self, sender: str, message: m.SpdzMasks) -> None:
@@ -153,6 +159,9 @@ class Session:
         self._confirmed = max(self._confirmed, message.step)
         if self.is_party and self._checkpoint and message.step >= self._checkpoint:
             self._journal.forget_before(self.command.run, self.id, self._checkpoint)
+        if self.provides and not self._provided:
+            self._provided = True
+            self._put(SpdzEvent(what="provide"))
         self._ask_for_rows()
         self._hear()
 
@@ -178,6 +187,7 @@ class Session:
     def on_input(self, sender: str, message: m.SpdzInput) -> None:
         if not self.is_party or sender not in self.owners:
             raise PolicyRefusal(f"{sender} owns no rows in this session, or this device is no party of it")
+        self._require_terms(sender, message.terms)
         for batch in message.batches:
             self._put(
                 SpdzEvent(
@@ -242,7 +252,11 @@ class Session:
     def _try_to_close(self) -> None:
         if self.over or self._closing is None or self._busy:
             return
-        if (self.is_party and not self.finished) or (self._reads_rows and self._sums is None):
+        if (
+            (self.is_party and not self.finished)
+            or (self._reads_rows and self._sums is None)
+            or (self._reads_model and not self._model_read)
+        ):
             return  # the last of it is on its way
         online_s = 0.0 if self._first_share_s is None else self._last_share_s - self._first_share_s
         counters = m.SpdzCounters(**self._counts, compute_s=self._compute_s, online_s=online_s)
@@ -253,7 +267,14 @@ class Session:
 
     @property
     def _reads_rows(self) -> bool:
-        return self.is_owner and any(output.receiver == OWNERS for output in self.command.outputs)
+        return any(
+            (output.receiver == OWNERS and self.is_owner) or (output.receiver == self._agent and output.name != MODEL)
+            for output in self.command.outputs
+        )
+
+    @property
+    def _reads_model(self) -> bool:
+        return any(output.receiver == self._agent and output.name == MODEL for output in self.command.outputs)
 
     # --- to the worker ---------------------------------------------------------------------------------------------
 
@@ -313,6 +334,10 @@ class Session:
             match effect.what:
                 case "input":
                     inputs.setdefault(effect.attempt, []).append(_values(effect))
+                case "state":
+                    state = m.SpdzState(session=self.id, terms=self._terms, names=effect.names, values=effect.values)
+                    for name in self.others:
+                        self._tell_peer(name, state)
                 case "output":
                     outputs.setdefault(effect.to, []).append(_values(effect))
                 case "checkpoint":
@@ -331,12 +356,13 @@ class Session:
                 case "sums":
                     self._sums = effect
                 case "model":
+                    self._model_read |= effect.kind == "model" and effect.step == self.command.steps
                     ending = "" if effect.kind == "model" else f"-{effect.kind}"
                     self._keep_model(self.command.run + ending, effect.data)
                 case "share":
                     pass
         for attempt, batches in inputs.items():
-            message = m.SpdzInput(attempt=attempt, batches=tuple(batches))
+            message = m.SpdzInput(terms=self._terms, attempt=attempt, batches=tuple(batches))
             for name in self.others:
                 self._tell_peer(name, message)
         for name, values in outputs.items():
@@ -381,7 +407,7 @@ class Session:
         message = m.SpdzChecked(session=self.id, step=self._checked, checkpoint=self._checkpoint, outputs=outputs)
         self._port.tell(self._server, message, context=b"")
         if self.command.dealer != self._server:  # its masks leave on the parties' word, not on the server's
-            word = msgspec.structs.replace(message, outputs=())
+            word = msgspec.structs.replace(message, outputs=(), terms=self._terms)
             self._port.tell(self.command.dealer, word, context=b"")
 
     def _tell_peer(self, name: str, message: m.Message) -> None:
@@ -404,6 +430,14 @@ class Session:
             self.fail(Silence(f"nothing came for {self.command.silence_s:g} s; waiting for {waiting}"))
             return
         self._timer = self._loop.call_at(due_s, self._listen)
+
+    def _require_terms(self, sender: str, terms: bytes) -> None:
+        """Whoever masks something must have been told what we were told: else its policy has seen another session."""
+        if terms != self._terms:
+            raise EquivocationError(
+                f"{sender} was told other terms of this session than this device (who deals, who provides the model, "
+                "what opens to whom): the server lies to one of them"
+            )
 
     def _require(self, sender: str, expected: str, what: str) -> None:
         if sender != expected:

@@ -11,8 +11,8 @@ import msgspec
 
 from sordino_common.messages import Array, SpdzOpen, SpdzSetup
 
-EventKind = Literal["state", "resume", "input", "correction", "share", "restart", "mask", "outputs", "masks"]
-EffectKind = Literal["share", "input", "retry", "checked", "output", "checkpoint", "sums", "model", "done"]
+EventKind = Literal["state", "resume", "input", "correction", "share", "restart", "mask", "provide", "outputs", "masks"]
+EffectKind = Literal["share", "input", "state", "retry", "checked", "output", "checkpoint", "sums", "model", "done"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,10 +22,11 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class SpdzEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that came for a session. Which fields count depends on `what`:
 
-    state        names, values: D of the first state          resume      step, names, values: m of a checkpoint
+    state        sender, names, values: D of the first state  resume      step, names, values: m of a checkpoint
     input        sender, step, attempt, names, values: D      correction  step, attempt, data
     share        sender, kind, step, attempt, round, data     restart     step, attempt
     mask         step, until, attempt: own rows of the batches of these steps are to be masked
+    provide      the first state is to be masked, if this agent provides it
     outputs      sender, step, names, values: m               masks       step, names, values: λ"""
 
     what: EventKind
@@ -48,6 +49,7 @@ class SpdzEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     share        kind, step, attempt, round, data: to every other party
     input        step, attempt, names, values: to every other party
+    state        names, values: D of the first state, to every other party
     retry        step, attempt, kind: where
     checkpoint   step (how many are done), names, values: m to be kept
     output       to, step, names, values: m, checked

@@ -51,6 +51,7 @@ from sordino_common.messages.spdz import (
     SpdzShares,
     SpdzState,
     SpdzValues,
+    terms_of,
 )
 from sordino_common.messages.store import (
     TensorDrop,
@@ -148,4 +149,5 @@ __all__ = [
     "encode",
     "encode_message",
     "message_types",
+    "terms_of",
 ]

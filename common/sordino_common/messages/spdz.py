@@ -4,11 +4,12 @@
     dealer -> agent    spdz-setup (its seeds and MAC key)         once all are ready
     dealer -> agent    spdz-correction                            to the party whose turn it is, ahead of the steps
     server -> agent    spdz-confirm, spdz-restart, spdz-close     how far everybody is; a step runs again; the end
-    agent -> server    spdz-checked, spdz-retry, spdz-closed
+    agent -> server    spdz-checked (to a dealer of its own, too), spdz-retry, spdz-closed
     anybody            spdz-abort
 
     agent -> agent, in the endpoint context of the session only:
-                       spdz-input (masked rows), spdz-state (masked parameters), spdz-shares, spdz-outputs
+                       spdz-input (masked rows), spdz-state (masked parameters; or from the server, if they are its
+                       own), spdz-shares, spdz-outputs
 
 A message between agents names no session: the context that it comes in, whose keys both ends have derived from it,
 does. Secrets travel in the encrypted session between dealer and receiver, and nowhere else; `repr` does not show them.
@@ -16,13 +17,25 @@ does. Secrets travel in the encrypted session between dealer and receiver, and n
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
 import msgspec
 
 from sordino_common.errors import CodecError
 from sordino_common.messages.array import Array
-from sordino_common.messages.base import Bytes, Count, Digest, Label, Message, Name, RunId, Text, register
+from sordino_common.messages.base import (
+    Bytes,
+    Count,
+    Digest,
+    Label,
+    Message,
+    Name,
+    RunId,
+    Text,
+    encode_message,
+    register,
+)
 from sordino_common.messages.jobs import DataRef
 
 SessionId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -114,9 +127,10 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
 
     `circuit`, `digest`: SHA-256 of the lowered circuit and of the whole public specification; every agent lowers the
     Plan itself and compares. `data`: which columns an owner inputs. `dealer`: who deals. `state_from`: who provides
-    the first state, null if `resume` says where it is. `ahead`: corrections and inputs come at most so many steps
-    ahead of what is confirmed; `report_every`: steps between two `SpdzChecked`. `checkpoints`: after these numbers
-    of steps, ascending, parties keep their masked state. `silence_s`: who hears nothing for so long gives up."""
+    the first state, null if `resume` says where it is; `model`: which of its models, if that is an agent. `ahead`:
+    corrections and inputs come at most so many steps ahead of what is confirmed; `report_every`: steps between two
+    `SpdzChecked`. `checkpoints`: after these numbers of steps, ascending, parties keep their masked state.
+    `silence_s`: who hears nothing for so long gives up."""
 
     run: RunId
     session: SessionId
@@ -137,6 +151,7 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     order: Literal["shuffled", "by-owner"]
     outputs: Annotated[tuple[SpdzOutput, ...], msgspec.Meta(max_length=256)]
     data: DataRef | None
+    model: Name | None = None
     state_from: Name | None
     resume: SpdzPoint | None
     checkpoints: Annotated[tuple[Step, ...], msgspec.Meta(max_length=1 << 16)]
@@ -154,6 +169,13 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
         owners = [entry.owner for entry in self.rows]
         if len(set(owners)) != len(owners):
             raise CodecError("an owner is named twice")
+
+
+def terms_of(command: SpdzOpen) -> bytes:
+    """SHA-256 over all that the members of a session must have been told alike: the whole command, but for what only
+    an owner is told (`data`, `model`). Owners send it along with what they mask, and the parties' check is bound to it:
+    a server that tells one member of other receivers, outputs or dealers than another gets nothing."""
+    return hashlib.sha256(encode_message(msgspec.structs.replace(command, data=None, model=None))).digest()
 
 
 @register("spdz-ready")
@@ -200,9 +222,10 @@ class SpdzCorrection(Message, frozen=True, kw_only=True):
 
 @register("spdz-state")
 class SpdzState(Message, frozen=True, kw_only=True):
-    """Whoever provides the first parameters, to every party: name -> D (int64)."""
+    """Whoever provides the first parameters, to every party: name -> D (int64). `terms`: as `terms_of` its command."""
 
     session: SessionId
+    terms: Digest
     names: Annotated[tuple[Label, ...], msgspec.Meta(max_length=4096)]
     values: Annotated[tuple[Array, ...], msgspec.Meta(max_length=4096)]
 
@@ -212,8 +235,11 @@ class SpdzState(Message, frozen=True, kw_only=True):
 
 @register("spdz-input")
 class SpdzInput(Message, frozen=True, kw_only=True):
-    """Owner to every party: its rows of the batches of some steps, masked (name -> D, int64)."""
+    """Owner to every party: its rows of the batches of some steps, masked (name -> D, int64).
 
+    `terms`: as `terms_of` its command."""
+
+    terms: Digest
     attempt: Attempt
     batches: Annotated[tuple[SpdzValues, ...], msgspec.Meta(min_length=1, max_length=1024)]
 
@@ -253,7 +279,8 @@ class SpdzConfirm(Message, frozen=True, kw_only=True):
 
 @register("spdz-checked")
 class SpdzChecked(Message, frozen=True, kw_only=True):
-    """Party to server: every step before `step` is checked. `outputs`: m of what opens to the server.
+    """Party to server: every step before `step` is checked. `outputs`: m of what opens to the server. To a dealer of
+    its own: no outputs, and `terms` as `terms_of` its command, without which no mask leaves.
 
     `checkpoint`: number of steps after which the last state that is durable here stands; 0 if there is none."""
 
@@ -261,6 +288,7 @@ class SpdzChecked(Message, frozen=True, kw_only=True):
     step: Step
     checkpoint: Step
     outputs: Outputs
+    terms: Digest | None = None
 
 
 @register("spdz-retry")

@@ -42,6 +42,13 @@ class RetriesExhausted(RemoteError):
     code = "mask-at-edge"
 
 
+class StateAtEdge(RemoteError):
+    """Masked first parameters met the edge of the ring, where they may have wrapped: by chance, and whatever they are.
+    Nothing has left; another session masks them anew."""
+
+    code = "state-at-edge"
+
+
 class OutOfRange(RemoteError):
     """A value is larger than the range that the job states for it. Says which input, never the value."""
 

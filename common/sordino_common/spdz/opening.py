@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Final
 
 from sordino_common.errors import ConfigError, LocalError
-from sordino_common.messages import SpdzNumber, SpdzOpen
+from sordino_common.messages import SpdzNumber, SpdzOpen, terms_of
 from sordino_common.spdz.circuit import Circuit
 from sordino_common.spdz.errors import ProtocolError
 from sordino_common.spdz.lowering.settings import Ranges, Settings
@@ -77,6 +77,7 @@ def spec_of(command: SpdzOpen, circuit: Circuit, circuit_digest: bytes) -> Sessi
                 seed=command.seed,
                 order=command.order,
             ),
+            terms=terms_of(command),
         )
     except LocalError as error:  # these are a peer's numbers, not ours
         raise ProtocolError(f"the session makes no sense: {error}") from None

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from sordino_common.errors import LocalError
 from sordino_common.ring.prg import Seed, expand_ring
+from sordino_common.spdz.arithmetic import at_edge
 from sordino_common.spdz.circuit import CircuitInput
-from sordino_common.spdz.errors import OutOfRange
+from sordino_common.spdz.errors import OutOfRange, StateAtEdge
 from sordino_common.spdz.spec import SessionSpec, stream
 
 I64 = npt.NDArray[np.int64]
@@ -71,8 +72,13 @@ class InputOwner:
 
 
 def mask_state(spec: SessionSpec, seed: Seed, values: Mapping[str, I64]) -> dict[str, I64]:
-    """State input name -> D, for the first step's parameters and optimizer state."""
+    """State input name -> D, for the first step's parameters and optimizer state. Raises `StateAtEdge` if some D is
+    where it may have wrapped: a chance of 2^(bound_bits - 63) an element."""
     expected = {entry.name for entry in spec.state_inputs}
     if set(values) != expected:
         raise LocalError(f"state: expected {sorted(expected)}, got {sorted(values)}")
-    return {entry.name: mask(values[entry.name], state_mask(spec, seed, entry), entry) for entry in spec.state_inputs}
+    masked = {entry.name: mask(values[entry.name], state_mask(spec, seed, entry), entry) for entry in spec.state_inputs}
+    for entry in spec.state_inputs:
+        if at_edge(masked[entry.name], entry.bound_bits):
+            raise StateAtEdge(f"the mask of {entry.name} came near the edge of the ring; a new session draws another")
+    return masked

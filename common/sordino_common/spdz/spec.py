@@ -113,7 +113,9 @@ class SessionSpec:
 
     `parties`: the compute agents in order; party i is `parties[i]`. `steps`: how many the session runs; `check_every`:
     the MAC check (and with it every output) comes after so many steps, and after the last. `retries`: how often one
-    step may meet `MaskAtEdge`. `circuit_digest` identifies the circuit (a hash of its canonical encoding)."""
+    step may meet `MaskAtEdge`. `circuit_digest` identifies the circuit (a hash of its canonical encoding). `terms`: a
+    hash of all else that the members were told (who deals, what opens to whom); no mask depends on it, but parties
+    that were told different things fail the check."""
 
     session: bytes
     circuit: Circuit
@@ -124,6 +126,7 @@ class SessionSpec:
     check_every: int
     retries: int
     schedule: Schedule | None
+    terms: bytes = b""
 
     def __post_init__(self) -> None:
         if len(self.session) != 16:
@@ -178,6 +181,11 @@ class SessionSpec:
                 self.security, self.steps, self.check_every, self.retries, *schedule,
             )
         ).digest()  # fmt: skip
+
+    @cached_property
+    def bound(self) -> bytes:
+        """SHA-256 over `digest` and `terms`: what a check is bound to."""
+        return hashlib.sha256(label("sordino spdz terms v1", self.digest, self.terms)).digest()
 
     def corrected(self, step: int, attempt: int) -> int:
         """The party that gets this attempt's correction; the others' shares are expanded from seeds. It rotates."""

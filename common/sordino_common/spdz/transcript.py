@@ -4,7 +4,8 @@
     joint seed              H("joint", session, check, all seeds in order)      nobody knows it before all are committed
     commitment of σ         H("sigma", session, check, party, σ, nonce)
 
-H is SHA-256 over an injective encoding; `session` is `SessionSpec.digest`, so nothing fits another session.
+H is SHA-256 over an injective encoding; `session` is `SessionSpec.bound`, so nothing fits another session, nor one that
+a member was told other terms of.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Transcript:
     """A running SHA-256 over every value that was opened to the committee, in order."""
 
     def __init__(self, spec: SessionSpec) -> None:
-        self._hash = hashlib.sha256(label("sordino spdz transcript v1", spec.digest))
+        self._hash = hashlib.sha256(label("sordino spdz transcript v1", spec.bound))
 
     def add(self, kind: str, step: int, attempt: int, round_: int, name: str, opened: npt.NDArray[Any]) -> None:
         head = label(kind, step, attempt, round_, name, opened.size)
@@ -46,12 +47,12 @@ def _hash(*parts: str | int | bytes) -> bytes:
 
 
 def commit_seed(spec: SessionSpec, check: int, party: int, seed: bytes) -> bytes:
-    return _hash("sordino spdz seed commitment v1", spec.digest, check, party, seed)
+    return _hash("sordino spdz seed commitment v1", spec.bound, check, party, seed)
 
 
 def joint_seed(spec: SessionSpec, check: int, seeds: Sequence[bytes]) -> bytes:
-    return _hash("sordino spdz joint seed v1", spec.digest, check, *seeds)
+    return _hash("sordino spdz joint seed v1", spec.bound, check, *seeds)
 
 
 def commit_sigma(spec: SessionSpec, check: int, party: int, sigma: bytes, nonce: bytes) -> bytes:
-    return _hash("sordino spdz sigma commitment v1", spec.digest, check, party, sigma, nonce)
+    return _hash("sordino spdz sigma commitment v1", spec.bound, check, party, sigma, nonce)

@@ -97,4 +97,5 @@ def train(
         say(json_text(result.summary))
     else:
         say(f"{run}: {result_line(result.summary)}")
-        say(f"the model: sordino export {run} --fleet {fleet} -o model.safetensors")
+        if result.tensors:  # else it is with the agents, or stays shared
+            say(f"the model: sordino export {run} --fleet {fleet} -o model.safetensors")

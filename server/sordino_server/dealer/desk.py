@@ -63,6 +63,7 @@ class DealerDesk:
         members = dict.fromkeys((*command.parties, *sorted(owners)))
         if command.state_from is not None:
             members[command.state_from] = None
+        members |= dict.fromkeys(readers_of(command))
         setups = {}
         for name in members:
             party_seed = mac_key = None
@@ -143,11 +144,19 @@ class DealerDesk:
             self._dealer.confirm(done - 1)
 
 
+def readers_of(command: m.SpdzOpen) -> tuple[str, ...]:
+    """Agents, and perhaps the server, to whom something opens by name."""
+    return tuple(sorted({output.receiver for output in command.outputs} - {OWNERS}))
+
+
 def first_state(command: m.SpdzOpen, spec: SessionSpec, seed: bytes, values: State) -> m.SpdzState:
     """The first parameters, fixed point, masked by whoever provides them: for every party."""
     masked = mask_state(spec, Seed(seed), values)
     return m.SpdzState(
-        session=command.session, names=tuple(masked), values=tuple(from_numpy(value) for value in masked.values())
+        session=command.session,
+        terms=m.terms_of(command),
+        names=tuple(masked),
+        values=tuple(from_numpy(value) for value in masked.values()),
     )
 
 

@@ -24,11 +24,11 @@ from sordino_common.channel.roster import Roster
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import LimitExceeded, PolicyRefusal, RemoteError, RosterError, SordinoError
 from sordino_common.plan.plan import decode_plan, plan_id
-from sordino_common.spdz.errors import ProtocolError
+from sordino_common.spdz.errors import EquivocationError, ProtocolError
 from sordino_common.spdz.lowering import lower
 from sordino_common.spdz.opening import settings_of, spec_of
 from sordino_common.spdz.spec import SessionSpec
-from sordino_server.dealer.desk import DealerDesk, releases
+from sordino_server.dealer.desk import DealerDesk, readers_of, releases
 from sordino_server.dealer.masks import MaskStore
 
 log = logging.getLogger("sordino.dealer")
@@ -148,7 +148,11 @@ class DealerService:
                 session = self._session(message.session)
                 if sender not in session.command.parties:
                     raise PolicyRefusal(f"{sender} is no party of the session")
-                session.on_checked(sender, message.step)
+                try:
+                    session.on_checked(sender, message)
+                except EquivocationError as error:
+                    self._give_up(session, error)
+                    raise
             case m.SpdzAbort():
                 found = self._sessions.get(message.session)
                 if found is not None and sender in found.everybody | {self._server}:
@@ -156,6 +160,14 @@ class DealerService:
                     found.close()
             case _:
                 raise PolicyRefusal(f"a dealer takes no {message.kind}")
+
+    def _give_up(self, session: _Session, error: RemoteError) -> None:
+        """End the session, and say so to all of it."""
+        del self._sessions[session.command.session]
+        session.close()
+        abort = m.SpdzAbort(session=session.command.session, code=error.code, reason=str(error)[:_REASON_CHARS])
+        for name in sorted({self._server, *session.everybody}):
+            self._send(name, abort)
 
     def _guided(
         self, incoming: Incoming, session: _Session, message: m.SpdzConfirm | m.SpdzRestart | m.SpdzClose
@@ -193,7 +205,9 @@ class DealerService:
         owners = {entry.owner for entry in command.rows}
         if command.dealer != self.name or "dealer" not in self.roster.entry(self.name).roles:
             raise PolicyRefusal(f"{self.name} is not the dealer of this session, or not by its roster")
-        for name in (*command.parties, *sorted(owners)):
+        provider = {command.state_from or self._server} - {self._server}
+        readers = set(readers_of(command)) - {self._server}
+        for name in (*command.parties, *sorted(owners | provider | readers)):
             if name in (self.name, self._server):
                 raise PolicyRefusal(f"{name} deals or orchestrates: it must not hold masked values")
         if command.session in self._sessions:
@@ -254,7 +268,8 @@ class _Session:
     ) -> None:
         self.command: Final = command
         self.desk: Final = desk
-        self.everybody: Final = {*command.parties, *(entry.owner for entry in command.rows)}
+        owners = (entry.owner for entry in command.rows)
+        self.everybody: Final = {*command.parties, *owners, command.state_from or server, *readers_of(command)}
         self._spec = spec
         self._server = server
         self._loop = loop
@@ -283,8 +298,14 @@ class _Session:
         self.desk.rewind(message.step, message.attempt)
         self._deal_soon()
 
-    def on_checked(self, party: str, step: int) -> None:
-        """All parties' word, not the server's, is what lets a mask leave."""
+    def on_checked(self, party: str, message: m.SpdzChecked) -> None:
+        """All parties' word, not the server's, is what lets a mask leave; and that they were told what we were told."""
+        step = message.step
+        if message.terms != m.terms_of(self.command):
+            raise EquivocationError(
+                f"{party} was told other terms of this session than {self.command.dealer}, who deals: the server lies "
+                "to one of them"
+            )
         if not self._checked[party] <= step <= min(self.command.steps, self.desk.dealt):
             raise ProtocolError(f"{party} tells of {step} steps checked, which can't be")
         self._checked[party] = step

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import ConfigError
-from sordino_server.job_spdz import SpdzSpec
+from sordino_server.job_spdz import NOBODY, OWNERS, SERVER, SpdzSpec
 
 
 def candidates(spec: SpdzSpec, roster: Roster) -> tuple[str, ...]:
@@ -28,6 +28,33 @@ def candidates(spec: SpdzSpec, roster: Roster) -> tuple[str, ...]:
             f"has {len(names)} in {len(zones)}: give more agents the role compute, or another zone"
         )
     return names
+
+
+def provider(spec: SpdzSpec, roster: Roster) -> str:
+    """Who provides the first parameters. Raises `ConfigError` if the roster does not let it."""
+    if spec.model_from == SERVER:
+        return roster.server.name
+    roles = {entry.name: entry.roles for entry in roster.entries}.get(spec.model_from)
+    if roles is None:
+        raise ConfigError(f"spdz.model_from: {spec.model_from} is not in the roster of epoch {roster.epoch}")
+    if "data" not in roles or {"server", "dealer"} & set(roles):
+        raise ConfigError(
+            f"spdz.model_from: {spec.model_from} has the roles {', '.join(roles)} in the roster of epoch "
+            f"{roster.epoch}; who provides a model needs the role data, and must not deal"
+        )
+    return spec.model_from
+
+
+def require_readers(spec: SpdzSpec, roster: Roster) -> None:
+    """Raise `ConfigError` unless the roster lists every agent to whom something opens by name, and none deals."""
+    roles = {entry.name: entry.roles for entry in roster.entries}
+    for key, name in (("model", spec.outputs.model), ("prediction", spec.outputs.prediction)):
+        if name in (SERVER, NOBODY, OWNERS):
+            continue
+        if name not in roles:
+            raise ConfigError(f"spdz.outputs.{key}: {name} is not in the roster of epoch {roster.epoch}")
+        if {"server", "dealer"} & set(roles[name]):
+            raise ConfigError(f"spdz.outputs.{key}: {name} deals: it must not hold masked values")
 
 
 def choose(spec: SpdzSpec, roster: Roster, online: Collection[str], *, keep: Sequence[str] = ()) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from sordino_common.spdz.opening import MODEL, numbers_of, spec_of
 from sordino_server.dealer.desk import DealerDesk
 from sordino_server.job import JobSpec
 from sordino_server.job_spdz import NOBODY, SERVER, SpdzSpec
-from sordino_server.rounds.committee import candidates, choose
+from sordino_server.rounds.committee import candidates, choose, provider, require_readers
 from sordino_server.rounds.effects import (
     Ask,
     Checkpoint,
@@ -151,13 +151,20 @@ class TrainingOnShares:
         self._values = values
         self._counted = Metered(bytes_up=0, bytes_down=0, now_s=0.0)
         self._began_s = 0.0
+        self._took_part: dict[str, None] = {}
+
+    def first_values(self, program: Circuitry) -> dict[str, I64]:
+        """The first state of `program`, if it is the server's to give."""
+        return {entry.name: self._values[entry.name] for entry in program.circuit.inputs if entry.name in self._values}
 
     def play(self, resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
         """Train to the last step; the last checkpoint, with the parameters if they open to the server. Raises
         `FleetUnavailable`, and errors of exit code 4 by name."""
         spec = self.spec
         self._counted = yield from meter()
-        candidates(spec.shares, self.world.roster())  # before anybody is waited for
+        candidates(spec.shares, self.world.roster())
+        provider(spec.shares, self.world.roster())
+        require_readers(spec.shares, self.world.roster())  # before anybody is waited for
         if resumed is None:
             state = yield from self._begin()
         else:
@@ -218,6 +225,9 @@ class TrainingOnShares:
         """A round ends where a check comes: the first one at or after its last step."""
         every = self.spec.shares.check_every
         ends = list(accumulate(self._lengths(rows)))
+        if not ends:  # inference only
+            self.ends = (0,)
+            return
         total = ends[-1]
         self.program = self._lower(total)
         self.ends = tuple(dict.fromkeys(min(total, -(-end // every) * every) for end in ends))
@@ -230,13 +240,15 @@ class TrainingOnShares:
 
     def _session(self, state: Checkpoint) -> Generator[Effect, Result, Checkpoint]:
         self._last = state
-        parties = yield from self.assemble(state, self.program)
+        receiver = self.spec.shares.outputs.model
+        readers = () if receiver in (SERVER, NOBODY) else (receiver,)
+        parties = yield from self.assemble(state, self.program, readers=readers)
         command = self._command(state, parties)
         session = self.new_session(command, self.program, state, split="train")
         self._began_s = (yield from meter()).now_s
         yield from report(RoundStarted(round=self._round_of(state.steps + 1), attempt=0, asked=session.members))
         try:
-            yield from session.open(None if state.steps else self._values)
+            yield from session.open(None if state.steps else self.first_values(self.program))
             for until in command.checkpoints:
                 opened = yield from session.advance(until)
                 state = yield from self._settle(state, until, opened, session)
@@ -268,21 +280,30 @@ class TrainingOnShares:
                 )
             )
         self.tally.sessions += 1
-        return Session(
+        session = Session(
             command,
             spec,
             dealing,
             server=self.world.server,
             data=data_ref(self.spec, state.scaling, split),
+            model=self.spec.shares.model or self.spec.job,
             deadline_s=self.spec.train.round_deadline_s,
         )
+        self._took_part |= dict.fromkeys(session.members)
+        return session
 
-    def assemble(self, state: Checkpoint, program: Circuitry) -> Generator[Effect, Result, tuple[str, ...]]:
-        """The committee; returns when it and all owners are there, with the Plan. Raises `FleetUnavailable`, naming
-        who is missing."""
+    def assemble(
+        self, state: Checkpoint, program: Circuitry, *, readers: tuple[str, ...] = ()
+    ) -> Generator[Effect, Result, tuple[str, ...]]:
+        """The committee; returns when it, all owners and `readers` are there, with the Plan. Raises
+        `FleetUnavailable`, naming who is missing."""
         assert state.shared is not None
         shares, train = self.spec.shares, self.spec.train
         owners = frozenset(name for name, _ in state.shared.rows)
+        others = [] if shares.dealer is None else [shares.dealer]
+        others += [name for name in readers if name not in owners]
+        if shares.model_from != SERVER and not state.shared.session and shares.model_from not in owners:
+            others.append(shares.model_from)
         deadline_s = (yield from meter()).now_s + train.round_deadline_s
         while True:
             yield from self.roll.assemble(1)
@@ -291,11 +312,10 @@ class TrainingOnShares:
                      and self.roll.able[name].boot == boot}  # fmt: skip
             parties = choose(shares, self.world.roster(), present.everybody.keys(), keep=state.shared.parties)
             missing = sorted(owners - ready)
-            dealers = () if shares.dealer is None else (shares.dealer,)
-            missing += [name for name in dealers if name not in present.everybody]
+            missing += [name for name in others if name not in present.everybody]
             if not missing and parties:
                 known = ready if program.program in self.roll.programs else set()
-                yield from self._give_plan(program, sorted({*parties, *owners, *dealers} - known))
+                yield from self._give_plan(program, sorted({*parties, *owners, *others} - known))
                 return parties
             if not parties:
                 wanted = state.shared.parties or candidates(shares, self.world.roster())
@@ -358,7 +378,7 @@ class TrainingOnShares:
             order="shuffled",
             outputs=tuple(outputs),
             data=None,
-            state_from=None if state.steps else self.world.server,
+            state_from=None if state.steps else provider(shares, self.world.roster()),
             resume=m.SpdzPoint(session=shared.session, step=state.steps) if state.steps else None,
             checkpoints=self._checkpoints(state.steps),
             ahead=ahead,
@@ -428,6 +448,19 @@ class TrainingOnShares:
         )
         self._counted = end
         return record
+
+    def inferred(self, state: Checkpoint) -> Generator[Effect, Result, Checkpoint]:
+        """With the record of a run that trains nothing: who took part, and what it cost."""
+        assert state.shared is not None
+        end, rows = (yield from meter()), dict(state.shared.rows)
+        record = replace(
+            state.record,
+            shares={name: Share(outcome="answered", rows=rows.get(name, 0), steps=0) for name in self._took_part},
+            bytes_up=end.bytes_up - self._counted.bytes_up,
+            bytes_down=end.bytes_down - self._counted.bytes_down,
+            seconds=end.now_s - self._counted.now_s,
+        )
+        return replace(state, record=record)
 
     def _loss(self, value: I64) -> float:
         (wire,) = [entry.wire for entry in self.program.circuit.outputs if entry.name == "loss"]

@@ -15,6 +15,7 @@ from sordino_common.errors import LocalError, RemoteError
 from sordino_common.spdz.opening import OWNERS, numbers_of
 from sordino_common.spdz.spec import Schedule
 from sordino_server.rounds.average import LARGEST
+from sordino_server.rounds.committee import provider
 from sordino_server.rounds.effects import Checkpoint, Effect, Result, report
 from sordino_server.rounds.events import Note
 from sordino_server.rounds.fedavg import test_metrics
@@ -40,8 +41,14 @@ def predict_on_shares(
     split: Literal["train", "test"],
     batch_rows: int,
 ) -> Generator[Effect, Result, int]:
-    """Every row's prediction to who owns the row, who keeps it; how many rows that were."""
-    closed, rows = yield from _infer(training, program, state, split=split, batch_rows=batch_rows)
+    """Every row's prediction to who owns the row, or all of them to the agent that the job names, who keeps them; how
+    many rows that were."""
+    receiver = training.spec.shares.outputs.prediction
+    if receiver == "owners":
+        receiver = OWNERS
+    closed, rows = yield from _infer(training, program, state, split=split, batch_rows=batch_rows, receiver=receiver)
+    if receiver != OWNERS:
+        return closed[receiver].rows if receiver in closed else 0
     return sum(reply.rows for name, reply in closed.items() if name in rows)
 
 
@@ -52,12 +59,13 @@ def _infer(
     *,
     split: Literal["train", "test"],
     batch_rows: int,
+    receiver: str = OWNERS,
 ) -> Generator[Effect, Result, tuple[dict[str, m.SpdzClosed], dict[str, int]]]:
     """A session over all owners' rows; (what they said at its end, how many rows each has). A session that is lost is
     tried again."""
     for left in range(training.spec.train.retries, -1, -1):
         try:
-            return (yield from _session(training, program, state, split, batch_rows))
+            return (yield from _session(training, program, state, split, batch_rows, receiver))
         except SessionLost as error:
             if not left:
                 raise
@@ -66,10 +74,16 @@ def _infer(
 
 
 def _session(
-    training: TrainingOnShares, program: Circuitry, state: Checkpoint, split: Literal["train", "test"], batch_rows: int
+    training: TrainingOnShares,
+    program: Circuitry,
+    state: Checkpoint,
+    split: Literal["train", "test"],
+    batch_rows: int,
+    receiver: str,
 ) -> Generator[Effect, Result, tuple[dict[str, m.SpdzClosed], dict[str, int]]]:
     assert state.shared is not None
-    parties = yield from training.assemble(state, program)
+    readers = () if receiver == OWNERS else (receiver,)
+    parties = yield from training.assemble(state, program, readers=readers)
     rows = {}
     for name, _ in state.shared.rows:
         data = training.roll.able[name].data
@@ -78,17 +92,17 @@ def _session(
     if not rows:
         yield from report(Note(text=f"no agent holds {split} rows", level="warning"))
         return {}, {}
-    command = _command(training, program, state, parties, rows, batch_rows)
+    command = _command(training, program, state, parties, rows, batch_rows, receiver)
     session = training.new_session(command, program, state, split=split)
     try:
-        yield from session.open(None)
+        yield from session.open(None if command.resume else training.first_values(program))
         yield from session.advance(command.steps)
         yield from session.settle(command.steps)
         closed = yield from session.close()
     finally:
         training.tally.count(session)
     training.tally.count_online([closed[name].counters for name in parties if name in closed])
-    missing = sorted(rows.keys() - closed.keys())
+    missing = sorted({*rows, *readers} - closed.keys())
     if missing:
         raise SessionLost(f"no sums came from {', '.join(missing)}")
     return closed, rows
@@ -101,10 +115,11 @@ def _command(
     parties: tuple[str, ...],
     rows: dict[str, int],
     batch_rows: int,
+    receiver: str,
 ) -> m.SpdzOpen:
-    """Batch by batch, each of one owner; every row's results to its owner."""
+    """Batch by batch, each of one owner; every row's results to its owner, or to `receiver`."""
     assert state.shared is not None
-    shares = training.spec.shares
+    shares, held = training.spec.shares, bool(state.shared.session)
     schedule = Schedule(rows=tuple(rows.items()), batch_rows=batch_rows, seed=0, order="by-owner")
     ahead = steps_ahead(shares, program, check_every=1)
     command = m.SpdzOpen(
@@ -126,13 +141,13 @@ def _command(
         seed=0,
         order="by-owner",
         outputs=tuple(
-            m.SpdzOutput(name=output.name, receiver=OWNERS)
+            m.SpdzOutput(name=output.name, receiver=receiver)
             for output in program.circuit.outputs
             if output.role == "row"
         ),
         data=None,
-        state_from=None,
-        resume=m.SpdzPoint(session=state.shared.session, step=state.shared.steps),
+        state_from=None if held else provider(shares, training.world.roster()),
+        resume=m.SpdzPoint(session=state.shared.session, step=state.shared.steps) if held else None,
         checkpoints=(),
         ahead=ahead,
         report_every=max(1, ahead // REPORTS_AHEAD),

@@ -23,10 +23,10 @@ from sordino_common import messages as m
 from sordino_common.errors import FleetUnavailable, LocalError, RemoteError
 from sordino_common.plan.arrays import to_numpy
 from sordino_common.spdz import errors as spdz_errors
-from sordino_common.spdz.errors import EquivocationError, ProtocolError, RetriesExhausted
+from sordino_common.spdz.errors import EquivocationError, ProtocolError, RetriesExhausted, StateAtEdge
 from sordino_common.spdz.opening import MODEL
 from sordino_common.spdz.spec import SessionSpec
-from sordino_server.dealer.desk import first_state, releases
+from sordino_server.dealer.desk import first_state, readers_of, releases
 from sordino_server.rounds.effects import (
     Ask,
     Effect,
@@ -41,6 +41,7 @@ from sordino_server.rounds.effects import (
     tell,
 )
 from sordino_server.rounds.events import Note
+from sordino_server.rounds.roll import DataMismatch
 from sordino_server.rounds.spdz_dealing import Dealing
 
 I64 = npt.NDArray[np.int64]
@@ -51,15 +52,31 @@ _BY_CODE: Final = {
 }
 # What a member may say when it merely can't go on: the session is lost, the run is not.
 _PASSING: Final = frozenset(
-    {"silence", "worker", "unknown-session", "draining", "busy", "cancelled", "journal", "session-dead"}
+    {
+        "silence",
+        "worker",
+        "unknown-session",
+        "draining",
+        "busy",
+        "cancelled",
+        "journal",
+        "session-dead",
+        "state-at-edge",
+    }
 )
-_REFUSED_FOR_GOOD: Final = frozenset({"policy", "roster", "session-reused", "circuit", "command", "unknown-data"})
+_REFUSED_FOR_GOOD: Final = frozenset(
+    {"policy", "roster", "session-reused", "circuit", "command", "unknown-data", "model", "model-file", "out-of-range"}
+)
 
 
 class SessionLost(FleetUnavailable):
     """A member is gone, or can't go on. The run goes on from its last checkpoint in another session."""
 
     code = "session-lost"
+
+
+class ModelMissing(DataMismatch):
+    """The agent that is to provide the first parameters has no model of that name: the job names another."""
 
 
 class SessionRefused(RemoteError):
@@ -92,7 +109,8 @@ class _Member:
 
 
 class Session:
-    """`server`: our name, under which outputs open to us. `data`: which columns the owners input."""
+    """`server`: our name, under which outputs open to us. `data`: which columns the owners input. `model`: which of its
+    models an agent that provides the first state is to take."""
 
     def __init__(
         self,
@@ -102,6 +120,7 @@ class Session:
         *,
         server: str,
         data: m.DataRef,
+        model: str | None = None,
         deadline_s: float,
     ) -> None:
         self.command: Final = command
@@ -111,9 +130,13 @@ class Session:
         self.retries = 0
         self._server = server
         self._data = data
+        self._model = model
+        self._provider = None if command.state_from in (None, server) else command.state_from
         self._deadline_s = deadline_s
         self._owners = tuple(entry.owner for entry in command.rows)
-        self._members = tuple(dict.fromkeys((*command.parties, *self._owners)))
+        provider = () if self._provider is None else (self._provider,)
+        readers = [name for name in readers_of(command) if name != server]
+        self._members = tuple(dict.fromkeys((*command.parties, *self._owners, *provider, *readers)))
         self._everybody = self._members if dealing.name is None else (*self._members, dealing.name)
         self._parties = {name: _Member(checked=command.first_step) for name in command.parties}
         self._tries = 0
@@ -137,9 +160,9 @@ class Session:
         yield from listen(frozenset(self._everybody))
         yield from self.dealing.begin(self._members)
         yield from self._confirm()
-        if command.state_from is None:
-            return
-        if values is None or command.state_from != self._server:
+        if command.state_from != self._server:
+            return  # an agent's, or kept from an earlier session
+        if values is None:
             raise LocalError("Session: the first state is the server's to give")
         try:
             yield from self._give_state(values)
@@ -153,17 +176,25 @@ class Session:
             yield from self._hear(("dealer",) if self.dealing.name is None else (self.dealing.name,))
         seed = self.dealing.state_seed
         assert seed is not None
-        state = first_state(self.command, self.spec, seed, values)
+        try:
+            state = first_state(self.command, self.spec, seed, values)
+        except StateAtEdge as error:
+            raise SessionLost(str(error)) from None
         for name in self.command.parties:
             yield from tell(name, state)
 
     def _ask_to_open(self) -> Generator[Effect, Result, None]:
         command, owners = self.command, set(self._owners)
-        own = msgspec.structs.replace(command, data=self._data)
+
+        def told(name: str) -> m.SpdzOpen:
+            """Which columns is for owners to know, which model for who provides it."""
+            data, model = self._data if name in owners else None, self._model if name == self._provider else None
+            return msgspec.structs.replace(command, data=data, model=model)
+
         answers = yield from ask(
             Ask(
                 purpose="members of the session to be ready",
-                messages={name: own if name in owners else command for name in self._everybody},
+                messages={name: told(name) for name in self._everybody},
                 expects=m.SpdzReady,
                 quorum=len(self._everybody),
                 deadline_s=self._deadline_s,
@@ -173,6 +204,8 @@ class Session:
         )
         for name, why in answers.refusals.items():
             code = why.partition(":")[0]
+            if code == "unknown-model":
+                raise ModelMissing("spdz.model_from", f"{name} does not have the model: {why}")
             if code in _REFUSED_FOR_GOOD:
                 raise SessionRefused(f"{name} refuses the session: {why}")
             raise SessionLost(f"{name} can't take part in the session: {why}")
