@@ -7,6 +7,7 @@
       - {round: 4, do: leave, agents: [agent-07]}              # drains and says goodbye
       - {round: 4, do: slow, agents: [agent-08], factor: 20}   # computes twenty times slower from here on
       - {round: 4, do: cut, agents: [agent-09], for_s: 3}      # its network fails for three seconds
+      - {round: 4, do: die, agents: [helper-0]}               # a helper of secure sums; only by name
       - {time_s: 12.5, do: broker-restart, down_s: 2.0}
       - {round: 6, do: server-kill}
 
@@ -116,14 +117,27 @@ class FaultSchedule:
         return tuple(sorted(self._by_round))
 
 
-def load_faults(path: Path, *, agents: Sequence[str], seed: int, transport: TransportName) -> FaultSchedule:
-    """The schedule in the file at `path` for these agents. Raises `ConfigError` with file, line and column."""
+def load_faults(
+    path: Path, *, agents: Sequence[str], seed: int, transport: TransportName, helpers: Sequence[str] = ()
+) -> FaultSchedule:
+    """The schedule in the file at `path` for these agents. `helpers` may be named, too, but are never drawn.
+
+    Raises `ConfigError` with file, line and column."""
     config, marks = load_config_with_marks(path, FaultFile)
-    return plan_faults(config, agents=agents, seed=seed, transport=transport, where=str(path), marks=marks)
+    return plan_faults(
+        config, agents=agents, seed=seed, transport=transport, where=str(path), marks=marks, helpers=helpers
+    )
 
 
 def plan_faults(
-    config: FaultFile, *, agents: Sequence[str], seed: int, transport: TransportName, where: str, marks: Marks
+    config: FaultFile,
+    *,
+    agents: Sequence[str],
+    seed: int,
+    transport: TransportName,
+    where: str,
+    marks: Marks,
+    helpers: Sequence[str] = (),
 ) -> FaultSchedule:
     """Check every fault against the fleet and what connects it, and draw the agents that are only counted.
 
@@ -132,7 +146,7 @@ def plan_faults(
     taken: set[str] = set()
     planned: list[PlannedFault] = []
     for index, fault in enumerate(config.faults):
-        _check(fault, index, agents, transport, where, marks)
+        _check(fault, index, agents, transport, where, marks, helpers)
         if isinstance(fault.agents, tuple):
             planned.append(PlannedFault(fault=fault, agents=fault.agents))
         elif isinstance(fault.agents, int) and fault.do == "return":
@@ -149,7 +163,15 @@ def plan_faults(
     return FaultSchedule(planned)
 
 
-def _check(fault: Fault, index: int, agents: Sequence[str], transport: TransportName, where: str, marks: Marks) -> None:
+def _check(
+    fault: Fault,
+    index: int,
+    agents: Sequence[str],
+    transport: TransportName,
+    where: str,
+    marks: Marks,
+    helpers: Sequence[str],
+) -> None:
     def wrong(key: str | None, text: str) -> ConfigError:
         path: tuple[str | int, ...] = ("faults", index) if key is None else ("faults", index, key)
         return error_at(where, marks, path, f"faults[{index}]: {text}")
@@ -168,7 +190,7 @@ def _check(fault: Fault, index: int, agents: Sequence[str], transport: Transport
     if isinstance(fault.agents, tuple):
         if len(set(fault.agents)) != len(fault.agents):
             raise wrong("agents", "an agent is named twice")
-        known = set(agents)
+        known = {*agents, *helpers}
         for name in fault.agents:
             if name not in known:
                 raise wrong("agents", f"no agent {name!r} in this fleet ({agents[0]} .. {agents[-1]})")

@@ -354,7 +354,7 @@ class SimulatedFleet:
 
     def slow_down(self, name: str, factor: float) -> None:
         """From its next task on, the device takes `factor` times its profile's time."""
-        self.agents[name].slowdown = factor
+        self._device(name).slowdown = factor
 
     def cut(self, names: frozenset[str], for_s: float) -> None:
         """Nothing passes between the broker and `names` for so long."""

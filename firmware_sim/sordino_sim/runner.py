@@ -206,7 +206,9 @@ def fault_schedule(job: Job, scenario: Scenario, faults: Path | None, *, transpo
     path = faults if faults is not None else job.path.parent / str(own)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such fault schedule")
-    return load_faults(path, agents=scenario.agents, seed=scenario.seed, transport=transport)
+    return load_faults(
+        path, agents=scenario.agents, seed=scenario.seed, transport=transport, helpers=tuple(scenario.helpers)
+    )
 
 
 def digest_of(tensors: Tensors) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers_sim import boston_secure
+from helpers_sim import boston_secure, write_faults
 from sordino_common import messages as m
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError, FleetUnavailable, PolicyRefusal, SordinoError
@@ -315,7 +316,7 @@ def test_a_killed_server_goes_on_under_new_numbers(calm: Checkpoint) -> None:
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_numbers_of_sums_are_never_given_twice(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_numbers_of_sums_are_never_given_twice(tmp_path: Path) -> None:
     with RunStore(tmp_path, wall_s=lambda: 0.0) as store:
         assert [store.next_sum("a"), store.next_sum("a"), store.next_sum("b")] == [1, 2, 1]
     with RunStore(tmp_path, wall_s=lambda: 0.0) as store:
@@ -535,3 +536,36 @@ def test_numbers_that_fit_no_word_are_refused_with_the_figures() -> None:
 def test_records_hold_no_loss_of_a_device(calm: Checkpoint) -> None:
     assert {share.loss for share in calm.record.shares.values()} == {None}
     assert dataclasses.asdict(calm.record)["loss"] is not None
+
+
+# --- faults from a file --------------------------------------------------------------------------------------------
+
+
+def test_a_fault_file_may_name_helpers(tmp_path: Path) -> None:
+    """helper-0 dies when the second round begins, and comes back in the third, under another boot."""
+    rounds = ("train.rounds=4", "train.evaluate_every=0")
+    calm = simulate(boston_secure(*rounds), with_baseline=False)
+    faults = write_faults(tmp_path, "round: 2, do: die, agents: [helper-0]", "round: 3, do: return, agents: [helper-0]")
+    done = simulate(boston_secure(*rounds), faults=faults, with_baseline=False)
+    assert [fault["what"] for fault in done.summary["faults"]] == ["helper-0 died", "helper-0 returned"]
+    assert done.summary["params_sha256"] == calm.summary["params_sha256"]
+    assert [record.attempts for record in done.result.records] == [1, 2, 1, 1]
+    assert done.summary["dropouts"] == 0
+
+
+def test_a_fault_on_a_helper_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    faults = write_faults(tmp_path, "round: 2, do: die, agents: [helper-3]")
+    with pytest.raises(ConfigError, match="no agent 'helper-3' in this fleet"):
+        simulate(boston_secure(), faults=faults, with_baseline=False)
+
+
+@pytest.mark.mqtt
+@pytest.mark.slow
+def test_a_helpers_process_is_killed(tmp_path: Path) -> None:
+    """kill -9 of a real helper as a round begins: the sum is void, another helper takes its place."""
+    quick = ("train.rounds=2", "train.evaluate_every=0", "simulation.agents=5", "train.join_s=60")
+    calm = simulate(boston_secure(*quick), with_baseline=False)
+    faults = write_faults(tmp_path, "round: 2, do: die, agents: [helper-0]")
+    done = simulate(boston_secure(*quick), transport="processes", faults=faults, with_baseline=False)
+    assert done.summary["params_sha256"] == calm.summary["params_sha256"]
+    assert [record.attempts for record in done.result.records][1] in (1, 2)  # dead before it was chosen, or after
