@@ -113,14 +113,17 @@ class Ledger:
         self._count = 0
         self._head = b""
         self._spent: dict[Account, Spent] = {}
-        mark = read_mark(path) if path is not None else None
-        if path is not None and mark is not None and not path.exists():
+        self._made: sqlite3.Connection | None = None
+        if path is None:
+            return  # made when first needed: a simulated fleet has thousands, of 80 KB each
+        mark = read_mark(path)
+        if mark is not None and not path.exists():
             raise LedgerError(
                 f"{path}: the privacy ledger is missing, but {mark_path(path)} says that it had {mark.count} entries; "
                 f"put it back. {give_up(path)}"
             )
         try:
-            self._db = self._connect()
+            self._made = self._connect(path)
         except (sqlite3.DatabaseError, OSError) as error:
             raise LedgerError(f"{self._name}: the privacy ledger can't be opened: {error}") from None
         try:
@@ -140,6 +143,8 @@ class Ledger:
 
     def close(self) -> None:
         """Bring the mark up to date and close. Idempotent."""
+        if self._made is None:
+            return
         try:
             if not self._read_only:
                 with self._transaction():
@@ -202,8 +207,8 @@ class Ledger:
     def entries(self) -> Iterator[Entry]:
         """All entries, oldest first. Raises `LedgerError` at one that was changed."""
         with self._reading():
-            for _, entry in self._rows(0, self._id):
-                yield entry
+            if self._made is not None:
+                yield from map(_entry, self._rows(0, self._id))
 
     # --- inside a transaction --------------------------------------------------------------------------------------
 
@@ -219,14 +224,19 @@ class Ledger:
                 raise BudgetRefused(_refusal(budget, charge, self._spent.get(key, Spent()), spent))
         return after
 
-    def _connect(self) -> sqlite3.Connection:
-        if self._path is None:
-            return sqlite3.connect(":memory:", isolation_level=None)
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._made is None:
+            self._made = sqlite3.connect(":memory:", isolation_level=None)
+            self._open(None)
+        return self._made
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
         if self._read_only:
-            uri = f"{self._path.resolve().as_uri()}?mode=ro"
+            uri = f"{path.resolve().as_uri()}?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_WAIT_S)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        self._path.chmod(0o600)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
         db = sqlite3.connect(self._name, isolation_level=None, timeout=_WAIT_S)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
@@ -256,21 +266,30 @@ class Ledger:
 
     def _catch_up(self, mark: Mark | None = None) -> None:
         """Read the entries that are new since the last time, whoever wrote them. Raises `LedgerError`."""
+        if self._made is None:
+            return
         marked = mark is None or mark.count == 0
-        for digest, entry in self._rows(self._count, self._head or self._id):
-            mechanism = entry.charge.mechanism
-            key = (entry.charge.dataset, entry.charge.split, mechanism.unit)
-            self._spent[key] = self._spent.get(key, Spent()).plus(mechanism)
-            self._count, self._head = entry.number, digest
-            marked = marked or (mark is not None and (mark.count, mark.digest) == (entry.number, digest))
+        # Equal prices are added at once: a job has one or two, and many entries.
+        tally: dict[tuple[Any, ...], int] = {}
+        try:
+            for row in self._rows(self._count, self._head or self._id):
+                price = (row[1], row[2], *row[6:11])
+                tally[price] = tally.get(price, 0) + 1
+                self._count, self._head = row[0], row[-1]
+                marked = marked or (mark is not None and (mark.count, mark.digest) == (row[0], row[-1]))
+        finally:  # what was read counts, also if the next entry is found to be wrong
+            for (dataset, split, *figures), times in tally.items():
+                mechanism = _mechanism(figures)
+                key = (dataset, split, mechanism.unit)
+                self._spent[key] = self._spent.get(key, Spent()).plus(mechanism, times)
         if mark is not None and not marked:
             raise LedgerError(
                 f"{self._name}: {self._count} entries, but there were {mark.count} before: this is an old copy of the "
                 f"privacy ledger, or it was cut short or changed. {_RESTORE}"
             )
 
-    def _rows(self, after: int, head: bytes) -> Iterator[tuple[bytes, Entry]]:
-        """(digest, entry) of entries after number `after`, whose digest is `head`; each is checked."""
+    def _rows(self, after: int, head: bytes) -> Iterator[tuple[Any, ...]]:
+        """(*_COLUMNS, digest) of entries after number `after`, whose digest is `head`; each is checked."""
         number = after
         for row in self._db.execute(f"SELECT {_COLUMNS}, digest FROM entries WHERE id>? ORDER BY id", (after,)):  # noqa: S608
             number += 1
@@ -279,7 +298,7 @@ class Ledger:
                 raise LedgerError(
                     f"{self._name}: entry {number} of the privacy ledger was changed or removed. {_RESTORE}"
                 )
-            yield head, _entry(row)
+            yield row
 
     def _write_mark(self) -> None:
         if self._path is not None:
@@ -322,16 +341,21 @@ def _digest(before: bytes, values: tuple[Any, ...]) -> bytes:
     return hashlib.sha256(encode(["sordino/ledger", before, list(values)])).digest()
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
-    number, dataset, split, run, round_, what, unit, sensitivity, sigma, threshold, count, wall_s, _ = row
-    mechanism = Mechanism(
+def _mechanism(figures: Sequence[Any]) -> Mechanism:
+    """From the columns unit to count."""
+    unit, sensitivity, sigma, threshold, count = figures
+    return Mechanism(
         unit=unit,
         sensitivity_squared=int(sensitivity),
         sigma_squared=int(sigma),
         sampling_threshold=threshold,
         count=count,
     )
-    charge = Charge(dataset=dataset, split=split, run=run, round=round_, what=what, mechanism=mechanism)
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    number, dataset, split, run, round_, what, *figures, wall_s, _ = row
+    charge = Charge(dataset=dataset, split=split, run=run, round=round_, what=what, mechanism=_mechanism(figures))
     return Entry(number=number, charge=charge, wall_s=wall_s)
 
 
