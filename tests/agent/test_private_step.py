@@ -9,6 +9,10 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from helpers_agent import OPEN_POLICY, TRAIN_PLAN, Bench, bench, one_second, small_table, zero_params
 from helpers_private import (
@@ -255,6 +259,41 @@ def test_rows_that_are_not_finite_are_no_refusal() -> None:
     answer = trained(made.ask(private_command(params=params)))
     assert len(answer.update) == 2
     assert len(charges(ledger)) == 1
+
+
+@given(st.data(), st.integers(1, 30), st.sampled_from([8, 20]), st.sampled_from([0.05, 3.0]))
+@settings(max_examples=60, deadline=None)
+def test_one_row_less_changes_the_sum_by_at_most_the_sensitivity(
+    data: st.DataObject, rows: int, grid_bits: int, clip_norm: float
+) -> None:
+    """Through sampler, batches, Plan and clipping: D and D' = D without a row, the same coins for all other rows."""
+    numbers = st.floats(-100.0, 100.0, width=32)
+    x = data.draw(hnp.arrays(np.float32, (rows, 3), elements=numbers))
+    y = data.draw(hnp.arrays(np.float32, (rows, 1), elements=numbers))
+    params = [
+        data.draw(hnp.arrays(np.float32, shape, elements=st.floats(-2.0, 2.0, width=32))) for shape in ((3, 1), (1,))
+    ]
+    coins = np.array(data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=rows, max_size=rows)), dtype="<u4")
+    gone = data.draw(st.integers(0, rows - 1))
+    plan = linear_gradient_plan()
+
+    def summed(kept: NDArray[np.int64]) -> tuple[list[int], int]:
+        sums = PrivateSums(
+            load_program(plan),
+            gradient_layout(plan),
+            x=x[kept],
+            y=y[kept],
+            clip_norm=clip_norm,
+            grid_bits=grid_bits,
+            threshold=3 << 30,
+            random=lambda count: coins[kept].tobytes()[:count],
+        )
+        return [int(one) for one in sums.draw(params)], sums.mechanism(1).sensitivity_squared
+
+    everybody = np.arange(rows)
+    (with_it, bound), (without, same) = summed(everybody), summed(np.delete(everybody, gone))
+    assert bound == same  # a bound that told the number of rows would be no bound
+    assert sum((a - b) ** 2 for a, b in zip(with_it, without, strict=True)) <= bound
 
 
 @pytest.mark.parametrize(
