@@ -140,6 +140,16 @@ EXAMPLES: dict[str, m.Message] = {
     "sum-metrics": m.SumMetrics(
         terms=TERMS, round=3, plan_id=PLAN_ID, data=DATA, params=(F32,), batch_rows=64, fraction_bits=20
     ),
+    "sum-statistics": m.SumStatistics(
+        terms=TERMS,
+        round=1,
+        dataset="boston",
+        columns=(m.RangedColumn(name="RM", low=3.0, high=9.0), m.RangedColumn(name="MEDV", low=0.0, high=50.0)),
+        queries=(
+            m.RowQuery(kind="count", columns=(), bits=0, weight=9),
+            m.RowQuery(kind="gram", columns=(0, 1), bits=10, row_norm=1.0, target_norm=0.5, bias=0.25),
+        ),
+    ),
     "tensor-put": m.TensorPut(tensor_id=TENSOR_ID, value=F32, lease_s=60.0),
     "tensor-run": m.TensorRun(plan_id=PLAN_ID, inputs=(TENSOR_ID,), outputs=(TENSOR_ID,), lease_s=60.0),
     "tensor-stored": m.TensorStored(tensor_ids=(TENSOR_ID,), used_bytes=24, budget_bytes=1 << 20),

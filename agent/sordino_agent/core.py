@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from sordino_agent.aggregate.circle import KINDS as SUM_KINDS
-from sordino_agent.aggregate.circle import Circle
+from sordino_agent.aggregate.circle import Circle, Contributed
 from sordino_agent.aggregate.contribute import Allowance, Unmetered
 from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.aggregate.metered import Metered
@@ -470,7 +470,7 @@ class AgentCore:
                 "noise; its owner can allow that with policy.exact_evaluation: true"
             )
 
-    def _allowance(self, command: m.SumUpdate | m.SumMetrics | m.SumGradient) -> Allowance:
+    def _allowance(self, command: Contributed) -> Allowance:
         if isinstance(command, m.SumMetrics):
             self._require_evaluation(command.data, command.kind)
             return Unmetered()

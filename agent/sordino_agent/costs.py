@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-from sordino_common.messages import Array, RecordTerms, SumGradient, SumUpdate, Train
+from sordino_common.messages import Array, RecordTerms, SumGradient, SumStatistics, SumUpdate, Train
 from sordino_common.privacy.mechanism import FULL_SAMPLING, MAX_COUNT, Mechanism
+from sordino_common.privacy.row_queries import sensitivity_squared
 from sordino_common.privacy.rows import row_bound
 
 
@@ -36,10 +37,23 @@ def expected_cost(command: Train | SumUpdate, terms: RecordTerms) -> Mechanism:
     )
 
 
-def expected_costs(command: SumUpdate | SumGradient) -> tuple[Mechanism, ...]:
+def statistics_cost(command: SumStatistics) -> Mechanism:
+    """Of the answers to all queries, as one release of every train row."""
+    noise = command.terms.noise
+    assert noise is not None
+    return Mechanism(
+        unit="record",
+        sensitivity_squared=sensitivity_squared(command.queries),
+        sigma_squared=noise.sigma_squared,
+    )
+
+
+def expected_costs(command: SumUpdate | SumGradient | SumStatistics) -> tuple[Mechanism, ...]:
     """Of a contribution to a sum, for each unit; none: it has no noise. Of the noise that every aggregator adds, that
     of one counts: one of them is honest, and helpers open a seed only under the terms that it was sealed under."""
     noise = command.terms.noise
+    if isinstance(command, SumStatistics):
+        return () if noise is None else (statistics_cost(command),)
     if isinstance(command, SumGradient):
         assert noise is not None  # the message is none without it
         step = Mechanism(

@@ -141,7 +141,7 @@ models: []
 
 # What a server may ask for. Whatever is not allowed here is refused.
 policy:
-  jobs: [describe, moments, train, evaluate, aggregate]   # tensors, help: not allowed by default
+  jobs: [describe, moments, train, evaluate, aggregate]   # tensors, statistics, help: not allowed by default
   plans: []                # SHA-256 (hex) of the Plans that may run here, or: any. With `any` a hostile server could
                            # write a Plan whose result tells more about your rows than a model does (SECURITY.md).
   # datasets: {{boston: [train, evaluate]}}       # absent: every dataset is open to all of `jobs`

@@ -22,6 +22,7 @@ JobKind = Literal[
     "evaluate",
     "tensors",
     "aggregate",
+    "statistics",
     "help",
     "spdz-compute",
     "spdz-data",
@@ -29,10 +30,10 @@ JobKind = Literal[
 ]
 JOB_KINDS: Final[tuple[JobKind, ...]] = (
     *("describe", "moments", "train", "evaluate", "tensors"),
-    *("aggregate", "help"),
+    *("aggregate", "statistics", "help"),
     *("spdz-compute", "spdz-data", "spdz-model"),
 )
-DataJob = Literal["moments", "train", "evaluate", "aggregate", "spdz-data"]
+DataJob = Literal["moments", "train", "evaluate", "aggregate", "statistics", "spdz-data"]
 
 PlanHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -48,7 +49,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
     budget, which does not cover them then. `min_noise_multiplier`: the least noise (σ over sensitivity) of a private
     release. `aggregate`: contribute to secure sums, of at least `min_cohort` contributors and with at least
-    `min_helpers` helpers; `help`: be a helper, for at least as many contributors. `spdz-compute`: be a party of
+    `min_helpers` helpers; `statistics`: to sums of counts, moments, products and histograms of its columns, which no
+    Plan describes; `help`: be a helper, for at least as many contributors. `spdz-compute`: be a party of
     sessions on shares; `spdz-data`: input rows into them, masked; `spdz-model`: input the first parameters, masked;
     `spdz`: which sessions. `models`: "any", or the names of the models that may be input."""
 

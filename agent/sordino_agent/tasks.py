@@ -15,6 +15,7 @@ from sordino_agent.aggregate.tasks import (
     SumFacts,
     SumGradientTask,
     SumMetricsTask,
+    SumStatisticsTask,
     SumUpdateTask,
 )
 from sordino_agent.errors import DatasetError
@@ -190,7 +191,7 @@ def failure_of(error: Exception, task_kind: str) -> Failure:
 
 
 SpdzWork = SpdzOpenTask | SpdzTask | SpdzEndTask
-SumWork = SumUpdateTask | SumGradientTask | SumMetricsTask | ShareTask
+SumWork = SumUpdateTask | SumGradientTask | SumMetricsTask | SumStatisticsTask | ShareTask
 Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | SpdzWork | SumWork
 SumResults = SumFacts | ShareFacts
 Facts = (
@@ -223,7 +224,7 @@ _TASKS: Final[dict[str, type[Task]]] = {
     for cls in (
         *(DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask),
         *(SpdzOpenTask, SpdzTask, SpdzEndTask),
-        *(SumUpdateTask, SumGradientTask, SumMetricsTask, ShareTask),
+        *(SumUpdateTask, SumGradientTask, SumMetricsTask, SumStatisticsTask, ShareTask),
     )
 }
 _FACTS: Final[dict[str, type[Facts]]] = {

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from sordino_agent import compute, private_step
 from sordino_agent.aggregate import work
-from sordino_agent.aggregate.tasks import ShareTask, SumFacts, SumGradientTask, SumMetricsTask, SumUpdateTask
+from sordino_agent.aggregate.tasks import (
+    ShareTask,
+    SumFacts,
+    SumGradientTask,
+    SumMetricsTask,
+    SumStatisticsTask,
+    SumUpdateTask,
+)
 from sordino_agent.batches import feature_rows, row_stream, step_count, target_rows
 from sordino_agent.compute import Check, Layout
 from sordino_agent.costs import private_steps
@@ -159,6 +166,8 @@ class Workshop:
                 return self._sum_gradient(task)
             case SumMetricsTask():
                 return self._sum_metrics(task)
+            case SumStatisticsTask():
+                return self._sum_statistics(task)
             case ShareTask():
                 return self._share(task)
 
@@ -407,6 +416,29 @@ class Workshop:
             return work.masked_facts(vector, command.terms, agent=task.agent, random=self._random)
 
         return Prepared(cost=prepared.cost, run=run)
+
+    def _sum_statistics(self, task: SumStatisticsTask) -> Prepared:
+        command = task.command
+        self._require_words(command.terms, held=4)
+        table = self._catalogue.table(command.dataset)
+        rows = len(table.train)
+        compute.require_rows(rows, task.min_rows, dataset=table.name, what="statistics")
+        work.require_statistics(command, rows)
+        values = {column.name: table.column(column.name) for column in command.columns}
+        for name, column in values.items():
+            if column.ndim != 1:
+                raise BadCommand(
+                    f"dataset {table.name!r}: column {name!r} has not one number a row, as statistics need"
+                )
+
+        def run(check: Check | None) -> SumFacts:
+            if check is not None:
+                check()
+            train = {name: column[table.train] for name, column in values.items()}
+            return work.statistics_facts(command, train, agent=task.agent, random=self._random)
+
+        flops = rows * command.terms.length
+        return Prepared(cost=TaskCost(kind=task.kind, flops=flops, runs=1), run=run)
 
     def _share(self, task: ShareTask) -> Prepared:
         self._require_words(task.terms, held=2)

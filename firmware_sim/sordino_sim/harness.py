@@ -66,7 +66,7 @@ _DRAIN_S: Final = 5.0  # as long as the real agent takes to say goodbye, at most
 # a thousand may have one row each.
 _POLICY: Final = Policy(  # and that what the job opens to an agent by name opens to it
     jobs=(
-        *("describe", "moments", "train", "evaluate", "aggregate", "help"),
+        *("describe", "moments", "train", "evaluate", "aggregate", "statistics", "help"),
         *("spdz-compute", "spdz-data", "spdz-model"),
     ),
     plans="any",

@@ -145,7 +145,12 @@ def _path(points: Sequence[tuple[float, float]], style: str, about: str) -> str:
 
 
 def bar_chart(
-    stacks: Sequence[Sequence[float]], labels: Sequence[str], *, first_x: int, show: Sequence[Sequence[str]]
+    stacks: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    *,
+    first_x: int,
+    show: Sequence[Sequence[str]],
+    x_label: str = "round",
 ) -> str:
     """Stacked bars: `stacks[k]` are the k-th bar's parts from below, `labels` the parts' names, `show` their texts."""
     totals = [sum(stack) for stack in stacks]
@@ -154,7 +159,7 @@ def bar_chart(
     marks = ticks(0.0, max([*totals, 1e-9]))
     reach = (first_x - 0.5, first_x + len(stacks) - 0.5)
     frame = _Frame(x=reach, y=(0.0, marks[-1]), height=190.0, log=False, width=HALF)
-    parts = [frame.grid(marks, "round")]
+    parts = [frame.grid(marks, x_label)]
     step = frame.px(first_x + 1.0) - frame.px(first_x)
     width = max(0.6, step - min(2.0, 0.25 * step))
     for k, stack in enumerate(stacks):
@@ -162,7 +167,7 @@ def bar_chart(
         for part, value in enumerate(stack):
             y0, y1 = frame.py(bottom), frame.py(bottom + value)
             bottom += value
-            tip = f"round {first_x + k}, {labels[part]}: {show[k][part]}"
+            tip = f"{x_label} {first_x + k}, {labels[part]}: {show[k][part]}"
             parts.append(
                 f'<rect class="bar {"ab"[part % 2]}" x="{frame.px(first_x + k) - width / 2:.1f}" y="{y1:.1f}" '
                 f'width="{width:.1f}" height="{max(0.0, y0 - y1):.1f}"><title>{escape(tip)}</title></rect>'

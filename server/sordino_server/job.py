@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -22,6 +22,7 @@ from sordino_common.messages.base import NAME_PATTERN, Label
 from sordino_server.job_aggregate import SecureSpec, check_secure
 from sordino_server.job_privacy import DataRangesSpec, PrivacySpec, check_privacy
 from sordino_server.job_spdz import SpdzSpec, check_spdz
+from sordino_server.job_statistics import MODEL_FILE, StatisticsSpec, check_statistics, columns_of
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Positive = Annotated[float, Meta(gt=0.0)]
@@ -32,8 +33,7 @@ Seconds = Annotated[float, Meta(gt=0.0, le=7 * 86_400.0)]
 Dimension = Annotated[int, Meta(ge=1, le=1 << 20)]
 Seed = Annotated[int, Meta(ge=0, lt=1 << 31)]
 
-# What the design names and later issues build: refused by name, so that nobody trains less privately than they asked.
-_LATER_MODES: Final = ("statistics",)
+_MODES: Final = ("federated", "statistics", "spdz")
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,21 +175,28 @@ class SimulationSpec(_Strict, frozen=True, kw_only=True):
     model: str | None = None  # path of the .npz that the agent spdz.model_from provides; default: the job's own model
 
 
+# A job of mode statistics names none of these; in the other modes each must be given.
+_NO_MODEL: Final = ModelSpec(file=str(MODEL_FILE), factory="make_linear")
+_NO_OPTIMIZER: Final = SgdSpec(lr=1.0)
+_NO_TRAIN: Final = TrainSpec(rounds=1, batch_rows=64, local_steps=1)
+
+
 class JobSpec(_Strict, frozen=True, kw_only=True):
     """The whole job file. Field docs: the structs above."""
 
     job: Name
     mode: str
     security: str | None = None
-    model: ModelSpec
+    model: ModelSpec = _NO_MODEL
     data: DataSpec
-    loss: Literal["mse", "bce_with_logits", "cross_entropy"]
-    optimizer: SgdSpec | AdamSpec
-    train: TrainSpec
+    loss: Literal["mse", "bce_with_logits", "cross_entropy"] = "mse"
+    optimizer: SgdSpec | AdamSpec = _NO_OPTIMIZER
+    train: TrainSpec = _NO_TRAIN
     evaluate: EvaluateSpec = EvaluateSpec()
     limits: LimitsSpec = LimitsSpec()
     simulation: SimulationSpec = SimulationSpec()
     spdz: SpdzSpec | UnsetType = UNSET
+    statistics: StatisticsSpec = StatisticsSpec()
     privacy: PrivacySpec | None = None
     secure_aggregation: bool | SecureSpec = False
     # Named in the design, built later. Given, it is refused: see job_privacy.
@@ -230,6 +237,11 @@ class Job:
     def model_file(self) -> Path:
         return (self.path.parent / self.spec.model.file).resolve()
 
+    def gives(self, key: str) -> bool:
+        """Whether the file or a `--set` has this key (dotted), or something under it."""
+        path = tuple(key.split("."))
+        return path in self.marks or any(k == key or k.startswith(key + ".") for k in self.overridden)
+
     def error(self, key: str, text: str) -> ConfigError:
         """A `ConfigError` at the line and column of `key` (dotted), or at the `--set` that gave it."""
         if any(key == given or key.startswith(given + ".") for given in self.overridden):
@@ -244,10 +256,13 @@ def load_job(path: Path, *, overrides: Sequence[str] = ()) -> Job:
     given = frozenset(override.partition("=")[0] for override in overrides)
     job = Job(spec=spec, path=path, marks=marks, overridden=given)
     _check_mode(job)
+    if spec.mode == "statistics":
+        check_statistics(spec, job.error)
+        job = replace(job, spec=_completed(spec))
     _check_data(job)
     _check_train(job)
-    check_secure(spec, job.error)
-    check_privacy(spec, job.error)
+    check_secure(job.spec, job.error)
+    check_privacy(job.spec, job.error)
     if not job.model_file.is_file():
         raise job.error("model.file", f"there is no file {job.model_file}; the path is relative to the job file")
     return job
@@ -282,10 +297,21 @@ def quorum_of(spec: TrainSpec, asked: int) -> int:
 
 def _check_mode(job: Job) -> None:
     spec = job.spec
-    if spec.mode in _LATER_MODES:
-        raise job.error("mode", f"mode {spec.mode} is not built yet; today: federated, spdz")
-    if spec.mode not in ("federated", "spdz"):
-        raise job.error("mode", f"there is no mode {spec.mode!r}; today: federated, spdz")
+    if spec.mode not in _MODES:
+        raise job.error("mode", f"there is no mode {spec.mode!r}; there are: {', '.join(_MODES)}")
+    for key in ("model", "loss", "optimizer", "train"):
+        if spec.mode != "statistics" and not job.gives(key):
+            raise job.error(key, f"is missing; mode {spec.mode} needs it")
+        if spec.mode == "statistics" and key != "train" and job.gives(key):
+            raise job.error(key, "has no place in mode statistics, which learns a linear model from one sum")
+    if spec.mode == "statistics":
+        for key in ("data.standardize", "data.target_standardize"):
+            if job.gives(key):
+                raise job.error(key, "has no place in mode statistics: columns are scaled by data.ranges")
+        if spec.train.rounds != 1:
+            raise job.error("train.rounds", f"mode statistics has one round, not {spec.train.rounds}")
+    elif job.gives("statistics"):
+        raise job.error("statistics", "is only used with mode: statistics")
     if spec.on_shares:
         for key in ("secure_aggregation", "privacy"):
             if getattr(spec, key) not in (None, False):
@@ -296,7 +322,7 @@ def _check_mode(job: Job) -> None:
         return
     if spec.spdz is not UNSET:
         raise job.error("spdz", "is only used with mode: spdz")
-    if spec.security not in (None, "plain"):
+    if spec.mode == "federated" and spec.security not in (None, "plain"):
         raise job.error(
             "security",
             f"{spec.security!r} is not offered by federated averaging, where the server sees each update; "
@@ -304,9 +330,28 @@ def _check_mode(job: Job) -> None:
         )
 
 
+def _completed(spec: JobSpec) -> JobSpec:
+    """A valid statistics job, completed: the linear model, and scaling by the middles and halves of the ranges."""
+    columns = columns_of(spec)
+    middles = tuple(column.high / 2 + column.low / 2 for column in columns)
+    halves = tuple(column.high / 2 - column.low / 2 for column in columns)
+    data = msgspec.structs.replace(
+        spec.data,
+        standardize="given",
+        offset=middles[:-1],
+        scale=halves[:-1],
+        target_standardize="given",
+        target_offset=middles[-1],
+        target_scale=halves[-1],
+    )
+    model = msgspec.structs.replace(_NO_MODEL, args={"inputs": len(spec.data.features)})
+    return msgspec.structs.replace(spec, data=data, model=model)
+
+
 # What each task's loss is; on shares, classes are learned from one-hot floats.
 _LOSSES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "federated": {"regression": ("mse",), "binary": ("bce_with_logits",), "multiclass": ("cross_entropy",)},
+    "statistics": {"regression": ("mse",), "binary": (), "multiclass": ()},
     "spdz": {"regression": ("mse",), "binary": ("bce_with_logits",), "multiclass": ("mse", "bce_with_logits")},
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 Epsilon = Annotated[float, Meta(gt=0.0, le=1000.0)]
 NoiseMultiplier = Annotated[float, Meta(gt=0.0, le=1e4)]
-ClipNorm = Annotated[float, Meta(ge=1e-6, le=1e6)]
+LEAST_CLIP: Final = 1e-6
+ClipNorm = Annotated[float, Meta(ge=LEAST_CLIP, le=1e6)]
 Range = tuple[float, float]
+
+
+NO_CLIP: Final = 0.0  # not given: mode statistics has none
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +55,7 @@ class PrivacySpec(_Strict, frozen=True, kw_only=True):
     epsilon: Epsilon | None = None
     noise_multiplier: NoiseMultiplier | None = None
     delta: Annotated[float, Meta(gt=0.0, le=0.1)]
-    clip_norm: ClipNorm
+    clip_norm: Annotated[float, Meta(ge=0.0, le=1e6)] = NO_CLIP
     sampling_rate: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
     noise: Literal["aggregate", "device"] | None = None
     grid_bits: Annotated[int, Meta(ge=8, le=24)] = 16
@@ -111,18 +115,22 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
             ),
         )
     privacy = spec.privacy
+    if spec.mode == "statistics":
+        return  # `job_statistics` checks the block
     if privacy is None:
         if spec.data.ranges is not None:
             yield "data.ranges", "is only used with privacy, to bound what a row adds to the sums of standardize: fleet"
         return
     if spec.mode != "federated":
         yield "privacy", f"is offered in mode federated, not in {spec.mode}"
-    yield from _one_of("privacy", privacy)
+    yield from one_of("privacy", privacy)
+    if privacy.clip_norm < LEAST_CLIP:
+        yield "privacy.clip_norm", f"mode federated needs a clip norm, at least {LEAST_CLIP:g}"
     yield from (_record_problems(spec, privacy) if privacy.unit == "record" else _device_problems(spec, privacy))
     yield from _range_problems(spec, privacy)
 
 
-def _one_of(key: str, block: PrivacySpec | DevicePrivacySpec) -> Iterator[tuple[str, str]]:
+def one_of(key: str, block: PrivacySpec | DevicePrivacySpec) -> Iterator[tuple[str, str]]:
     if (block.epsilon is None) == (block.noise_multiplier is None):
         yield key, "give exactly one of epsilon (the noise is calibrated to it) and noise_multiplier"
 
@@ -165,7 +173,7 @@ def _record_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str,
             yield "privacy.device", "both units at once need noise: device"
         if not is_secure(spec):
             yield "privacy.device", "noise for the device unit is added in a secure sum: add secure_aggregation: true"
-        yield from _one_of("privacy.device", privacy.device)
+        yield from one_of("privacy.device", privacy.device)
 
 
 def _device_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, str]]:
@@ -221,5 +229,5 @@ def _range_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, 
 def require_runnable(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> None:
     """Refuse, when a run begins, what can be loaded and planned but is not built, so that nobody trains less privately
     than they asked."""
-    if spec.privacy is not None:
+    if spec.privacy is not None and spec.mode != "statistics":
         raise error("privacy", "privacy is not built yet: without it the server sees each device's update")

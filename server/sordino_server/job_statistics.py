@@ -1,8 +1,8 @@
-"""The `statistics:` block of a job: what is asked of the fleet's rows in one noised sum, and how the noise is shared out.
+"""The `statistics:` block of a job: what one noised sum asks of the fleet's rows, and how the noise is shared.
 
 A job of mode `statistics` names columns and their public ranges, and no model, optimizer or rounds: one secure sum
 answers everything. Its `ridge` is a linear model that is then evaluated as any other. What each question's numbers are:
-`sordino_common.privacy.statistics`.
+`sordino_common.privacy.row_queries`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from msgspec import Meta
 
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Label
-from sordino_common.messages.statistics import RangedColumn, RowQuery
-from sordino_common.privacy.statistics import norm_squared
+from sordino_common.messages.statistics import QueryKind, RangedColumn, RowQuery
+from sordino_common.privacy.row_queries import norm_squared
+from sordino_server.job_privacy import NO_CLIP, one_of
 
 if TYPE_CHECKING:
     from sordino_server.job import JobSpec
@@ -113,6 +114,7 @@ def queries_of(spec: JobSpec) -> tuple[RowQuery, ...]:
     asked, names = spec.statistics, [*spec.data.features, spec.data.target]
     everything = tuple(range(len(names)))
     found: list[tuple[RowQuery, float]] = []
+    kind: QueryKind
     if asked.ridge is not None:
         ridge = asked.ridge
         query = RowQuery(
@@ -149,15 +151,12 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
     data, asked, privacy = spec.data, spec.statistics, spec.privacy
     if asked.empty:
         yield "statistics", "asks for nothing; name at least one of ridge, moments, count, histograms, quantiles"
-    if not spec.secure:
+    if spec.secure is None:
         yield "secure_aggregation", "mode statistics needs it: without it the server would see each device's sums"
     if data.task != "regression":
         yield "data.task", f"mode statistics takes regression (numbers in columns), not {data.task}"
     if data.shape is not None:
         yield "data.shape", "statistics are of columns of single numbers"
-    for key in ("standardize", "target_standardize"):
-        if getattr(data, key) != "none":
-            yield f"data.{key}", "in mode statistics columns are scaled by data.ranges; say none"
     if data.ranges is None or data.ranges.target is None:
         yield "data.ranges", "statistics need public bounds [lo, hi] of every feature and of the target"
     elif data.ranges.of_features(len(data.features)) is None:
@@ -166,10 +165,11 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
             f"expected one [lo, hi] for all, or a list of {len(data.features)}, one for each feature",
         )
     else:
-        for place, column in enumerate(columns_of(spec)):
-            if not column.low < column.high:
+        pairs = (*(data.ranges.of_features(len(data.features)) or ()), data.ranges.target)
+        for place, (low, high) in enumerate(pairs):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 name = "target" if place == len(data.features) else f"features.{place}"
-                yield f"data.ranges.{name}", f"expected [lo, hi] with lo < hi, got [{column.low:g}, {column.high:g}]"
+                yield f"data.ranges.{name}", f"expected [lo, hi] with lo < hi, got [{low:g}, {high:g}]"
     known = {*data.features, data.target}
     for kind in ("histograms", "quantiles"):
         for place, shape in enumerate(getattr(asked, kind)):
@@ -181,7 +181,8 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
     if privacy is not None:
         if privacy.unit != "record":
             yield "privacy.unit", "mode statistics protects records; say unit: record"
-        if privacy.clip_norm is not None:
+        yield from one_of("privacy", privacy)
+        if privacy.clip_norm != NO_CLIP:
             yield "privacy.clip_norm", "has no place in mode statistics: data.ranges bound what a row adds"
         if privacy.sampling_rate is not None:
             yield "privacy.sampling_rate", "mode statistics asks all rows once; leave it out"

@@ -15,6 +15,7 @@ from sordino_server.charts import Line, bar_chart, line_chart, participation
 from sordino_server.page import card, count, metric_text, page, table, tile, word
 from sordino_server.progress import number, size
 from sordino_server.report_privacy import privacy_card, privacy_tile
+from sordino_server.report_statistics import statistics_cards
 from sordino_server.rounds.events import RoundRecord, Share
 from sordino_server.run import RunResult
 
@@ -41,10 +42,11 @@ def report_html(result: RunResult, summary: Mapping[str, Any]) -> str:
     privacy = summary["privacy"]
     if privacy is not None:
         sections.append(privacy_card(privacy))
+    sections += statistics_cards(summary.get("statistics") or {})
     losses = [(float(r.round), r.loss) for r in records if r.loss is not None]
     loss_line = Line(label="training loss", style="a", points=losses)
     loss_note = "mean over the agents' local steps, weighted by rows; in the scaled target's unit"
-    if losses or privacy is None:  # under privacy the loss of train rows is not told
+    if summary["mode"] != "statistics" and (losses or privacy is None):  # under privacy no loss of train rows is told
         sections.append(card("Training loss", line_chart([loss_line], x_label="round"), loss_note))
     sections.append(card("Who took part", *_participation(records)))
     sections.append('<div class="two">' + _bytes_card(records) + _time_card(records) + "</div>")
@@ -199,6 +201,16 @@ def _job_table(result: RunResult, summary: Mapping[str, Any]) -> str:
     optimizer = msgspec.to_builtins(spec.optimizer)
     local = f"{spec.train.local_epochs:g} epochs" if spec.train.local_epochs else f"{spec.train.local_steps} steps"
     size_of_model = sum(tensor.size for tensor in result.tensors.values())
+    if summary["mode"] == "statistics":
+        rows = [
+            (
+                "data",
+                f"{escape(spec.data.dataset)}: {len(spec.data.features)} features, target {escape(spec.data.target)}",
+            ),
+            ("one secure sum", f"quorum {spec.train.quorum}, deadline {spec.train.round_deadline_s:g} s"),
+            ("seed", str(spec.train.seed)),
+        ]
+        return table(("", ""), rows, header=False)
     rows = [
         ("model", f"{escape(spec.model.file)}, {escape(spec.model.factory)}; {size_of_model or 'unopened'} parameters"),
         ("data", f"{escape(spec.data.dataset)}: {len(spec.data.features)} features, target {escape(spec.data.target)}"),

@@ -35,8 +35,10 @@ def _figures(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     told = ", ".join(f"{name} {number(value)}" for name, value in others.items() if value is not None)
     rate = entry["sampling_rate"]
     sample = "" if rate is None else f"; each row is in a step with probability {rate:g} (Poisson)"
+    clip = entry["clip_norm"]
+    of = "the most that a row can add" if clip is None else f"the clip norm {clip:g}"
     noise = (
-        f"{number(entry['noise_multiplier'])} times the clip norm {entry['clip_norm']:g} from {entry['noise_from']} "
+        f"{number(entry['noise_multiplier'])} times {of} from {entry['noise_from']} "
         f"(discrete Gaussian, variance {entry['sigma_squared']:.4g} in units of the grid, sensitivity² "
         f"{entry['sensitivity_squared']:.4g}){sample}"
     )

@@ -31,6 +31,7 @@ from sordino_server.rounds.fedavg_secure import secure_averaging
 from sordino_server.rounds.roll import DataMismatch
 from sordino_server.rounds.spdz import World
 from sordino_server.run_shares import SharedRun, owned_by, shared_run
+from sordino_server.run_statistics import StatisticsRun, statistics_run
 from sordino_server.store import RunStore, Tensors
 
 
@@ -112,6 +113,7 @@ def run_job(
     require_runnable(job.spec, job.error)
     model = make_model(job)
     shares: SharedRun | None = None
+    statistics: StatisticsRun | None = None
     rounds: Rounds
     if job.spec.on_shares:
         if world is None:
@@ -119,6 +121,10 @@ def run_job(
         shares = shared = shared_run(job, model, world)
         names, security = shared.names, f"secret shares, {job.spec.shares.security} security"
         rounds = partial(shared.rounds, run)
+    elif job.spec.mode == "statistics":
+        statistics = statistics_run(job, model, world, begun=store.begun(run) if resume else 0)
+        names, security = statistics.names, statistics.security
+        rounds = partial(statistics.rounds, run)
     elif job.spec.secure is not None:
         if world is None:
             raise LocalError("run_job: secure sums need a world")
@@ -165,6 +171,7 @@ def run_job(
             rounds(checkpoint),
             run=run,
             save=lambda state: store.save(run, state, elapsed_s=before_s + stopwatch() - began_s),
+            begin=lambda releases: store.begin(run, releases),
             next_sum=lambda: store.next_sum(run),
         )
         try:
@@ -186,6 +193,8 @@ def run_job(
             if theirs is not None and owned_by(theirs, final.shared.rows):
                 observer(Note(text="the same training by plain PyTorch, for comparison"))
                 baseline = shares.baseline(theirs, final.shared, stopwatch)
+        elif pooled is not None and statistics is not None:
+            baseline = statistics.baseline(pooled, stopwatch)
         elif pooled is not None:
             observer(Note(text="the same training by plain PyTorch, for comparison"))
             agents = len({name for record in records for name in record.shares})
@@ -196,6 +205,8 @@ def run_job(
                         "minimum_cohort": job.spec.secure.minimum}  # fmt: skip
         if shares is not None:
             summary |= shares.summary(final, baseline)
+        if statistics is not None:
+            summary |= statistics.summary(final)
         store.finish(run, "done", summary=summary)
     observer(RunDone(summary=summary))
     tensors = store.tensors(run) if final.params else {}

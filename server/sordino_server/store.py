@@ -135,6 +135,8 @@ class RunStore:
         if checkpoint.private is not None:
             states = {f"{k:04d}": np.asarray(v, order="C") for k, v in enumerate(checkpoint.private.optimizer)}
             write_atomically(home / _private_file(file), save_tensors(states))
+        if checkpoint.findings is not None:
+            write_atomically(home / _findings_file(file), json.dumps(dict(checkpoint.findings)).encode())
         write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
         with self._transaction():
             self._db.execute(
@@ -158,6 +160,7 @@ class RunStore:
                 old.unlink(missing_ok=True)
                 (home / _masks_file(old.name)).unlink(missing_ok=True)
                 (home / _private_file(old.name)).unlink(missing_ok=True)
+                (home / _findings_file(old.name)).unlink(missing_ok=True)
 
     def begin(self, run: str, releases: int) -> None:
         """Durable when it returns: so many noised releases of the run have begun. The number only grows."""
@@ -276,6 +279,8 @@ class RunStore:
         shared = _read_masks(masks) if masks.exists() else None
         kept = home / _private_file(file)
         private = _read_private(kept, self.begun(run)) if kept.exists() else None
+        found = home / _findings_file(file)
+        findings = json.loads(found.read_bytes()) if found.exists() else None
         # Masks are written before the row: what is newer is durable with the parties, too.
         steps = steps if shared is None else shared.steps
         try:
@@ -289,6 +294,7 @@ class RunStore:
             record=self.records(run)[-1],
             shared=shared,
             private=private,
+            findings=findings,
         )
 
     def tensors(self, run: str) -> Tensors:
@@ -355,6 +361,10 @@ def _masks_file(file: str) -> str:
 
 def _private_file(file: str) -> str:
     return file.replace("round-", "private-")
+
+
+def _findings_file(file: str) -> str:
+    return file.replace("round-", "findings-").replace(".safetensors", ".json")
 
 
 def _read_private(path: Path, begun: int) -> PrivateState:

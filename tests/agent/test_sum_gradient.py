@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from helpers_agent import SERVER, Bench, bench, small_table, zero_params
-from helpers_channel import device, entry, roster
+from helpers_agent import Bench, bench, small_table, zero_params
+from helpers_channel import device
 from helpers_private import APPLY_PLAN, GRADIENT_PLAN, TERMS, linear_gradient_plan, private_command
-from helpers_sums import noise_of, rounded_gaussian, sum_terms
+from helpers_sum_fleet import HELPERS, OWNERS, ROSTER, ROWS, helper, terms
+from helpers_sums import noise_of, rounded_gaussian
 from sordino_agent.aggregate.tasks import SumGradientTask
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.data.catalogue import MemoryCatalogue
@@ -33,30 +34,7 @@ from sordino_common.privacy.grid import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism
 from sordino_common.privacy.rows import row_bound
 
-OWNERS = ("pi-0", "pi-1", "pi-2")
-HELPERS = ("helper-0", "helper-1")
-ROWS = 30
 POLICY = Policy(jobs=("train", "aggregate"), plans="any", min_rows=2, min_cohort=3)
-ROSTER = roster(
-    entries=[
-        entry(SERVER, roles=("server",)),
-        *(entry(name, roles=("data",)) for name in OWNERS),
-        *(entry(name, roles=("helper",), zone=f"zone-{k}") for k, name in enumerate(HELPERS)),
-    ]
-)
-
-
-def terms(**changes: object) -> m.SumTerms:
-    fields: dict[str, object] = {
-        "length": 4,
-        "bits": 64,
-        "bound": ROWS << 12,
-        "minimum": 3,
-        "most": 5,
-        "helpers": HELPERS,
-        "noise": noise_of(1 << 26),
-    }
-    return sum_terms(**{**fields, **changes})
 
 
 def gradient(**changes: object) -> m.SumGradient:
@@ -92,12 +70,6 @@ def owner(name: str = "pi-0", *, policy: Policy = POLICY, budget: BudgetSpec | N
     made.core.on_roster(ROSTER)
     for plan in (GRADIENT_PLAN, APPLY_PLAN):
         assert isinstance(made.ask(m.PlanPut(plan=plan)), m.PlanReady)
-    return made
-
-
-def helper(name: str) -> Bench:
-    made = bench(policy=Policy(jobs=("help",), min_cohort=3), name=name, identity=device(name))
-    made.core.on_roster(ROSTER)
     return made
 
 

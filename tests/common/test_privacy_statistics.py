@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.statistics import RangedColumn, RowQuery
-from sordino_common.privacy import statistics
+from sordino_common.privacy import row_queries, row_sums
 
 COLUMNS = (
     RangedColumn(name="a", low=-1.0, high=1.0),
@@ -40,7 +40,7 @@ def table(rows: list[tuple[float, float, float]]) -> dict[str, Any]:
 def oracle(row: tuple[float, ...]) -> list[int]:
     """v(row)·w by Python, query after query, in exact arithmetic where the definition is exact."""
     if not all(map(math.isfinite, row)):
-        return [0] * statistics.length_of(QUERIES)
+        return [0] * row_queries.length_of(QUERIES)
     units = []
     for value, column in zip(row, COLUMNS, strict=True):
         inside = min(max(value, column.low), column.high)
@@ -71,7 +71,7 @@ def oracle(row: tuple[float, ...]) -> list[int]:
                 factor = min(1.0, query.row_norm / max(norm, 5e-300))
                 s_ = [math.trunc(v * factor * 2**query.bits) for v in x[:-1]]
                 t = math.trunc(min(max(x[-1], -query.target_norm), query.target_norm) * 2**query.bits)
-                beta, _, _ = statistics.gram_bounds(query)
+                beta, _, _ = row_queries.gram_bounds(query)
                 z = [beta] * (beta > 0) + [*s_, t]
                 part = [z[i] * z[j] for i in range(len(z)) for j in range(i, len(z))]
         found += [query.weight * entry for entry in part]
@@ -81,13 +81,13 @@ def oracle(row: tuple[float, ...]) -> list[int]:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=6))
 def test_the_answer_is_the_sum_of_what_each_row_gives(rows: list[tuple[float, float, float]]) -> None:
-    got = statistics.answer(COLUMNS, table(rows), QUERIES)
+    got = row_sums.answer(COLUMNS, table(rows), QUERIES)
     assert got.dtype == np.int64
-    want = np.array([oracle(row) for row in rows], dtype=object).reshape(len(rows), statistics.length_of(QUERIES))
+    want = np.array([oracle(row) for row in rows], dtype=object).reshape(len(rows), row_queries.length_of(QUERIES))
     # The norm of a row is summed in another order than the oracle's: a last bit may move one truncation.
     assert np.abs(got - want.sum(axis=0)).max(initial=0) <= 4096 * len(rows)
-    exact = len(statistics.answer((), {"a": np.zeros(1)}, QUERIES[:1]))
-    head = sum(map(statistics.entries_of, QUERIES[:4]))
+    exact = len(row_sums.answer((), {"a": np.zeros(1)}, QUERIES[:1]))
+    head = sum(map(row_queries.entries_of, QUERIES[:4]))
     assert exact == 1
     assert (got[:head] == want.sum(axis=0)[:head]).all()
 
@@ -97,14 +97,14 @@ def test_the_answer_is_the_sum_of_what_each_row_gives(rows: list[tuple[float, fl
 def test_no_row_moves_the_answer_further_than_the_sensitivity(
     row: tuple[float, float, float], others: list[tuple[float, float, float]]
 ) -> None:
-    with_it = statistics.answer(COLUMNS, table([*others, row]), QUERIES)
-    without = statistics.answer(COLUMNS, table(others), QUERIES)
+    with_it = row_sums.answer(COLUMNS, table([*others, row]), QUERIES)
+    without = row_sums.answer(COLUMNS, table(others), QUERIES)
     moved = [int(entry) for entry in with_it - without]
-    assert sum(entry * entry for entry in moved) <= statistics.sensitivity_squared(QUERIES)
-    parts = statistics.split(QUERIES, with_it - without)
+    assert sum(entry * entry for entry in moved) <= row_queries.sensitivity_squared(QUERIES)
+    parts = row_sums.split(QUERIES, with_it - without)
     for query, part in zip(QUERIES, parts, strict=True):
         size = sum(int(entry) ** 2 for entry in part)
-        assert size <= query.weight**2 * statistics.norm_squared(query), query.kind
+        assert size <= query.weight**2 * row_queries.norm_squared(query), query.kind
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.kind)
@@ -114,35 +114,35 @@ def test_the_sensitivity_is_not_far_from_what_some_row_does(query: RowQuery) -> 
     largest = 0
     for corner in [*rng.choice([0.0, 0.5, 1.0], size=(200, 3)).tolist(), [1.0, 1.0, 1.0], [0.5, 1.0, 1.0]]:
         row = tuple(column.low * (1 - unit) + column.high * unit for unit, column in zip(corner, COLUMNS, strict=True))
-        got = statistics.answer(COLUMNS, table([row]), (query,))  # type: ignore[list-item]
+        got = row_sums.answer(COLUMNS, table([row]), (query,))  # type: ignore[list-item]
         largest = max(largest, sum(int(entry) ** 2 for entry in got))
-    assert largest >= 0.6 * query.weight**2 * statistics.norm_squared(query)
+    assert largest >= 0.6 * query.weight**2 * row_queries.norm_squared(query)
 
 
 def test_a_row_with_a_number_that_is_none_gives_nothing() -> None:
-    got = statistics.answer(COLUMNS, table([(0.1, 3.0, math.nan), (math.inf, 3.0, 0.0)]), QUERIES)
+    got = row_sums.answer(COLUMNS, table([(0.1, 3.0, math.nan), (math.inf, 3.0, 0.0)]), QUERIES)
     assert not got.any()
 
 
 def test_entries_stay_below_the_stated_bound() -> None:
     rng = np.random.Generator(np.random.PCG64(2))
     rows = [tuple(row) for row in (rng.random((300, 3)) * [2, 1000, 2e308 / 2] - [1, 0, 5e307]).tolist()]
-    got = statistics.answer(COLUMNS, table(rows), QUERIES)  # type: ignore[arg-type]
-    assert np.abs(got).max() <= statistics.entry_bound(QUERIES, 300)
+    got = row_sums.answer(COLUMNS, table(rows), QUERIES)  # type: ignore[arg-type]
+    assert np.abs(got).max() <= row_queries.entry_bound(QUERIES, 300)
 
 
 def test_what_can_not_be_asked_is_refused_before_anything_is_computed() -> None:
     two = {"a": np.zeros(2), "b": np.zeros(3)}
     with pytest.raises(LocalError, match="beyond the 1 given"):
-        statistics.answer(COLUMNS[:1], two, (RowQuery(kind="histogram", columns=(1,), bits=2),))
+        row_sums.answer(COLUMNS[:1], two, (RowQuery(kind="histogram", columns=(1,), bits=2),))
     with pytest.raises(LocalError, match="different numbers of rows"):
-        statistics.answer(COLUMNS[:2], two, (QUERIES[0],))
+        row_sums.answer(COLUMNS[:2], two, (QUERIES[0],))
     with pytest.raises(LocalError, match="'c' is missing"):
-        statistics.answer(COLUMNS, two, (QUERIES[0],))
+        row_sums.answer(COLUMNS, two, (QUERIES[0],))
     with pytest.raises(LocalError, match="could pass 2\\^62"):
-        statistics.check(COLUMNS, (RowQuery(kind="count", columns=(), bits=0, weight=1 << 32),), 1 << 31)
+        row_queries.check(COLUMNS, (RowQuery(kind="count", columns=(), bits=0, weight=1 << 32),), 1 << 31)
     with pytest.raises(LocalError, match="entries, at most"):
-        statistics.check(COLUMNS, (RowQuery(kind="histogram", columns=(0,), bits=16),) * 257, 1)
+        row_queries.check(COLUMNS, (RowQuery(kind="histogram", columns=(0,), bits=16),) * 257, 1)
 
 
 @pytest.mark.parametrize(

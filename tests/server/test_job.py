@@ -61,7 +61,7 @@ def test_overrides_change_values(tmp_path: Path) -> None:
 EDITS = {
     "unknown key": (("loss: mse", "loss: mse\nlearning_rate: 1"), r":11:1: learning_rate: .*unknown field"),
     "spdz": (("mode: federated", "mode: federated\nspdz: {}"), r":3:1: spdz: is only used with mode: spdz"),
-    "statistics": (("mode: federated", "mode: statistics"), r":2:1: mode: mode statistics is not built yet"),
+    "statistics": (("mode: federated", "mode: statistics"), r":3:1: model: has no place in mode statistics"),
     "no such mode": (("mode: federated", "mode: fed"), r":2:1: mode: there is no mode 'fed'"),
     "security": (("mode: federated", "mode: federated\nsecurity: active"), r":3:1: security: 'active' is not offered"),
     "loss of another task": (("loss: mse", "loss: cross_entropy"), r":10:1: loss: cross_entropy does not fit"),
@@ -122,8 +122,10 @@ def test_errors_name_line_and_column(what: str, tmp_path: Path) -> None:
 
 
 def test_an_override_is_to_blame_for_its_own_value(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--set mode: mode statistics is not built yet"):
-        load_job(written(tmp_path), overrides=["mode=statistics"])
+    with pytest.raises(
+        ConfigError, match=r"^--set mode: there is no mode 'quantum'; there are: federated, statistics, spdz"
+    ):
+        load_job(written(tmp_path), overrides=["mode=quantum"])
     with pytest.raises(ConfigError, match=r"^--set train.rounds: "):
         load_job(written(tmp_path), overrides=["train.rounds=0"])
 

@@ -231,7 +231,10 @@ REFUSED = {
         ("rounds: 3\n  local_epochs: 1\n  batch_rows: 8\nspdz:", "rounds: 0\n  batch_rows: 8\nspdz:\n  inference: {}"),
         r"spdz.outputs.model: with train.rounds 0 no model comes out that could open; say nobody",
     ),
-    "privacy": (("mode: spdz", "mode: spdz\nprivacy: {epsilon: 1}"), r":3:1: privacy: privacy is not built yet: on s"),
+    "privacy": (
+        ("mode: spdz", "mode: spdz\nprivacy: {unit: record, epsilon: 1, delta: 1.0e-5}"),
+        r":3:1: privacy: is not offered on secret shares",
+    ),
     "cross entropy": (
         ("task: regression\nloss: mse", "task: multiclass\nloss: cross_entropy"),
         r":10:1: loss: cross_entropy does not fit task multiclass in mode spdz, which takes mse or bce_with_logits",

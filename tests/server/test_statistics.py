@@ -7,7 +7,7 @@ import pytest
 
 from sordino_common.errors import LocalError
 from sordino_common.messages.statistics import RangedColumn, RowQuery
-from sordino_common.privacy import statistics
+from sordino_common.privacy import row_sums
 from sordino_server.statistics.estimates import histogram_of, moments_of
 from sordino_server.statistics.quantiles import consistent, levels_of, monotone, quantiles
 from sordino_server.statistics.ridge import FAILURE, ridge, spectral_bound
@@ -17,7 +17,7 @@ COLUMN = RangedColumn(name="v", low=10.0, high=30.0)
 
 def entries(query: RowQuery, columns: tuple[RangedColumn, ...], *values: np.ndarray) -> np.ndarray:
     named = {column.name: value for column, value in zip(columns, values, strict=True)}
-    return statistics.answer(columns, named, (query,)) / query.weight
+    return row_sums.answer(columns, named, (query,)) / query.weight
 
 
 def test_moments_without_noise_are_mean_and_variance() -> None:

@@ -1,6 +1,7 @@
 """Which message of a secure sum is for which part of this device, after policy and roster.
 
-sum-update, -metrics, -gradient   contribute.py: the rows' owner        sum-seeds, sum-cut   helping.py: the helper
+sum-update, -metrics, -gradient, -statistics   contribute.py: the rows' owner
+sum-seeds, sum-cut                              helping.py: the helper
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sordino_agent.aggregate.contribute import Allowance, Contributor, Unmetered
 from sordino_agent.aggregate.helping import HelperDesk
 from sordino_agent.aggregate.journal import SumJournal
-from sordino_agent.aggregate.tasks import SumGradientTask, SumMetricsTask, SumUpdateTask
+from sordino_agent.aggregate.tasks import SumGradientTask, SumMetricsTask, SumStatisticsTask, SumUpdateTask
 from sordino_agent.desk import Asker, Desk
 from sordino_agent.tasks import Task
 from sordino_common import messages as m
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from sordino_common.channel.identity import DeviceKey
     from sordino_common.channel.roster import Roster
 
-KINDS: Final = (m.SumUpdate, m.SumMetrics, m.SumGradient, m.SumSeeds, m.SumCut)
+Contributed = m.SumUpdate | m.SumMetrics | m.SumGradient | m.SumStatistics
+KINDS: Final = (m.SumUpdate, m.SumMetrics, m.SumGradient, m.SumStatistics, m.SumSeeds, m.SumCut)
 
 
 class Circle:
@@ -41,7 +43,7 @@ class Circle:
         loop: Loop,
         plan_of: Callable[[bytes], bytes],
         answer: Callable[[Asker, m.Message], None],
-        allowance_of: Callable[[m.SumUpdate | m.SumMetrics | m.SumGradient], Allowance] = lambda command: Unmetered(),
+        allowance_of: Callable[[Contributed], Allowance] = lambda command: Unmetered(),
     ) -> None:
         self.roster: Roster | None = None
         self._name = name
@@ -74,9 +76,12 @@ class Circle:
         if self._helper is None or self._contributor is None:
             raise LocalError("secure sums need this device's key, and the agent was started without it")
         match message:
-            case m.SumUpdate() | m.SumMetrics() | m.SumGradient():
-                policy.require_dataset(message.data.dataset, "aggregate")
-                policy.require_plan(message.plan_id)
+            case m.SumUpdate() | m.SumMetrics() | m.SumGradient() | m.SumStatistics():
+                if isinstance(message, m.SumStatistics):
+                    policy.require_dataset(message.dataset, "statistics")
+                else:
+                    policy.require_dataset(message.data.dataset, "aggregate")
+                    policy.require_plan(message.plan_id)
                 if isinstance(message, m.SumUpdate) and message.privacy is not None:
                     policy.require_plan(message.privacy.apply_plan)
 
@@ -97,7 +102,9 @@ class Circle:
             case _:
                 raise LocalError(f"{message.kind} in the circle of sums")
 
-    def _task(self, message: m.SumUpdate | m.SumMetrics | m.SumGradient, *, min_rows: int) -> Task:
+    def _task(self, message: Contributed, *, min_rows: int) -> Task:
+        if isinstance(message, m.SumStatistics):
+            return SumStatisticsTask(command=message, agent=self._name, min_rows=min_rows)
         plan = self._plan_of(message.plan_id)
         match message:
             case m.SumUpdate(privacy=privacy):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from sordino_agent.aggregate.tasks import SumFacts
 from sordino_agent.costs import expected_costs
-from sordino_agent.ledger import Charge, Ledger
+from sordino_agent.ledger import Charge, Ledger, Split
 from sordino_common.errors import LocalError
-from sordino_common.messages import SumGradient, SumUpdate
+from sordino_common.messages import SumGradient, SumStatistics, SumUpdate
 from sordino_common.privacy.mechanism import Mechanism
 
 
 class Metered:
     """Without noise nothing leaves about rows that have a budget. With it, every unit that is protected is charged."""
 
-    def __init__(self, ledger: Ledger, command: SumUpdate | SumGradient) -> None:
+    def __init__(self, ledger: Ledger, command: SumUpdate | SumGradient | SumStatistics) -> None:
         self._ledger = ledger
         self._command = command
+        self._dataset: str
+        self._split: Split
+        if isinstance(command, SumStatistics):
+            self._dataset, self._split = command.dataset, "train"
+        else:
+            self._dataset, self._split = command.data.dataset, command.data.split
         self.expected = expected_costs(command)
 
     def afford(self) -> None:
@@ -35,13 +41,13 @@ class Metered:
             self._require_exact()
 
     def _require_exact(self) -> None:
-        self._ledger.require_exact(self._command.data.dataset, f"{self._command.kind} without noise")
+        self._ledger.require_exact(self._dataset, f"{self._command.kind} without noise")
 
     def _charge(self, mechanism: Mechanism) -> Charge:
         command = self._command
         return Charge(
-            dataset=command.data.dataset,
-            split=command.data.split,
+            dataset=self._dataset,
+            split=self._split,
             run=command.terms.run,
             round=command.round,
             what=command.kind,

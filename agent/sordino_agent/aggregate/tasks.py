@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from sordino_common.messages import Array, SumGradient, SumMetrics, SumTerms, SumUpdate
+from sordino_common.messages import Array, SumGradient, SumMetrics, SumStatistics, SumTerms, SumUpdate
 from sordino_common.privacy.mechanism import Mechanism
 
 
@@ -42,6 +42,15 @@ class SumMetricsTask(_Value, frozen=True, kw_only=True):
     kind = "sum-metrics"
     command: SumMetrics
     plan: bytes
+    agent: str
+    min_rows: int
+
+
+class SumStatisticsTask(_Value, frozen=True, kw_only=True):
+    """Sums of bounded integer vectors of the train rows; they come back masked."""
+
+    kind = "sum-statistics"
+    command: SumStatistics
     agent: str
     min_rows: int
 

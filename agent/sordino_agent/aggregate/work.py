@@ -7,24 +7,27 @@ unit. The bound of the terms is checked on the integers (`aggregate.contributor.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sordino_agent.aggregate.tasks import ShareFacts, ShareTask, SumFacts
+from sordino_agent.costs import statistics_cost
 from sordino_agent.errors import BadCommand
 from sordino_agent.tasks import EvaluateFacts, TrainFacts
 from sordino_common.aggregate.contributor import mask
 from sordino_common.aggregate.shares import share_of
 from sordino_common.aggregate.wide import LOSS_FRACTION_BITS, LOSS_LIMBS, ROWS_LIMBS, limbs
 from sordino_common.errors import LimitExceeded
-from sordino_common.messages import Array, SumGradient, SumMetrics, SumTerms, SumUpdate
+from sordino_common.messages import Array, SumGradient, SumMetrics, SumStatistics, SumTerms, SumUpdate
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.privacy.discrete_gaussian import discrete_gaussian
 from sordino_common.privacy.grid import clip_to_grid
 from sordino_common.privacy.mechanism import Mechanism
+from sordino_common.privacy.row_queries import entry_bound, length_of
+from sordino_common.privacy.row_sums import answer
 from sordino_common.ring.seed import Seed
 
 Random = Callable[[int], bytes]
@@ -117,6 +120,27 @@ def metrics_vector(command: SumMetrics, facts: EvaluateFacts) -> I64:
     vector = np.concatenate([np.array([facts.rows], dtype=np.int64), sums])
     _require_length(vector, command.terms)
     return vector
+
+
+def require_statistics(command: SumStatistics, rows: int) -> None:
+    """Raise `BadCommand` unless the answers of `rows` rows fit the terms: their length, and their size."""
+    terms, queries = command.terms, command.queries
+    if length_of(queries) != terms.length:
+        raise BadCommand(f"the queries have {length_of(queries)} answers, the terms of the sum say {terms.length}")
+    most = entry_bound(queries, rows)
+    if most > terms.bound:
+        raise BadCommand(
+            f"an answer over {rows} rows can reach {most}, the terms of the sum allow {terms.bound}: describe again"
+        )
+
+
+def statistics_facts(
+    command: SumStatistics, values: Mapping[str, npt.NDArray[Any]], *, agent: str, random: Random = os.urandom
+) -> SumFacts:
+    """The answers over the rows of `values` (columns by name), masked, with their price if there is noise."""
+    vector = answer(command.columns, values, command.queries)
+    mechanisms = () if command.terms.noise is None else (statistics_cost(command),)
+    return masked_facts(vector, command.terms, agent=agent, mechanisms=mechanisms, random=random)
 
 
 def share_facts(task: ShareTask, *, random: Random = os.urandom, check: Callable[[], None] | None = None) -> ShareFacts:

@@ -53,6 +53,7 @@ from sordino_common.messages.spdz import (
     SpdzValues,
     terms_of,
 )
+from sordino_common.messages.statistics import RangedColumn, RowQuery, SumStatistics
 from sordino_common.messages.store import (
     TensorDrop,
     TensorDropped,
@@ -98,9 +99,11 @@ __all__ = [
     "MomentsResult",
     "PlanPut",
     "PlanReady",
+    "RangedColumn",
     "RecordTerms",
     "Refused",
     "RejectedSeed",
+    "RowQuery",
     "SealedSeed",
     "SpdzAbort",
     "SpdzChecked",
@@ -133,6 +136,7 @@ __all__ = [
     "SumSeeds",
     "SumSeedsChecked",
     "SumShare",
+    "SumStatistics",
     "SumTerms",
     "SumUpdate",
     "TensorDrop",

@@ -1,6 +1,6 @@
 """Statistics of columns: what is asked of the rows, in public terms that every device and the server read alike.
 
-What each query's numbers are, and how far one row can move them: `sordino_common.privacy.statistics`.
+What each query's numbers are, and how far one row can move them: `sordino_common.privacy.row_queries`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from sordino_common.errors import CodecError
-from sordino_common.messages.base import Label
+from sordino_common.messages.base import Count, Label, Message, Name, register
+from sordino_common.messages.sums import SumTerms
 
 QueryKind = Literal["count", "moments", "gram", "histogram", "dyadic"]
 
@@ -33,7 +34,7 @@ class RowQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `weight` multiplies the vector: how much of the common noise's precision the query gets. `bits`: of a number
     (moments, gram), or depth: 2^bits bins (histogram, dyadic). For gram the last column is the target, and `row_norm`,
-    `target_norm`, `bias` bound what one row can add (`privacy.statistics.gram_bounds`); else they are 0."""
+    `target_norm`, `bias` bound what one row can add (`privacy.row_queries.gram_bounds`); else they are 0."""
 
     kind: QueryKind
     columns: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=4096)], ...], msgspec.Meta(max_length=4096)]
@@ -66,3 +67,25 @@ _COLUMNS: dict[str, tuple[int, int]] = {
 }
 Columns = Annotated[tuple[RangedColumn, ...], msgspec.Meta(max_length=4096)]
 Queries = Annotated[tuple[RowQuery, ...], msgspec.Meta(min_length=1, max_length=256)]
+
+
+@register("sum-statistics")
+class SumStatistics(Message, frozen=True, kw_only=True):
+    """Server: contribute Σ over the train rows of what each row gives to `queries` (`privacy.row_queries`).
+
+    The vector: the answers, query after query, each times its weight. `terms.noise` is the noise that every aggregator
+    adds; null: the sums are exact. `terms.bound` is at least `row_queries.entry_bound` for the device's train rows.
+    Answered by `Contribution` or `Refused`."""
+
+    terms: SumTerms
+    round: Count
+    dataset: Name
+    columns: Columns
+    queries: Queries
+
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.columns]
+        if len(set(names)) != len(names):
+            raise CodecError("statistics: a column is named twice")
+        if any(place >= len(names) for query in self.queries for place in query.columns):
+            raise CodecError(f"statistics: a query names a column beyond the {len(names)} given")

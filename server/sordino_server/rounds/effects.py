@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,6 +226,7 @@ class Checkpoint:
     record: RoundRecord
     shared: SharedState | None = None  # of a run on shares; `params` is then empty unless they opened to the server
     private: PrivateState | None = None  # of a run with differential privacy
+    findings: Mapping[str, Any] | None = None  # of a run of mode statistics: plain values for the summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The linear model that ridge regression fills: y' = clamp(w·x' + c, -1, 1), x' and y' moved to [-1, 1] by their ranges.
+"""The linear model that ridge regression fills: y' = clamp(w·x' + c, -1, 1), x' and y' in [-1, 1] by their ranges.
 
 The clamp is public knowledge about the target: its range."""
 

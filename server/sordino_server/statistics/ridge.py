@@ -1,7 +1,7 @@
 """Linear regression from one noised Gram matrix: AdaSSP (Wang, "Revisiting differentially private linear regression",
 UAI 2018, algorithm 2) with a single release.
 
-The fleet's answer is G = Σ z zᵀ, z = (bias, x, y) bounded (`sordino_common.privacy.statistics`), every entry of its
+The fleet's answer is G = Σ z zᵀ, z = (bias, x, y) bounded (`sordino_common.privacy.row_queries`), every entry of its
 upper triangle with noise of standard deviation s. In G stand XᵀX and Xᵀy. AdaSSP regularises by as much as the noise
 makes necessary,
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sordino_common.errors import LocalError
 from sordino_common.messages.statistics import RowQuery
-from sordino_common.privacy.statistics import gram_bounds
+from sordino_common.privacy.row_queries import gram_bounds
 
 Real = NDArray[np.float64]
 FAILURE: float = 0.05  # ρ of the paper: how often the regularisation may be too small for the noise
