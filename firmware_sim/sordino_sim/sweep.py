@@ -1,8 +1,8 @@
 """One job at several values of one setting, each value with several seeds: utility against the setting.
 
 Every value is a run of its own. The k-th repetition of each value has the same seed (the job's plus k, for training
-and for the split of the rows), so values are compared on the same rows; at private training, noise comes from the
-operating system whatever the seed. What is wrong with the key or a value is found before anything runs; a run that
+and for the split of the rows), so values are compared on the same rows; noise of private training follows from the
+seed in the simulator, too. What is wrong with the key or a value is found before anything runs; a run that
 fails later is said to have failed and takes no other with it.
 
 Whoever picks a setting by such a sweep on real data has used that data once more per run: the epsilon of one run does

@@ -229,5 +229,10 @@ def _range_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, 
 def require_runnable(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> None:
     """Refuse, when a run begins, what can be loaded and planned but is not built, so that nobody trains less privately
     than they asked."""
-    if spec.privacy is not None and spec.mode != "statistics":
-        raise error("privacy", "privacy is not built yet: without it the server sees each device's update")
+    if spec.privacy is not None and spec.mode != "statistics" and scaled_by_fleet(spec):
+        key = "standardize" if spec.data.standardize == "fleet" else "target_standardize"
+        raise error(
+            f"data.{key}",
+            "fleet, under privacy, is not built yet: the columns' moments would leave without noise. Say given, with "
+            "figures that are known without looking at the rows, or none",
+        )

@@ -20,7 +20,8 @@ from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.spdz.circuit import Circuit, Gate
 from sordino_common.spdz.lowering import GateNote
 from sordino_server.job import Job
-from sordino_server.model import make_model, trace_job
+from sordino_server.model import Traced, make_model, trace_job
+from sordino_server.model_private import trace_private
 from sordino_server.model_spdz import SharedModel, SharedProgram, trace_spdz
 from sordino_server.progress import number, size
 from sordino_server.trace.activations import Fit
@@ -32,8 +33,7 @@ def describe(job: Job, *, gates: bool = False) -> dict[str, Any]:
     """The report as plain values, for `--json` and `render`. `gates`: every gate, not only sums."""
     model = make_model(job)
     if not job.spec.on_shares:
-        traced = trace_job(job, model)
-        programs = {"train": traced.programs.train.plan, "evaluate": traced.programs.evaluate.plan}
+        traced, programs = _in_the_clear(job, model)
         return {
             "job": job.spec.job,
             "mode": job.spec.mode,
@@ -59,14 +59,23 @@ def describe(job: Job, *, gates: bool = False) -> dict[str, Any]:
 def plans_of(job: Job, model: nn.Module) -> tuple[int, int, dict[str, tuple[str, int]]]:
     """(parameters, tensors, {Plan: (SHA-256, bytes)}): what a device's owner allows."""
     if not job.spec.on_shares:
-        traced = trace_job(job, model)
-        plans = {"train": traced.programs.train.plan, "evaluate": traced.programs.evaluate.plan}
+        traced, plans = _in_the_clear(job, model)
         parameters, names = traced.parameters, traced.names
     else:
         shared = trace_spdz(job, model)
         plans = {name: program.plan for name, program in _programs(shared)} | {"evaluate": shared.evaluate.data}
         parameters, names = shared.parameters, shared.names
     return parameters, len(names), {name: (plan_id(data).hex(), len(data)) for name, data in plans.items()}
+
+
+def _in_the_clear(job: Job, model: nn.Module) -> tuple[Traced, dict[str, bytes]]:
+    """What was traced, and every Plan that devices run."""
+    private = None if job.spec.privacy is None else trace_private(job, model)
+    traced = trace_job(job, model) if private is None else private.traced
+    plans = {"train": traced.programs.train.plan, "evaluate": traced.programs.evaluate.plan}
+    if private is not None and private.apply is not None:
+        plans["apply"] = private.apply.plan
+    return traced, plans
 
 
 def _programs(shared: SharedModel) -> Iterator[tuple[str, SharedProgram]]:

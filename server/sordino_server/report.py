@@ -92,6 +92,7 @@ def _head(result: RunResult, summary: Mapping[str, Any], metric: str | None) -> 
 
 
 _SEES: Final = {
+    "local-noise": "the server sees each device's update, noised on the device",
     "plain": "baseline: the server sees each agent's update",
     "secure-aggregation": "secure aggregation: the server sees sums over many devices, and no single update",
     "active": "active security: nobody sees rows or gradients, and cheating is detected",

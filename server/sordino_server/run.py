@@ -30,6 +30,7 @@ from sordino_server.rounds.fedavg import federated_averaging
 from sordino_server.rounds.fedavg_secure import secure_averaging
 from sordino_server.rounds.roll import DataMismatch
 from sordino_server.rounds.spdz import World
+from sordino_server.run_private import PrivateRun, private_run
 from sordino_server.run_shares import SharedRun, owned_by, shared_run
 from sordino_server.run_statistics import StatisticsRun, statistics_run
 from sordino_server.store import RunStore, Tensors
@@ -114,6 +115,7 @@ def run_job(
     model = make_model(job)
     shares: SharedRun | None = None
     statistics: StatisticsRun | None = None
+    private: PrivateRun | None = None
     rounds: Rounds
     if job.spec.on_shares:
         if world is None:
@@ -125,6 +127,10 @@ def run_job(
         statistics = statistics_run(job, model, world, begun=store.begun(run) if resume else 0)
         names, security = statistics.names, statistics.security
         rounds = partial(statistics.rounds, run)
+    elif job.spec.privacy is not None:
+        private = private_run(job, model, world, begun=store.begun(run) if resume else 0)
+        names, security = private.names, private.security
+        rounds = partial(private.rounds, run)
     elif job.spec.secure is not None:
         if world is None:
             raise LocalError("run_job: secure sums need a world")
@@ -207,6 +213,8 @@ def run_job(
             summary |= shares.summary(final, baseline)
         if statistics is not None:
             summary |= statistics.summary(final)
+        if private is not None:
+            summary |= private.summary(rounds=len(records))
         store.finish(run, "done", summary=summary)
     observer(RunDone(summary=summary))
     tensors = store.tensors(run) if final.params else {}

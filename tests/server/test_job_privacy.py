@@ -222,16 +222,24 @@ def test_ranges_without_privacy(tmp_path: Path) -> None:
         load_job(written(tmp_path, text, ("standardize: none", "ranges: {features: [0, 1]}")))
 
 
-@pytest.mark.parametrize(("text", "key"), [(RECORD, "privacy"), (DEVICE, "privacy")])
-def test_until_the_rounds_are_built_such_a_job_is_refused_when_it_is_run(tmp_path: Path, text: str, key: str) -> None:
+@pytest.mark.parametrize("text", [RECORD, DEVICE])
+def test_such_jobs_run(tmp_path: Path, text: str) -> None:
     job = load_job(written(tmp_path, text))
-    with pytest.raises(ConfigError, match=rf"{key}: {key} is not built yet: without it the server sees each device's"):
+    require_runnable(job.spec, job.error)
+
+
+FLEET = ("standardize: none", "standardize: fleet\n  ranges: {features: [0, 1]}")
+
+
+def test_scaling_by_the_fleet_is_refused_when_it_is_run_until_it_is_built(tmp_path: Path) -> None:
+    job = load_job(written(tmp_path, RECORD, FLEET))
+    with pytest.raises(ConfigError, match=r"data.standardize: fleet, under privacy, is not built yet: the columns'"):
         require_runnable(job.spec, job.error)
 
 
 def test_the_command_refuses_before_it_calls_anyone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sordino_server.cli import app, run_cli
 
-    path = written(tmp_path, RECORD)
+    path = written(tmp_path, RECORD, FLEET)
     assert run_cli(app, ["train", str(path), "--fleet", str(tmp_path / "none")], program="sordino") == 2
-    assert "privacy is not built yet" in capsys.readouterr().err
+    assert "under privacy, is not built yet" in capsys.readouterr().err

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from helpers_play import BasePlay
 from helpers_sim import boston_secure, write_faults
 from sordino_common import messages as m
-from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError, FleetUnavailable, PolicyRefusal, SordinoError
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_server.job import Job
 from sordino_server.model import Traced, make_model, trace_job
-from sordino_server.rounds.effects import Checkpoint
-from sordino_server.rounds.events import Answered, Event, Note, RoundStarted
+from sordino_server.rounds.effects import Checkpoint, Effect, Result
+from sordino_server.rounds.events import Answered, Event, RoundStarted
 from sordino_server.rounds.fedavg import federated_averaging
 from sordino_server.rounds.fedavg_secure import secure_averaging
 from sordino_server.store import RunStore
-from sordino_sim.harness import SERVER, SimulatedFleet
+from sordino_sim.harness import SERVER
 from sordino_sim.runner import simulate
-from sordino_sim.scenario import scenario_of
-from sordino_sim.wires import MemoryWire
 
 RUN = "secure-1"
 
@@ -45,94 +44,23 @@ def traced(job: Job) -> Traced:
     return TRACED[id(job)]
 
 
-class Play:
-    """One run. `change(name, message)`: what a party sends instead of `message`; None: nothing."""
+class Play(BasePlay):
+    """A job over secure sums, or with `plain` the same by plain averaging."""
 
-    def __init__(
-        self,
-        *overrides: str,
-        change: Callable[[str, m.Message], m.Message | None] | None = None,
-        plain: bool = False,
-        on_event: Callable[[Play, Event], None] = lambda play, event: None,
-    ) -> None:
-        self.job = job_with(*overrides)
-        self.traced = traced(self.job)
+    name = RUN
+
+    def __init__(self, *overrides: str, plain: bool = False, **more: Any) -> None:
         self.plain = plain
-        self.on_event = on_event
-        self.events: list[Event] = []
-        self.saved: list[Checkpoint] = []
-        self.sums = 0
-        self.sent: list[tuple[str, m.Message]] = []
-        self.loop = VirtualLoop()
-        scenario = scenario_of(self.job)
-        network = scenario.network(server=SERVER)
-        self.fleet = SimulatedFleet(
-            scenario, loop=self.loop, wire=MemoryWire(self.loop, network=network), network=network
-        )
-        self.start_server()
-        self.fleet.start_agents()
-        for name, agent in (*self.fleet.agents.items(), *self.fleet.helpers.items()):
-            assert agent.core is not None
-            assert agent.endpoint is not None
-            agent.core.attach(_Between(self, name, agent.endpoint, change))  # type: ignore[arg-type]
+        self.traced = traced(job_with(*overrides))
+        super().__init__(job_with(*overrides), **more)
 
-    def start_server(self) -> None:
-        conductor = self.fleet.start_server()
-        conductor.observer = self._observe
-        resumed = self.saved[-1] if self.saved else None
+    def rounds(self, resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
         programs, params = self.traced.programs, self.traced.params
         if self.plain:
-            rounds = federated_averaging(self.job.spec, run=RUN, programs=programs, params=params, resumed=resumed)
-        else:
-            rounds = secure_averaging(
-                self.job.spec, run=RUN, programs=programs, params=params, world=self.fleet.world(), resumed=resumed
-            )
-        conductor.start(rounds, run=RUN, save=self.saved.append, next_sum=self._next_sum)
-
-    def run(self, *, within_s: float = 2000.0) -> Checkpoint:
-        assert self.loop.run_until(self._done, deadline_s=within_s)
-        assert self.fleet.conductor is not None
-        try:
-            result: Checkpoint = self.fleet.conductor.result()
-        finally:
-            self.fleet.close()
-        return result
-
-    def notes(self) -> str:
-        return "\n".join(event.text for event in self.events if isinstance(event, Note))
-
-    def of(self, kind: type[m.Message]) -> list[tuple[str, m.Message]]:
-        return [(name, message) for name, message in self.sent if isinstance(message, kind)]
-
-    def _done(self) -> bool:
-        return self.fleet.conductor is not None and self.fleet.conductor.done
-
-    def _observe(self, event: Event) -> None:
-        self.events.append(event)
-        self.on_event(self, event)
-
-    def _next_sum(self) -> int:
-        self.sums += 1
-        return self.sums
-
-
-class _Between:
-    """A sender that changes what goes through it."""
-
-    def __init__(
-        self, play: Play, name: str, endpoint: object, change: Callable[[str, m.Message], m.Message | None] | None
-    ) -> None:
-        self._play, self._name, self._endpoint, self._change = play, name, endpoint, change
-
-    def send(self, to: str, message: m.Message, **more: object) -> bytes:
-        changed = message if self._change is None else self._change(self._name, message)
-        if changed is None:
-            return b""
-        self._play.sent.append((self._name, changed))
-        return self._endpoint.send(to, changed, **more)  # type: ignore[attr-defined, no-any-return]
-
-    def end_context(self, peer: str, context: bytes) -> None:
-        self._endpoint.end_context(peer, context)  # type: ignore[attr-defined]
+            return federated_averaging(self.job.spec, run=RUN, programs=programs, params=params, resumed=resumed)
+        return secure_averaging(
+            self.job.spec, run=RUN, programs=programs, params=params, world=self.fleet.world(), resumed=resumed
+        )
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from sordino_server.rounds.effects import (
     save,
 )
 from sordino_server.rounds.events import Note, Outcome, RoundDone, RoundRecord, RoundStarted, Share
+from sordino_server.rounds.releases import LocalNoise, out_of_releases, plans_of, retries_of, used_up
 from sordino_server.rounds.roll import Names, Program, Roll, shortage
 from sordino_server.rounds.scaling import measure
 
@@ -54,12 +55,18 @@ class Programs:
 
 
 def federated_averaging(
-    spec: JobSpec, *, run: str, programs: Programs, params: Params, resumed: Checkpoint | None = None
+    spec: JobSpec,
+    *,
+    run: str,
+    programs: Programs,
+    params: Params,
+    resumed: Checkpoint | None = None,
+    private: LocalNoise | None = None,
 ) -> Generator[Effect, Result, Checkpoint]:
     """Train until `spec.train` says enough; returns the last checkpoint. `resumed`: where to go on instead of
-    `params`. Raises `shortage`."""
+    `params`. `private`: devices add noise to their steps; no loss is told. Raises `shortage`."""
     counted = yield from meter()
-    roll = Roll(data=spec.data, train=spec.train, programs=(programs.train, programs.evaluate))
+    roll = Roll(data=spec.data, train=spec.train, programs=plans_of((programs.train, programs.evaluate), private))
     first = 1 if resumed is None else resumed.record.round + 1
     if resumed is None:
         scaling = yield from measure(spec.data, spec.train, roll, first)
@@ -67,9 +74,9 @@ def federated_averaging(
     else:
         state = resumed
     for number in range(first, spec.train.rounds + 1):
-        if enough(spec, state):
+        if enough(spec, state) or (yield from out_of_releases(private, state, spec.train.rounds)):
             break
-        this = _Round(spec=spec, run=run, programs=programs, roll=roll, number=number)
+        this = _Round(spec=spec, run=run, programs=programs, roll=roll, number=number, private=private)
         state, counted = yield from this.play(state, counted)
         yield from save(state)
         yield from report(RoundDone(record=state.record))
@@ -101,6 +108,7 @@ class _Round:
     programs: Programs
     roll: Roll
     number: int
+    private: LocalNoise | None = None
 
     def play(self, state: Checkpoint, counted: Metered) -> Generator[Effect, Result, tuple[Checkpoint, Metered]]:
         """The state after the round. `counted`: bytes up to there belong to earlier rounds; what came before the first
@@ -121,7 +129,7 @@ class _Round:
         loss = math.fsum(replies[name].loss_sum / replies[name].steps * replies[name].rows for name in sorted(replies))
         record = RoundRecord(
             round=self.number,
-            loss=loss / rows,
+            loss=loss / rows if self.private is None else None,
             metrics=metrics,
             shares=shares,
             steps=steps,
@@ -139,7 +147,10 @@ class _Round:
         replies: dict[str, Trained] = {}
         shares: dict[str, Share] = {}
         forbidden: frozenset[str] = frozenset()
-        for attempt in range(train.retries + 1):
+        unaffordable: frozenset[str] = frozenset()
+        lacking = 1
+        tries = retries_of(train, self.private) + 1
+        for attempt in range(tries):
             names, need = yield from self.roll.assemble(self.number, done=frozenset(replies))
             names = chosen(train, names, self.number, attempt, have=len(replies))
             yield from report(RoundStarted(round=self.number, attempt=attempt, asked=names))
@@ -154,6 +165,7 @@ class _Round:
                 steps=train.local_steps or 0,
                 epochs=train.local_epochs or 0.0,
                 seed=train.seed,
+                privacy=None if self.private is None else self.private.record,
             )
             answers = yield from ask(
                 Ask(
@@ -170,22 +182,27 @@ class _Round:
             for name, reply in answers.replies.items():
                 assert isinstance(reply, Trained)
                 replies[name] = reply
-                shares[name] = _share_of(reply)
-            forbidden = (forbidden - answers.missing.keys() - answers.refusals.keys()) | answers.forbidden
+                shares[name] = _share_of(reply, told=self.private is None)
+            again = answers.missing.keys() | answers.refusals.keys()
+            forbidden = (forbidden - again) | answers.forbidden
+            unaffordable = (unaffordable - again) | answers.unaffordable
+            lacking = need - len(answers.replies)
             for outcome, reasons in (("refused", answers.refusals), ("missing", answers.missing)):
                 yield from self._excuse(outcome, reasons, shares)
             if len(answers.replies) >= need:
                 return replies, shares, attempt + 1
-            left = f"{train.retries - attempt} attempts left" if attempt < train.retries else "no attempt left"
+            left = f"{tries - 1 - attempt} attempts left" if attempt < tries - 1 else "no attempt left"
             text = f"round {self.number}: {len(answers.replies)} answers, {need} are needed; {left}"
             yield from report(Note(text=text, level="warning"))
         missing = {name: share.note for name, share in sorted(shares.items()) if share.outcome != "answered"}
         detail = ", ".join(f"{name} ({note})" for name, note in missing.items())
         raise shortage(
-            f"round {self.number}: quorum missed in {train.retries + 1} attempts; missing: {detail}. "
+            f"round {self.number}: quorum missed in {tries} attempts; missing: {detail}. "
             "The last checkpoint is kept: go on with --resume.",
             missing=missing.keys(),
             forbidden=forbidden,
+            unaffordable=unaffordable,
+            lacking=lacking,
         )
 
     def _excuse(
@@ -213,7 +230,7 @@ class _Round:
         """The job's metrics over the held-out rows of whoever is ready, and how many rows those are; ({}, 0) if it is
         not this round's turn."""
         train, every = self.spec.train, self.spec.train.evaluate_every
-        final = self.number == train.rounds or enough(self.spec, state)
+        final = self.number == train.rounds or enough(self.spec, state) or used_up(self.private)
         if not final and (every == 0 or self.number % every != 0):
             return {}, 0
         params = tuple(from_numpy(param) for param in state.params)
@@ -315,11 +332,11 @@ def test_metrics(spec: JobSpec, scaling: Scaling, means: Mapping[str, float]) ->
     return result
 
 
-def _share_of(reply: Trained) -> Share:
+def _share_of(reply: Trained, *, told: bool) -> Share:
     return Share(
         outcome="answered",
         rows=reply.rows,
         steps=reply.steps,
-        loss=reply.loss_sum / reply.steps,
+        loss=reply.loss_sum / reply.steps if told else None,
         seconds=reply.seconds,
     )

@@ -31,6 +31,7 @@ from sordino_server.rounds.average import MOST_ROWS
 from sordino_server.rounds.effects import Checkpoint, Effect, Metered, Params, Result, meter, report, save
 from sordino_server.rounds.events import Note, RoundDone, RoundRecord, Share
 from sordino_server.rounds.fedavg import Programs, chosen, data_ref, enough, nothing_yet, test_metrics
+from sordino_server.rounds.releases import LocalNoise, out_of_releases, plans_of, retries_of, used_up
 from sordino_server.rounds.roll import Names, Roll
 from sordino_server.rounds.scaling import given_scaling
 from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
@@ -42,19 +43,36 @@ METRICS_BOUND: Final = 1 << 47  # with 20,000 devices a sum stays below 2^62; a 
 
 
 def secure_averaging(
-    spec: JobSpec, *, run: str, programs: Programs, params: Params, world: World, resumed: Checkpoint | None = None
+    spec: JobSpec,
+    *,
+    run: str,
+    programs: Programs,
+    params: Params,
+    world: World,
+    resumed: Checkpoint | None = None,
+    private: LocalNoise | None = None,
 ) -> Generator[Effect, Result, Checkpoint]:
     """As `federated_averaging`. Raises `shortage`, and `ConfigError` if the job's integers fit no word."""
     counted = yield from meter()
     secure = spec.secure
     if secure is None:
         raise LocalError("secure_averaging: the job has no secure_aggregation")
-    roll = Roll(data=spec.data, train=spec.train, programs=(programs.train, programs.evaluate), least=secure.minimum)
+    plans = plans_of((programs.train, programs.evaluate), private)
+    roll = Roll(data=spec.data, train=spec.train, programs=plans, least=secure.minimum)
     state = resumed or Checkpoint(params=params, scaling=given_scaling(spec.data), steps=0, record=nothing_yet())
     for number in range(state.record.round + 1, spec.train.rounds + 1):
-        if enough(spec, state):
+        if enough(spec, state) or (yield from out_of_releases(private, state, spec.train.rounds)):
             break
-        this = SecureRound(spec=spec, secure=secure, run=run, programs=programs, roll=roll, number=number, world=world)
+        this = SecureRound(
+            spec=spec,
+            secure=secure,
+            run=run,
+            programs=programs,
+            roll=roll,
+            number=number,
+            world=world,
+            private=private,
+        )
         state, counted = yield from this.play(state, counted)
         yield from save(state)
         yield from report(RoundDone(record=state.record))
@@ -72,6 +90,7 @@ class SecureRound:
     roll: Roll
     number: int
     world: World
+    private: LocalNoise | None = None
 
     def play(self, state: Checkpoint, counted: Metered) -> Generator[Effect, Result, tuple[Checkpoint, Metered]]:
         """The state after the round; see `fedavg`."""
@@ -79,7 +98,7 @@ class SecureRound:
         result = yield from self._train(state)
         assert isinstance(result.command, SumUpdate)
         mean, rows, loss = mean_update(result, state.params)
-        stated = sum(self._rows(name) for name in result.members)
+        stated = sum(self.rows(name) for name in result.members)
         if rows != stated:
             text = f"round {self.number}: the contributions are of {rows} rows together, the devices described {stated}"
             yield from report(Note(text=text, level="warning"))
@@ -92,14 +111,14 @@ class SecureRound:
                 f"round {self.number}: the averaged parameters are not finite: the training diverges. "
                 "Lower optimizer.lr, or standardize the data. The last checkpoint is kept."
             )
-        shares = self._shares(result)
+        shares = self.shares(result)
         steps = sum(share.steps for share in shares.values())
         after = replace(state, params=params, steps=state.steps + steps)
         metrics, test_rows = yield from self.metrics(after)
         end = yield from meter()
         record = RoundRecord(
             round=self.number,
-            loss=loss,
+            loss=loss if self.private is None else None,
             metrics=metrics,
             shares=shares,
             steps=steps,
@@ -115,7 +134,7 @@ class SecureRound:
         """The job's metrics over the held-out rows of whoever contributes, and how many rows those are; ({}, 0) if it
         is not this round's turn, or there was no sum."""
         train, every = self.spec.train, self.spec.train.evaluate_every
-        final = self.number == train.rounds or enough(self.spec, state)
+        final = self.number == train.rounds or enough(self.spec, state) or used_up(self.private)
         if not final and (every == 0 or self.number % every != 0):
             return {}, 0
         arrays = tuple(from_numpy(param) for param in state.params)
@@ -167,10 +186,9 @@ class SecureRound:
         length = sum(param.size for param in state.params) + EXTRAS
         # The extras' limbs are smaller than 2^16.
         bound = max(math.ceil(secure.largest * (1 << secure.fraction_bits)), LIMB_BOUND)
-        limit = self.spec.limits.rows_per_agent or MOST_ROWS
 
         def command(terms: SumTerms) -> SumUpdate:
-            unit = max(self._rows(name) for name in self.roll.able)
+            unit = max(self.rows(name) for name in self.roll.able)
             return SumUpdate(
                 terms=terms,
                 round=self.number,
@@ -183,9 +201,10 @@ class SecureRound:
                 epochs=train.local_epochs or 0.0,
                 seed=train.seed,
                 weight="rows",
-                weight_unit=min(unit, limit),
+                weight_unit=min(unit, self.row_limit),
                 fraction_bits=secure.fraction_bits,
                 clip=None,
+                privacy=None if self.private is None else self.private.record,
             )
 
         request = SumRequest(
@@ -198,27 +217,32 @@ class SecureRound:
             helpers=secure.helpers,
             deadline_s=train.round_deadline_s,
             straggler_s=train.straggler_s,
-            retries=train.retries,
+            retries=retries_of(train, self.private),
             bits=secure.bits,
-            choose=lambda names, attempt: chosen(train, self._within(names, limit), self.number, attempt),
+            choose=lambda names, attempt: chosen(train, self.within(names, self.row_limit), self.number, attempt),
             announce=True,
         )
         return (yield from secure_sum(self.roll, request, run=self.run, world=self.world))
 
-    def _within(self, names: Names, limit: int) -> Names:
-        return tuple(name for name in names if self._rows(name) <= limit)
+    @property
+    def row_limit(self) -> int:
+        """Devices of more rows are not asked."""
+        return self.spec.limits.rows_per_agent or MOST_ROWS
 
-    def _rows(self, name: str) -> int:
+    def within(self, names: Names, limit: int) -> Names:
+        return tuple(name for name in names if self.rows(name) <= limit)
+
+    def rows(self, name: str) -> int:
         """Train rows, as the device described them: public."""
         return self.roll.able[name].data.train_rows if name in self.roll.able else 0
 
-    def _shares(self, result: SumResult) -> dict[str, Share]:
+    def shares(self, result: SumResult) -> dict[str, Share]:
         """What is known of single devices: row counts, hence steps, and the time that they took."""
         shares = {
             name: Share(
                 outcome="answered",
-                rows=self._rows(name),
-                steps=local_steps(self.spec.train, self._rows(name)),
+                rows=self.rows(name),
+                steps=local_steps(self.spec.train, self.rows(name)),
                 seconds=result.seconds[name],
             )
             for name in result.members

@@ -11,12 +11,25 @@ a run on a bad day ends a few rounds early and keeps its epsilon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from sordino_common.messages import Message
-from sordino_server.rounds.effects import Ask, Effect, PrivateState, Result, Save, Tell, begin
+from sordino_common.messages import Message, RecordTerms, SumGradient, SumUpdate, Train
+from sordino_server.job import TrainSpec
+from sordino_server.rounds.effects import (
+    Ask,
+    Checkpoint,
+    Effect,
+    PrivateState,
+    Result,
+    Save,
+    Tell,
+    begin,
+    report,
+)
+from sordino_server.rounds.events import Note
+from sordino_server.rounds.roll import Program
 
 T = TypeVar("T")
 ReleaseId = Callable[[Message], bytes | None]
@@ -28,8 +41,8 @@ class Releases:
     for none: commands with the same name are of one release."""
 
     planned: int
-    identify: ReleaseId
     begun: int = 0
+    identify: ReleaseId = field(default_factory=lambda: release_of)
 
     @property
     def left(self) -> int:
@@ -61,3 +74,58 @@ class Releases:
                 private = replace(state.private or PrivateState(), begun=self.begun)
                 effect = Save(checkpoint=replace(state, private=private))
             result = yield effect
+
+
+def release_of(command: Message) -> bytes | None:
+    """The release that a command asks for: a secure sum by its session, a round's attempt by its numbers. Sums of
+    metrics are exact and no releases: they are of held-out rows, which no epsilon covers."""
+    match command:
+        case SumGradient():
+            return command.terms.session
+        case SumUpdate() if command.privacy is not None or command.terms.noise is not None:
+            return command.terms.session
+        case Train() if command.privacy is not None:
+            return f"{command.round}/{command.attempt}".encode()
+        case _:
+            return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalNoise:
+    """Records are protected by noise that devices add in each of their steps: `record` goes into the command, `apply`
+    is the Plan of the optimizer's step, which they need as well."""
+
+    record: RecordTerms
+    apply: Program
+    releases: Releases
+
+
+def plans_of(programs: Sequence[Program], private: LocalNoise | None) -> tuple[Program, ...]:
+    """The Plans that devices must know."""
+    return (*programs, *(() if private is None else (private.apply,)))
+
+
+def retries_of(train: TrainSpec, private: LocalNoise | None) -> int:
+    """How often a round may be asked again: under privacy every attempt is a release."""
+    return train.retries if private is None else min(train.retries, max(0, private.releases.left - 1))
+
+
+def used_up(private: LocalNoise | None) -> bool:
+    """Whether no further round can follow."""
+    return private is not None and private.releases.left == 0
+
+
+def out_of_releases(
+    private: LocalNoise | Releases | None, state: Checkpoint, rounds: int
+) -> Generator[Effect, Result, bool]:
+    """Whether the planned releases are used up before the rounds are; says so."""
+    releases = private.releases if isinstance(private, LocalNoise) else private
+    if releases is None or releases.left > 0:
+        return False
+    done = state.record.round
+    text = (
+        f"training ends after {done} of {rounds} rounds: {releases.begun} noised releases have begun, as many as "
+        f"epsilon was planned for; {releases.begun - done} of them came to nothing"
+    )
+    yield from report(Note(text=text, level="warning"))
+    return True
