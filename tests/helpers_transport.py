@@ -327,6 +327,41 @@ def law_delivers_at_least_once(harness: Harness) -> None:
     assert {(topic, retained) for topic, _, retained in heard.packets} == {("x/y", False)}
 
 
+def law_carries_fleeting_packets(harness: Harness) -> None:
+    """Many more than the window, among others, and to who is slow: nothing is lost while connections last."""
+    sender, _, _, heard = _pair(harness, "x", window=1)
+    slow, heard_slowly = harness.slow("slow"), Recorder()
+    slow.subscribe("x")
+    slow.open(heard_slowly)
+    harness.run_until(lambda: slow.connected)
+    harness.stall()
+    sent = [b"%03d" % index + bytes(index % 7 * 5000) for index in range(200)]
+    for index, payload in enumerate(sent):
+        _send(harness, sender, "x", payload, fleeting=index % 10 != 0)
+    harness.run_until(lambda: set(heard.payloads) >= set(sent))
+    harness.resume()
+    harness.run_until(lambda: set(heard_slowly.payloads) >= set(sent))
+    assert {(topic, retained) for topic, _, retained in heard.packets} == {("x", False)}
+    for more in ({"retain": True}, {"response_topic": "y"}, {"correlation": b"1"}):
+        with pytest.raises(LocalError, match="fleeting"):
+            sender.publish("x", b"1", fleeting=True, **more)
+
+
+def law_lets_a_handler_raise_at_a_fleeting_packet(harness: Harness) -> None:
+    sender, _, _, heard = _pair(harness, "x")
+
+    def fail() -> None:
+        heard.then.clear()
+        raise RuntimeError("the handler's own")
+
+    heard.then = {"packet": fail}
+    for payload in (b"1", b"2", b"3"):
+        _send(harness, sender, "x", payload, fleeting=True)
+    with pytest.raises(RuntimeError, match="the handler's own"):
+        harness.run_until(lambda: False)
+    harness.run_until(lambda: {b"2", b"3"} <= set(heard.payloads))
+
+
 def law_matches_wildcards(harness: Harness) -> None:
     sender, _, _, heard = _pair(harness, "a/+/c", "b/#", "last")
     for topic in ("a/1/c", "a/1/d", "a/1/2/c", "a/c", "b", "b/1", "b/1/2", "c", "a/2/c"):

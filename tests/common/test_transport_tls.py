@@ -21,10 +21,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from helpers_mosquitto import Mosquitto
 from helpers_transport import LAWS, MqttHarness, Recorder, mqtt_harness
 from sordino_common.errors import ConfigError
-from sordino_common.transport.dialing import Wire, explain
+from sordino_common.transport.dialing import explain
 from sordino_common.transport.mqtt import MqttSettings, MqttTransport, TlsSettings
 from sordino_common.transport.mqtt_settings import tls_context
 from sordino_common.transport.reactor import Reactor
+from sordino_common.transport.wire import Wire
 
 
 class Authority:
@@ -200,6 +201,7 @@ def _shakes_hands_and_closes(authority: Authority, *, trusts: Path | None) -> tu
 def _use_until_it_breaks(wire: Wire, *, writes_first: bool) -> None:
     while writes_first:
         wire.send(b"connect")  # the kernel takes it until the peer's reset is in
+    wire.fill()
     wire.recv(1)
 
 
@@ -213,7 +215,7 @@ def test_the_alert_is_heard_whether_we_read_or_write_first(
         sock = tls_context(_settings(authority)).wrap_socket(bare, server_hostname="127.0.0.1")
         thread.join(30.0)  # has sent its alert, and has closed
         with Reactor() as reactor:
-            wire = Wire(sock, reactor)
+            wire = Wire(sock, reactor, most_bytes=4096)
             with pytest.raises(OSError):  # the alert, or what the kernel makes of it
                 _use_until_it_breaks(wire, writes_first=writes_first)
         assert wire.error is not None

@@ -5,6 +5,9 @@ law suite in `tests/helpers_transport.py` runs against every implementation.
 
 The send window belongs to us: `publish` takes a packet only while fewer than `window` packets are unacknowledged by
 the broker, and answers False otherwise. The caller keeps what was not taken and tries again in `on_writable`.
+
+A packet may be `fleeting`: the broker need not acknowledge it, and it takes no place in the window. It is lost where
+others are, when a connection ends, and also when the broker has no room; whoever sends it notices by itself.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ class Transport(Protocol):
         payload: bytes,
         *,
         retain: bool = False,
+        fleeting: bool = False,
         response_topic: str | None = None,
         correlation: bytes | None = None,
     ) -> bool:

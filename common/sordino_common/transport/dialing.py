@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from sordino_common.transport.reactor import READ, WRITE, Reactor
+from sordino_common.transport.wire import ALERT, Wire
 
-ALERT: Final = "ALERT"  # stands in the reason of every `ssl.SSLError` that the peer has sent us
 _REMEDY: Final = "see tls.certificate, tls.key, and the broker's list of authorities"
 
 # Alerts by which a broker turns down the certificate that it got: RFC 8446 section 6.2.
@@ -37,87 +37,6 @@ _UNDER_WAY: Final = (0, errno.EINPROGRESS, errno.EALREADY)
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
 
-class Wire:
-    """A connected, non-blocking socket that the reactor watches, and that remembers what broke it.
-
-    It has the methods that paho asks of a socket. `close` ends the watching first."""
-
-    def __init__(self, sock: socket.socket, reactor: Reactor) -> None:
-        self._sock = sock
-        self._reactor = reactor
-        self._watched = False
-        self._writes = False
-        self.error: OSError | None = None
-        self.received_bytes = 0
-        self.sent_bytes = 0
-
-    def watch(self, callback: Callable[[int], None]) -> None:
-        """Call `callback(ready)` when there is something to read, or, after `want_write(True)`, room to write."""
-        self._reactor.register(self._sock, READ, callback)
-        self._watched = True
-
-    def want_write(self, wanted: bool) -> None:
-        if self._watched and wanted != self._writes:
-            self._writes = wanted
-            self._reactor.modify(self._sock, READ | WRITE if wanted else READ)
-
-    def recv(self, buffer_size: int) -> bytes:
-        try:
-            data = self._sock.recv(buffer_size)
-        except OSError as error:
-            raise self._remember(error) from None
-        self.received_bytes += len(data)
-        return data
-
-    def send(self, buffer: bytes | bytearray) -> int:
-        try:
-            sent = self._sock.send(buffer)
-        except OSError as error:
-            raise self._remember(self._last_words(error)) from None
-        self.sent_bytes += sent
-        return sent
-
-    def pending(self) -> int:
-        """Bytes that TLS has decrypted and nobody has read: no selector reports them."""
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) and self._sock.fileno() >= 0 else 0
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def setblocking(self, flag: bool) -> None:
-        self._sock.setblocking(flag)
-
-    def twin(self) -> socket.socket:
-        """The bare TCP socket once more: it keeps the connection open when this one is closed."""
-        return socket.socket(fileno=os.dup(self._sock.fileno()))
-
-    def close(self) -> None:
-        if self._watched:
-            self._watched = False
-            self._reactor.unregister(self._sock)
-        self._sock.close()
-
-    def _last_words(self, error: OSError) -> OSError:
-        """The TLS alert that the peer sent before it closed, if there is one: it says why, and `error` does not.
-
-        A broker that refuses our certificate sends its alert, closes, and answers what we write then with a reset. If
-        our write is sooner than our read, the write fails while the alert still lies unread (Linux keeps it)."""
-        if isinstance(self._sock, ssl.SSLSocket) and _broken(error):
-            try:
-                self._sock.recv(1)
-            except ssl.SSLError as words:
-                if ALERT in (words.reason or ""):
-                    return words
-            except OSError:
-                pass
-        return error
-
-    def _remember(self, error: OSError) -> OSError:
-        if _broken(error):
-            self.error = error
-        return error
-
-
 class Dial:
     """One attempt. Ends in `on_ready(wire)` or in `on_failed(reason, refused)`, unless `abort` comes first.
 
@@ -133,6 +52,7 @@ class Dial:
         context: ssl.SSLContext | None,
         server_name: str | None,
         first: int,
+        most_bytes: int,
         on_ready: Callable[[Wire], None],
         on_failed: Callable[[str, bool], None],
     ) -> None:
@@ -142,6 +62,7 @@ class Dial:
         self._context = context
         self._server_name = server_name or host
         self._first = first
+        self._most_bytes = most_bytes
         self._on_ready = on_ready
         self._on_failed = on_failed
         self._left: Iterator[_Address] = iter(())
@@ -227,7 +148,7 @@ class Dial:
     def _finish(self) -> None:
         sock, self._sock = self._sock, None
         assert sock is not None
-        self._on_ready(Wire(sock, self._reactor))
+        self._on_ready(Wire(sock, self._reactor, most_bytes=self._most_bytes))
 
     def _drop(self) -> None:
         if self._sock is not None:
@@ -283,8 +204,3 @@ def explain_silence(error: OSError | None) -> str:
         return explain(error)
     found = f"{explain(error)}; " if error is not None else ""
     return f"{found}if the broker asks for a client certificate, it may not accept ours, {_REMEDY}"
-
-
-def _broken(error: OSError) -> bool:
-    """False for what only says that the socket has nothing, or no room, yet."""
-    return not isinstance(error, BlockingIOError | ssl.SSLWantReadError | ssl.SSLWantWriteError)

@@ -314,9 +314,13 @@ class MemoryTransport:
         payload: bytes,
         *,
         retain: bool = False,
+        fleeting: bool = False,
         response_topic: str | None = None,
         correlation: bytes | None = None,
     ) -> bool:
+        """A fleeting packet is treated as any other: what is lost here is the `NetworkModel`'s affair."""
+        if fleeting and (retain or response_topic is not None or correlation is not None):
+            raise LocalError(f"{self.client_id}: a fleeting packet is not retained, nor answered")
         check_topic(topic)
         if len(payload) > self._max_packet_bytes:
             raise LimitExceeded(

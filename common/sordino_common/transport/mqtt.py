@@ -5,6 +5,10 @@ paho 2.2 keeps state across reconnects that we can't use: it sends its old queue
 which is thrown away with its connection. Packets that were unacknowledged then are *not* sent again from here: `Link`
 knows better which of them are still wanted.
 
+Packets that the layer above calls `fleeting` go and come with quality of service 0, and, as they are most of the
+traffic, round paho (`wire`): a PUBLISH out of its stream or into it. They take no place in the window; what holds them
+back is the socket.
+
 paho holds a lock that is not reentrant while it calls back. So its callbacks only note what happened (`_Client.events`)
 and we act on that when paho has returned: the layer above may call anything from anywhere.
 
@@ -34,11 +38,12 @@ from sordino_common.clock import Timer
 from sordino_common.errors import LimitExceeded, LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
-from sordino_common.transport.dialing import ALERT, Dial, Wire, explain, explain_silence, see_off
+from sordino_common.transport.dialing import Dial, explain, explain_silence, see_off
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings, tls_context
 from sordino_common.transport.reactor import READ, WRITE, Reactor
 from sordino_common.transport.subscriptions import Subscriptions
 from sordino_common.transport.topic_tree import check_topic
+from sordino_common.transport.wire import ALERT, Wire, plain_publish
 
 __all__ = ["TAKEN_OVER", "MqttSettings", "MqttTransport", "TlsSettings"]
 
@@ -228,7 +233,7 @@ class MqttTransport:
         self._handler = None
         if client is not None and wire is not None and client.is_connected():
             client.disconnect()
-            see_off(wire, want_write=client.want_write, write=client.loop_write, limit_s=_CLOSE_S)
+            see_off(wire, want_write=lambda: wire.blocked or client.want_write(), write=client.loop_write, limit_s=_CLOSE_S)
         self._tear_down()
 
     def kill(self) -> None:
@@ -249,9 +254,12 @@ class MqttTransport:
         payload: bytes,
         *,
         retain: bool = False,
+        fleeting: bool = False,
         response_topic: str | None = None,
         correlation: bytes | None = None,
     ) -> bool:
+        if fleeting and (retain or response_topic is not None or correlation is not None):
+            raise LocalError(f"MqttTransport {self._settings.client_id}: a fleeting packet is not retained, nor answered")
         check_topic(topic)
         names_bytes = len(topic.encode()) + len((response_topic or "").encode()) + len(correlation or b"")
         room_bytes = self._max_packet_bytes - max(0, names_bytes + 32 - _HEADER_BYTES)
@@ -263,6 +271,8 @@ class MqttTransport:
         client = self._client
         if not self._connected or client is None:
             return False
+        if fleeting:
+            return self._put_plain(client, topic, payload)
         if len(self._pending) >= self._window:
             self._was_full = True
             return False
@@ -278,6 +288,22 @@ class MqttTransport:
         self._was_full = len(self._pending) >= self._window
         return True
 
+    def _put_plain(self, client: _Client, topic: str, payload: bytes) -> bool:
+        """Write a packet of quality of service 0, unless others wait for the socket."""
+        wire = self._wire
+        assert wire is not None
+        if client.want_write() and not wire.blocked:
+            client.loop_write()  # in order
+            if client.events:  # the connection broke; not from inside: the caller is in the middle of something
+                self._reactor.call_at(self._reactor.now_s(), partial(self._act, client))
+        if wire.blocked or client.want_write():
+            self._was_full = True
+            return False
+        wire.offer(plain_publish(topic, payload))
+        if wire.waits_for_paho:  # the connection broke: nobody else might tell
+            self._reactor.call_at(self._reactor.now_s(), partial(self._read_on, client))
+        return True
+
     # Connecting.
 
     def _attempt(self) -> None:
@@ -290,6 +316,7 @@ class MqttTransport:
             context=self._context,
             server_name=settings.tls.server_name if settings.tls is not None else None,
             first=self._attempts,
+            most_bytes=settings.max_inbound_bytes,
             on_ready=self._dialled,
             on_failed=lambda reason, refused: self._fail(reason, refused=refused),
         )
@@ -378,20 +405,52 @@ class MqttTransport:
         """The socket has something to read, or room to write."""
         self._progress_s = self._reactor.now_s()
         if ready & READ:
-            for _ in range(_READ_ROUNDS):
-                client.loop_read()
+            self._read(client)
+        wire = self._wire
+        if ready & WRITE and self._client is client and wire is not None:
+            wire.flush()
+            if not wire.blocked:
+                client.loop_write()
                 self._act(client)
-                if self._client is not client or self._wire is None or not self._wire.pending():
+                self._tell_room(client)
+
+    def _read(self, client: _Client) -> None:
+        """Take what the socket has, a packet at a time, `_READ_ROUNDS` at most; then the others get their turn."""
+        wire = self._wire
+        assert wire is not None
+        wire.fill()
+        over = False
+        try:
+            for _ in range(_READ_ROUNDS):
+                plain = wire.next_plain()
+                if plain is not None:
+                    self._plain_arrived(*plain)
+                elif wire.waits_for_paho:
+                    client.loop_read()
+                    self._act(client)
+                elif wire.pending():
+                    wire.fill()
+                else:
+                    over = True
+                if over or self._client is not client:
                     break
-            else:
+        finally:
+            if not over and self._client is client:  # no selector reports what was read already
                 self._reactor.call_at(self._reactor.now_s(), partial(self._read_on, client))
-        if ready & WRITE and self._client is client:
-            client.loop_write()
-            self._act(client)
 
     def _read_on(self, client: _Client) -> None:
         if self._client is client:
             self._ready(client, READ)
+
+    def _tell_room(self, client: _Client) -> None:
+        """The socket took everything: what was refused for its sake may come again."""
+        wire = self._wire
+        if self._client is not client or wire is None or not self._was_full or wire.blocked or client.want_write():
+            return
+        if len(self._pending) < self._window:
+            self._was_full = False
+            if self._handler is not None:
+                self._handler.on_writable()
 
     def _act(self, client: _Client) -> None:
         """Do what follows from what paho has noted. Any of it may end the connection."""
@@ -413,12 +472,24 @@ class MqttTransport:
         try:
             topic = message.topic
         except UnicodeDecodeError:
-            _log.warning("%s: a packet on a topic that is not UTF-8 was dropped", self._settings.client_id)
+            self._drop_unnamed()
         else:
             if self._handler is not None:
                 self._handler.on_packet(topic, bytes(message.payload), bool(message.retain))
         if self._client is client and message.qos > 0:
             client.ack(message.mid, message.qos)
+
+    def _plain_arrived(self, name: bytes, payload: bytes) -> None:
+        try:
+            topic = name.decode()
+        except UnicodeDecodeError:
+            self._drop_unnamed()
+        else:
+            if self._handler is not None:
+                self._handler.on_packet(topic, payload, False)
+
+    def _drop_unnamed(self) -> None:
+        _log.warning("%s: a packet on a topic that is not UTF-8 was dropped", self._settings.client_id)
 
     def _acknowledged(self, event: _Acknowledged) -> None:
         self._pending.discard(event.mid)
@@ -466,7 +537,7 @@ class MqttTransport:
         client = self._client
         assert client is not None
         keepalive_s = client.keepalive
-        if self._pending or client.want_write():
+        if self._pending or client.want_write() or (self._wire is not None and self._wire.blocked):
             # paho counts only a PINGRESP as a sign of life, and that waits behind megabytes on a slow line. Here, any
             # byte that moves is one.
             if self._reactor.now_s() - self._progress_s > 1.5 * keepalive_s:

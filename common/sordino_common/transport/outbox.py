@@ -1,7 +1,8 @@
 """What waits for the transport's window: our birth and the roster (retained), handshakes, then sealed messages.
 
 Nothing is sealed before the transport takes packets: at most one sealed packet is kept here, so a slow connection
-holds no copies of chunks, and a session's counters run in the order of sending.
+holds no copies of chunks, and a session's counters run in the order of sending. Sealed packets are fleeting: the link
+has them acknowledged by who they are for, and a broker's word that it has read them would be of no use.
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ class Outbox:
             if sealed is None:
                 return
             to, packet = self._sealed = sealed
-            if not self.put(to, self._topic_of(to), packet):
+            if not self.put(to, self._topic_of(to), packet, fleeting=True):
                 return
             self._sealed = None
 
-    def put(self, to: str, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+    def put(self, to: str, topic: str, payload: bytes, *, retain: bool = False, fleeting: bool = False) -> bool:
         """Publish; False if it was not taken. What the broker's packet limit forbids is dropped, and counted."""
         try:
-            if not self._transport.publish(topic, payload, retain=retain):
+            if not self._transport.publish(topic, payload, retain=retain, fleeting=fleeting):
                 return False
         except LimitExceeded:
             self._counters.total.oversized += 1

@@ -1,0 +1,228 @@
+"""One connected socket between us and paho, and the packet that goes round paho.
+
+paho reads a packet byte by byte and builds a dozen objects for it. Nearly all that a fleet exchanges are PUBLISH packets
+of quality of service 0 without properties (MQTT v5, section 3.3): a head, the topic, a zero, the payload. These are cut
+out of the stream here (`next_plain`) and written here (`plain_publish`, `offer`); everything else passes to paho as it
+came, and paho's own packets leave in order with ours.
+
+    0x30 | remaining length (1..4 bytes, 7 bits each, low ones first) | topic length (2) | topic | 0 | payload
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from sordino_common.transport.reactor import READ, WRITE, Reactor
+
+ALERT: Final = "ALERT"  # stands in the reason of every `ssl.SSLError` that the peer has sent us
+_READ_BYTES: Final = 1 << 16  # below the size from which malloc asks the system for every single buffer
+_PLAIN: Final = 0x30  # PUBLISH: not retained, not a repetition, quality of service 0
+_LENGTH_BYTES: Final = 4  # of the remaining length, at most
+
+
+class Wire:
+    """A connected, non-blocking socket that the reactor watches, and that remembers what broke it.
+
+    It has the methods that paho asks of a socket. `close` ends the watching first. A plain packet of more than
+    `most_bytes` is left to paho: no more than that is ever held back here."""
+
+    def __init__(self, sock: socket.socket, reactor: Reactor, *, most_bytes: int) -> None:
+        self._sock = sock
+        self._reactor = reactor
+        self._most_bytes = most_bytes
+        self._watched = False
+        self._writes = False  # the reactor tells us when there is room
+        self._others_want = False
+        self._buffer = bytearray()  # read, and taken by nobody yet
+        self._passing: float = 0  # so many bytes at its beginning are paho's
+        self._ended = False
+        self._unsent = b""
+        self.error: OSError | None = None
+
+    def watch(self, callback: Callable[[int], None]) -> None:
+        """Call `callback(ready)` when there is something to read, or, if anything waits for it, room to write."""
+        self._reactor.register(self._sock, READ, callback)
+        self._watched = True
+
+    def want_write(self, wanted: bool) -> None:
+        """Whether paho has something to write."""
+        self._others_want = wanted
+        self._watch_room()
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Read once what the socket has. How it ended, if it did, comes out of `recv`."""
+        if self._ended:
+            return
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except OSError as error:
+            self._ended = _broken(self._remember(error))
+            return
+        self._ended = not data
+        self._buffer += data
+
+    def next_plain(self) -> tuple[bytes, bytes] | None:
+        """Topic and payload of the next packet, if that is a plain one and whole. Afterwards `waits_for_paho` says
+        whether what comes next is for paho."""
+        buffer = self._buffer
+        if self._passing or len(buffer) < 2:
+            return None
+        length, at = buffer[1], 2
+        if length > 0x7F:
+            length, at = self._length()
+        if at == 0:
+            return None
+        end = at + length
+        if buffer[0] != _PLAIN or end > self._most_bytes:
+            self._passing = end
+            return None
+        if len(buffer) < end:
+            return None
+        payload_at = at + 2 + (buffer[at] << 8 | buffer[at + 1] if length >= 3 else length)
+        if payload_at >= end or buffer[payload_at]:
+            self._passing = end  # it has properties, or is malformed
+            return None
+        with memoryview(buffer) as view:
+            plain = bytes(view[at + 2 : payload_at]), bytes(view[payload_at + 1 : end])
+        del buffer[:end]
+        return plain
+
+    @property
+    def waits_for_paho(self) -> bool:
+        """Something is there that `recv` would give: bytes of a packet that is not plain, or the end."""
+        return self._ended or bool(self._passing and self._buffer)
+
+    def recv(self, buffer_size: int) -> bytes:
+        """paho's bytes; b"" at the end of the connection. Raises what broke it, or `BlockingIOError`."""
+        taken = int(min(buffer_size, len(self._buffer), math.inf if self._ended else self._passing))
+        if taken:
+            with memoryview(self._buffer) as view:
+                data = bytes(view[:taken])
+            del self._buffer[:taken]
+            self._passing = max(0, self._passing - taken)
+            return data
+        if not self._ended:
+            raise BlockingIOError
+        if self.error is not None:
+            raise self.error
+        return b""
+
+    def pending(self) -> int:
+        """Bytes that TLS has decrypted and nobody has read: no selector reports them."""
+        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) and self._sock.fileno() >= 0 else 0
+
+    def _length(self) -> tuple[int, int]:
+        """(remaining length, offset behind it) of the packet that is next; offset 0: not all of it is there yet."""
+        length = 0
+        for k, digit in enumerate(self._buffer[1 : 1 + _LENGTH_BYTES]):
+            length |= (digit & 0x7F) << 7 * k
+            if digit < 0x80:
+                return length, 2 + k
+        if len(self._buffer) > _LENGTH_BYTES:
+            self._passing = math.inf  # no length at all: paho will say so
+        return 0, 0
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    @property
+    def blocked(self) -> bool:
+        """The system has no room for what was offered last."""
+        return bool(self._unsent)
+
+    def offer(self, packet: bytes) -> None:
+        """Write a whole packet, now or as soon as there is room. Not while `blocked`, nor before paho's own have left.
+
+        If the connection is broken, the packet is lost; the next `recv` says so."""
+        self._unsent = packet
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was offered, as far as there is room."""
+        if self._unsent and not self._ended:
+            try:
+                sent = self._sock.send(self._unsent)
+            except OSError as error:
+                if _broken(self._remember(self._last_words(error))):
+                    self._ended, self._unsent = True, b""
+            else:
+                self._unsent = self._unsent[sent:]
+        self._watch_room()
+
+    def send(self, buffer: bytes | bytearray) -> int:
+        """For paho: how many of the bytes were written. Raises `BlockingIOError` if there is no room."""
+        if self._unsent:
+            self.flush()
+            if self._unsent:
+                raise BlockingIOError
+        try:
+            return self._sock.send(buffer)
+        except OSError as error:
+            raise self._remember(self._last_words(error)) from None
+
+    def _watch_room(self) -> None:
+        wanted = self._others_want or bool(self._unsent)
+        if self._watched and wanted != self._writes:
+            self._writes = wanted
+            self._reactor.modify(self._sock, READ | WRITE if wanted else READ)
+
+    # --- the socket ------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self._sock.setblocking(flag)
+
+    def twin(self) -> socket.socket:
+        """The bare TCP socket once more: it keeps the connection open when this one is closed."""
+        return socket.socket(fileno=os.dup(self._sock.fileno()))
+
+    def close(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._reactor.unregister(self._sock)
+        self._sock.close()
+
+    def _last_words(self, error: OSError) -> OSError:
+        """The TLS alert that the peer sent before it closed, if there is one: it says why, and `error` does not.
+
+        A broker that refuses our certificate sends its alert, closes, and answers what we write then with a reset. If
+        our write is sooner than our read, the write fails while the alert still lies unread (Linux keeps it)."""
+        if isinstance(self._sock, ssl.SSLSocket) and _broken(error):
+            try:
+                self._sock.recv(1)
+            except ssl.SSLError as words:
+                if ALERT in (words.reason or ""):
+                    return words
+            except OSError:
+                pass
+        return error
+
+    def _remember(self, error: OSError) -> OSError:
+        if _broken(error):
+            self.error = error
+        return error
+
+
+def plain_publish(topic: str, payload: bytes) -> bytes:
+    """A PUBLISH packet of quality of service 0, not retained, without properties."""
+    name = topic.encode()
+    left = 3 + len(name) + len(payload)
+    head = bytearray((_PLAIN,))
+    while left > 0x7F:
+        head.append(left & 0x7F | 0x80)
+        left >>= 7
+    head.append(left)
+    return b"".join((head, len(name).to_bytes(2, "big"), name, b"\0", payload))
+
+
+def _broken(error: OSError) -> bool:
+    """False for what only says that the socket has nothing, or no room, yet."""
+    return not isinstance(error, BlockingIOError | ssl.SSLWantReadError | ssl.SSLWantWriteError)

@@ -1,0 +1,155 @@
+"""The packets that go round paho: cut out of the stream wherever it breaks, written in order, left to paho if odd."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from helpers_fake_broker import PUBLISH, packet, puback, publish
+from sordino_common.transport.reactor import Reactor
+from sordino_common.transport.wire import Wire, plain_publish
+
+MOST = 70_000
+
+
+class Pair:
+    """A wire, and the other end of it."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        ours, self.theirs = socket.socketpair()
+        for end in (ours, self.theirs):
+            end.setblocking(False)
+        self.wire = Wire(ours, self.reactor, most_bytes=MOST)
+        self.wire.watch(lambda _ready: None)
+
+    def close(self) -> None:
+        self.wire.close()
+        self.theirs.close()
+        self.reactor.close()
+
+    def take(self) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """What is there now: plain packets, and the bytes that are left to paho."""
+        plain, others = [], b""
+        self.wire.fill()
+        while True:
+            found = self.wire.next_plain()
+            if found is not None:
+                plain.append(found)
+            elif self.wire.waits_for_paho:
+                data = self.wire.recv(7)
+                if not data:
+                    return plain, others
+                others += data
+            else:
+                return plain, others
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+def plain(topic: bytes, payload: bytes) -> bytes:
+    return packet(PUBLISH, len(topic).to_bytes(2, "big") + topic + b"\0" + payload)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 100, 119, 120, 121, 16_000, 16_375, 16_376, 16_377, 65_000])
+def test_a_plain_packet_is_as_mqtt_writes_it(pair: Pair, nbytes: int) -> None:
+    payload = random.Random(1).randbytes(nbytes)
+    assert plain_publish("a/ü", payload) == plain("a/ü".encode(), payload)
+    pair.theirs.sendall(plain_publish("a/ü", payload))
+    assert pair.take() == ([("a/ü".encode(), payload)], b"")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_stream_is_cut_the_same_wherever_it_breaks(pair: Pair, seed: int) -> None:
+    draw = random.Random(seed)
+    stream, expected, left = b"", [], b""
+    for _ in range(12):
+        body = draw.randbytes(draw.choice([0, 1, 90, 130, 3000]))
+        if draw.random() < 0.6:
+            topic = draw.choice([b"x", b"", b"some/topic"])
+            stream += plain(topic, body)
+            expected.append((topic, body))
+        else:
+            other = draw.choice(
+                [
+                    publish(b"x", body),  # quality of service 1
+                    puback(b"\0\1x\0\1"),
+                    packet(PUBLISH, b"\0\1x\0" + body, flags=1),  # retained
+                    packet(PUBLISH, b"\0\1x\5\x03\0\2ab" + body),  # with a property
+                    packet(PUBLISH, b"\0\x09x"),  # the topic runs over the end
+                    packet(PUBLISH, b"\0"),
+                    packet(PUBLISH, b""),
+                    packet(PUBLISH, b"\0\1x"),  # no properties at all: malformed
+                    plain(b"x", bytes(MOST)),  # too large to be held back
+                ]
+            )
+            stream += other
+            left += other
+    found, passed = [], b""
+    while stream:
+        cut = draw.choice([1, 2, 3, 5, 50, 4000, 40_000])
+        pair.theirs.sendall(stream[:cut])
+        stream = stream[cut:]
+        some, bytes_ = pair.take()
+        found += some
+        passed += bytes_
+    assert found == expected
+    assert passed == left
+
+
+def test_a_length_that_is_none_goes_to_paho(pair: Pair) -> None:
+    noise = b"\x30\xff\xff\xff\xff\xff and more"
+    pair.theirs.sendall(noise)
+    assert pair.take() == ([], noise)
+
+
+def test_the_end_comes_after_what_was_there(pair: Pair) -> None:
+    pair.theirs.sendall(plain(b"x", b"1") + plain(b"x", b"22")[:-1])
+    pair.theirs.close()
+    found, left = pair.take()
+    assert found == [(b"x", b"1")]
+    pair.wire.fill()
+    assert pair.wire.waits_for_paho
+    assert left + pair.wire.recv(100) == plain(b"x", b"22")[:-1]
+    assert pair.wire.recv(100) == b""
+
+
+def test_nothing_to_read_is_not_the_end(pair: Pair) -> None:
+    pair.wire.fill()
+    assert not pair.wire.waits_for_paho
+    with pytest.raises(BlockingIOError):
+        pair.wire.recv(1)
+
+
+def test_what_the_socket_does_not_take_leaves_later_and_in_order(pair: Pair) -> None:
+    big = random.Random(2).randbytes(8 << 20)
+    pair.wire.offer(big)
+    assert pair.wire.blocked
+    with pytest.raises(BlockingIOError):
+        pair.wire.send(b"paho's")
+    came = b""
+    while pair.wire.blocked:
+        came += pair.theirs.recv(1 << 20)
+        pair.wire.flush()
+    assert pair.wire.send(b"paho's") == 6
+    while len(came) < len(big) + 6:
+        came += pair.theirs.recv(1 << 20)
+    assert came == big + b"paho's"
+
+
+def test_a_connection_that_breaks_while_writing_is_told_by_reading(pair: Pair) -> None:
+    pair.theirs.close()
+    pair.wire.offer(b"lost")
+    assert not pair.wire.blocked
+    assert pair.wire.waits_for_paho
+    with pytest.raises(BrokenPipeError):
+        pair.wire.recv(1)
+    assert isinstance(pair.wire.error, BrokenPipeError)
