@@ -197,7 +197,7 @@ def hostile_frame(rng: random.Random) -> Frame:
             case 3:
                 states = []
                 for _ in range(rng.randrange(5)):
-                    upto, end = sorted((numbers(rng), numbers(rng)))
+                    upto, end = sorted(min(numbers(rng), (1 << 32) - 1) for _ in range(2))
                     holding = Holding(upto=upto, end=end)
                     states.append(State(parcel=numbers(rng), incarnation=numbers(rng),
                                         chunk_bytes=rng.choice((0, 1, 1024, 4096)), holding=holding))  # fmt: skip

@@ -1,7 +1,7 @@
 """A message's bytes in numbered chunks: the `Cutter` on the sending side, the `Reassembler` on the receiving one.
 
 A parcel is `size` bytes cut every `chunk_bytes`; the last chunk is shorter or equal; the SHA-256 of the whole goes
-with every chunk. What a receiver holds is told as a `Holding`: all chunks below `upto`, none from `end` on, and
+with every chunk, unless there is only one. What a receiver holds is told as a `Holding`: all chunks below `upto`, none from `end` on, and
 between the two everything but the `holes`. Pure bookkeeping: no clock, no I/O.
 """
 
@@ -17,19 +17,20 @@ from sordino_common.errors import CodecError, LocalError
 MAX_CHUNKS: Final = 1 << 16  # 64 MiB in chunks of 1 KiB; a byte of bookkeeping each
 MAX_HOLES: Final = 16  # as many as an acknowledgement tells at a time: it must fit a packet of 1 KiB
 
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _UNSENT, _IN_FLIGHT, _ACKNOWLEDGED = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How a parcel is cut. `digest` is the SHA-256 of its `size` bytes."""
+    """How a parcel is cut. `digest` is the SHA-256 of its `size` bytes; a parcel of one chunk may lack it."""
 
     size: int
     chunk_bytes: int
     digest: bytes
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.chunk_bytes < 1 or len(self.digest) != hashlib.sha256().digest_size:
+        if self.size < 1 or self.chunk_bytes < 1 or (len(self.digest) != _DIGEST_BYTES and (self.digest or self.count > 1)):
             raise CodecError(f"parcel: {self.size} bytes in chunks of {self.chunk_bytes} is no parcel")
         if self.count > MAX_CHUNKS:
             raise CodecError(f"parcel: {self.count} chunks of {self.chunk_bytes} bytes, at most {MAX_CHUNKS} are taken")
@@ -189,6 +190,7 @@ class Reassembler:
             raise LocalError(f"Reassembler: {self._missing} chunks are missing")
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
-        if not hmac.compare_digest(hashlib.sha256(data).digest(), self.shape.digest):
+        digest = self.shape.digest
+        if digest and not hmac.compare_digest(hashlib.sha256(data).digest(), digest):
             raise CodecError(f"parcel: the SHA-256 of the {len(data)} bytes is not the one announced")
         return data

@@ -20,12 +20,18 @@ _FIELD_BYTES: Final = 9  # CBOR's longest head; an estimate needs no more
 
 @dataclass(slots=True)
 class Encoded:
-    """A message's bytes and their SHA-256, held for `users` parcels."""
+    """A message's bytes, held for `users` parcels."""
 
     message: Message
     data: memoryview
-    digest: bytes
     users: int = 0
+    _digest: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the bytes."""
+        self._digest = self._digest or hashlib.sha256(self.data).digest()
+        return self._digest
 
 
 class EncodedPool:
@@ -51,7 +57,7 @@ class EncodedPool:
                 raise LimitExceeded(
                     f"message {message.kind}: {len(data)} bytes encoded, at most {self._max_message_bytes} are sent"
                 )
-            entry = Encoded(message, memoryview(data), hashlib.sha256(data).digest())
+            entry = Encoded(message, memoryview(data))
             self._held[id(message)] = entry
             self.bytes += len(data)
         entry.users += 1

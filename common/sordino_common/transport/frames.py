@@ -1,24 +1,29 @@
-"""What travels inside a sealed packet: a canonical CBOR list of one to four frames.
+"""What travels inside a sealed packet: one to four frames, one behind the other. Big-endian, every field of its own width.
 
-    ["part", stamp, floor, parcel, index, size, chunk_bytes, digest, correlation, data]
-    ["probe", stamp, floor, [parcel, ...]]
-    ["ack", stamp, [delivered parcel, ...], [parcel on hold, ...], [state, ...]]
-         state: [parcel, incarnation, chunk_bytes, upto, end, [first, behind, first, behind, ...]]
-    ["refuse", parcel, code, reason]
+    W  stamp 8, floor 8, parcel 8, correlation 16, length 4, data                        a whole parcel
+    P  stamp 8, floor 8, parcel 8, index 8, size 8, chunk_bytes 8, digest 32, correlation 16, length 4, data
+    Q  stamp 8, floor 8, count 1, parcels 8 each                                         a probe
+    A  stamp 8, counts 1 1 1, delivered parcels 8 each, parcels on hold 8 each, states   an ack
+           state: parcel 8, incarnation 8, chunk_bytes 8, upto 4, end 4, count of holes 1, first 4 and behind 4 each
+    R  parcel 8, length 1, code, length 2, reason                                        a refusal
 
-Every part describes its whole parcel, so any of them can come first, and a message of one chunk is one packet.
-`stamp` numbers the transmissions of a sender to one peer; an ack echoes the highest one seen, which tells the sender
-without ambiguity what a round trip takes and what was overtaken. `floor` is the sender's oldest unfinished parcel:
-the receiver forgets all below. `incarnation` grows when a receiver drops what it held.
+A header is not a value: with fields of fixed width there is one encoding of each, and nothing to be scanned, which
+is why this is no CBOR; every message pays for it, however short.
+
+Every part describes its whole parcel, so any of them can come first, and a message of one chunk is one packet; it
+needs no digest, as the packet is authentic. `stamp` numbers the transmissions of a sender to one peer; an ack echoes
+the highest one seen, which tells the sender without ambiguity what a round trip takes and what was overtaken. `floor`
+is the sender's oldest unfinished parcel: the receiver forgets all below. `incarnation` grows when a receiver drops
+what it held.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sordino_common.errors import CodecError
-from sordino_common.messages.codec import Limits, decode, encode
 from sordino_common.transport.chunks import MAX_HOLES, Holding, Shape
 
 MAX_DONE: Final = 32
@@ -27,10 +32,18 @@ MAX_PROBED: Final = 32
 MAX_FRAMES: Final = 4
 CORRELATION_BYTES: Final = 16
 REASON_CHARS: Final = 300
-# Header of a part: 6 numbers of at most 9 bytes, a digest, a correlation, the data's head, names and list heads.
-PART_OVERHEAD: Final = 6 * 9 + 34 + 17 + 5 + 8
+_REASON_BYTES: Final = 4 * REASON_CHARS
+_CODE_CHARS: Final = 40
 _MAX_NUMBER: Final = (1 << 63) - 1
-_ITEMS: Final = 16 + MAX_FRAMES * (10 + MAX_DONE + MAX_PROBED + MAX_STATES * (8 + 2 * MAX_HOLES))
+
+_WHOLE: Final = struct.Struct(">cQQQ16sI")
+_PART: Final = struct.Struct(">cQQQQQQ32s16sI")
+_PROBE: Final = struct.Struct(">cQQB")
+_ACK: Final = struct.Struct(">cQBBB")
+_STATE: Final = struct.Struct(">QQQIIB")
+_REFUSE: Final = struct.Struct(">cQB")
+_SHORT: Final = struct.Struct(">H")
+PART_OVERHEAD: Final = _PART.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,80 +99,139 @@ Frame = Part | Probe | Ack | Refuse
 
 
 def encode_frames(frames: list[Frame]) -> bytes:
-    return encode([_plain(frame) for frame in frames])
+    """The frames' bytes; those of several lists may be put one behind the other."""
+    parts: list[bytes] = []
+    for frame in frames:
+        match frame:
+            case Part(shape=shape, data=data) if not shape.digest:
+                parts += (
+                    _WHOLE.pack(b"W", frame.stamp, frame.floor, frame.parcel, frame.correlation, len(data)),
+                    data,
+                )
+            case Part(shape=shape, data=data):
+                place = (frame.stamp, frame.floor, frame.parcel, frame.index)
+                described = (shape.size, shape.chunk_bytes, shape.digest, frame.correlation, len(data))
+                parts += (_PART.pack(b"P", *place, *described), data)
+            case Probe(parcels=parcels):
+                parts += (_PROBE.pack(b"Q", frame.stamp, frame.floor, len(parcels)), _pack(parcels, "Q"))
+            case Ack(done=done, held=held, states=states):
+                parts.append(_ACK.pack(b"A", frame.stamp, len(done), len(held), len(states)))
+                parts.append(_pack((*done, *held), "Q"))
+                for state in states:
+                    holding = state.holding
+                    told = (state.parcel, state.incarnation, state.chunk_bytes, holding.upto, holding.end)
+                    parts.append(_STATE.pack(*told, len(holding.holes)))
+                    parts += (_pack(hole, "I") for hole in holding.holes)
+            case Refuse():
+                code, reason = frame.code.encode()[:255], frame.reason.encode()
+                parts += (_REFUSE.pack(b"R", frame.parcel, len(code)), code, _SHORT.pack(len(reason)), reason)
+    return b"".join(parts)
 
 
 def decode_frames(data: bytes) -> list[Frame]:
     """The frames of a packet. Raises `CodecError`; builds at most a few hundred small objects, whatever comes."""
-    outer = decode(data, Limits(payload_bytes=1 << 26, depth=6, items=_ITEMS, text_bytes=4 * REASON_CHARS))
-    if not isinstance(outer, list) or not 1 <= len(outer) <= MAX_FRAMES:
-        raise CodecError(f"packet: expected a list of 1 to {MAX_FRAMES} frames")
-    return [_frame(item) for item in outer]
+    frames: list[Frame] = []
+    at = 0
+    try:
+        while at < len(data):
+            if len(frames) == MAX_FRAMES:
+                raise CodecError(f"packet: more than {MAX_FRAMES} frames")
+            frame, at = _READ[data[at]](data, at)
+            frames.append(frame)
+    except KeyError:
+        raise CodecError(f"packet: byte {at} begins no frame: it is none of part, probe, ack, refuse") from None
+    except struct.error:
+        raise CodecError(f"packet: the frame at byte {at} is cut short") from None
+    if not frames:
+        raise CodecError("packet: no frame in it")
+    return frames
 
 
-def _plain(frame: Frame) -> list[object]:
-    match frame:
-        case Part(shape=shape):
-            described = [shape.size, shape.chunk_bytes, shape.digest, frame.correlation, frame.data]
-            return ["part", frame.stamp, frame.floor, frame.parcel, frame.index, *described]
-        case Probe():
-            return ["probe", frame.stamp, frame.floor, list(frame.parcels)]
-        case Ack():
-            return ["ack", frame.stamp, list(frame.done), list(frame.held), [_plain_state(s) for s in frame.states]]
-        case Refuse():
-            return ["refuse", frame.parcel, frame.code, frame.reason]
+def _whole(data: bytes, at: int) -> tuple[Frame, int]:
+    _, stamp, floor, parcel, correlation, length = _WHOLE.unpack_from(data, at)
+    _require_numbers(stamp, floor, parcel)
+    content, at = _take(data, at + _WHOLE.size, length)
+    shape = Shape(size=length, chunk_bytes=length, digest=b"")
+    part = Part(stamp=stamp, floor=floor, parcel=parcel, index=0, shape=shape, correlation=correlation, data=content)
+    return part, at
 
 
-def _plain_state(state: State) -> list[object]:
-    holding = state.holding
-    flat = [bound for hole in holding.holes for bound in hole]
-    return [state.parcel, state.incarnation, state.chunk_bytes, holding.upto, holding.end, flat]
+def _part(data: bytes, at: int) -> tuple[Frame, int]:
+    _, stamp, floor, parcel, index, size, chunk_bytes, digest, correlation, length = _PART.unpack_from(data, at)
+    _require_numbers(stamp, floor, parcel, index, size, chunk_bytes)
+    content, at = _take(data, at + _PART.size, length)
+    shape = Shape(size=size, chunk_bytes=chunk_bytes, digest=digest)
+    numbers = {"stamp": stamp, "floor": floor, "parcel": parcel, "index": index}
+    return Part(**numbers, shape=shape, correlation=correlation, data=content), at
 
 
-def _frame(item: Any) -> Frame:
-    match item:
-        case ["part", stamp, floor, parcel, index, size, chunk_bytes, bytes(digest), bytes(correlation), bytes(data)]:
-            if len(correlation) != CORRELATION_BYTES:
-                raise CodecError(f"part: a correlation of {len(correlation)} bytes, expected {CORRELATION_BYTES}")
-            shape = Shape(size=_number(size), chunk_bytes=_number(chunk_bytes), digest=digest)
-            numbers = {"stamp": _number(stamp), "floor": _number(floor), "parcel": _number(parcel)}
-            return Part(**numbers, index=_number(index), shape=shape, correlation=correlation, data=data)
-        case ["probe", stamp, floor, list(parcels)]:
-            return Probe(stamp=_number(stamp), floor=_number(floor), parcels=_numbers(parcels, MAX_PROBED))
-        case ["ack", stamp, list(done), list(held), list(states)]:
-            if len(states) > MAX_STATES:
-                raise CodecError(f"ack: {len(states)} states, at most {MAX_STATES} are taken")
-            told = tuple(_state(state) for state in states)
-            return Ack(stamp=_number(stamp), done=_numbers(done, MAX_DONE), held=_numbers(held, MAX_DONE), states=told)
-        case ["refuse", parcel, str(code), str(reason)]:
-            return Refuse(parcel=_number(parcel), code=code[:40], reason=reason[:REASON_CHARS])
-        case _:
-            raise CodecError("packet: a frame is none of part, probe, ack, refuse, or its fields are wrong")
+def _probe(data: bytes, at: int) -> tuple[Frame, int]:
+    _, stamp, floor, count = _PROBE.unpack_from(data, at)
+    if count > MAX_PROBED:
+        raise CodecError(f"packet: a probe of {count} parcels, at most {MAX_PROBED} are taken")
+    parcels, at = _numbers(data, at + _PROBE.size, count)
+    _require_numbers(stamp, floor)
+    return Probe(stamp=stamp, floor=floor, parcels=parcels), at
 
 
-def _state(item: Any) -> State:
-    match item:
-        case [parcel, incarnation, chunk_bytes, upto, end, list(flat)] if len(flat) % 2 == 0:
-            bounds = _numbers(flat, 2 * MAX_HOLES)
-            holes = tuple(zip(bounds[::2], bounds[1::2], strict=True))
-            holding = Holding(upto=_number(upto), end=_number(end), holes=holes)
-            return State(
-                parcel=_number(parcel),
-                incarnation=_number(incarnation),
-                chunk_bytes=_number(chunk_bytes),
-                holding=holding,
-            )
-        case _:
-            raise CodecError("ack: a state is not [parcel, incarnation, chunk_bytes, upto, end, bounds of holes]")
+def _ack(data: bytes, at: int) -> tuple[Frame, int]:
+    _, stamp, done, held, states = _ACK.unpack_from(data, at)
+    if max(done, held) > MAX_DONE or states > MAX_STATES:
+        raise CodecError(f"packet: an ack of {done}, {held} and {states}; at most {MAX_DONE}, {MAX_DONE}, {MAX_STATES}")
+    _require_numbers(stamp)
+    numbers, at = _numbers(data, at + _ACK.size, done + held)
+    told = []
+    for _ in range(states):
+        state, at = _state(data, at)
+        told.append(state)
+    return Ack(stamp=stamp, done=numbers[:done], held=numbers[done:], states=tuple(told)), at
 
 
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= _MAX_NUMBER:
+def _state(data: bytes, at: int) -> tuple[State, int]:
+    parcel, incarnation, chunk_bytes, upto, end, count = _STATE.unpack_from(data, at)
+    _require_numbers(parcel, incarnation, chunk_bytes)
+    if count > MAX_HOLES:
+        raise CodecError(f"packet: a state with {count} holes, at most {MAX_HOLES} are taken")
+    bounds = struct.unpack_from(f">{2 * count}I", data, at + _STATE.size)
+    holding = Holding(upto=upto, end=end, holes=tuple(zip(bounds[::2], bounds[1::2], strict=True)))
+    state = State(parcel=parcel, incarnation=incarnation, chunk_bytes=chunk_bytes, holding=holding)
+    return state, at + _STATE.size + 8 * count
+
+
+def _refuse(data: bytes, at: int) -> tuple[Frame, int]:
+    _, parcel, length = _REFUSE.unpack_from(data, at)
+    _require_numbers(parcel)
+    code, at = _take(data, at + _REFUSE.size, length)
+    (length,) = _SHORT.unpack_from(data, at)
+    if length > _REASON_BYTES:
+        raise CodecError(f"packet: a reason of {length} bytes, at most {_REASON_BYTES} are taken")
+    reason, at = _take(data, at + _SHORT.size, length)
+    try:
+        return Refuse(parcel=parcel, code=code.decode()[:_CODE_CHARS], reason=reason.decode()[:REASON_CHARS]), at
+    except UnicodeDecodeError:
+        raise CodecError("packet: a refusal whose text is not UTF-8") from None
+
+
+_READ: Final = {ord("W"): _whole, ord("P"): _part, ord("Q"): _probe, ord("A"): _ack, ord("R"): _refuse}
+
+
+def _pack(numbers: tuple[int, ...], width: str) -> bytes:
+    return struct.pack(f">{len(numbers)}{width}", *numbers)
+
+
+def _take(data: bytes, at: int, length: int) -> tuple[bytes, int]:
+    end = at + length
+    if end > len(data):
+        raise CodecError(f"packet: {length} bytes are announced at byte {at}, but {len(data) - at} follow")
+    return data[at:end], end
+
+
+def _numbers(data: bytes, at: int, count: int) -> tuple[tuple[int, ...], int]:
+    numbers = struct.unpack_from(f">{count}Q", data, at)
+    _require_numbers(*numbers)
+    return numbers, at + 8 * count
+
+
+def _require_numbers(*numbers: int) -> None:
+    if numbers and max(numbers) > _MAX_NUMBER:
         raise CodecError("packet: a field is not a natural number below 2^63")
-    return value
-
-
-def _numbers(values: list[Any], most: int) -> tuple[int, ...]:
-    if len(values) > most:
-        raise CodecError(f"packet: a list of {len(values)} numbers, at most {most} are taken")
-    return tuple(_number(value) for value in values)

@@ -38,9 +38,6 @@ from sordino_common.transport.inbound import LEAST_CHUNK_BYTES, Budget, Receiver
 from sordino_common.transport.outbound import Outgoing, Sender
 from sordino_common.transport.settings import LinkCounters, LinkSettings
 
-_LIST_BYTES = 8  # heads of the lists around the frames
-
-
 @dataclass(slots=True, eq=False)
 class _Lane:
     peer: str
@@ -192,7 +189,7 @@ class Link:
     def connected(self, plaintext_bytes: int, now_s: float) -> None:
         """The transport has a (new) connection, whose packets have room for `plaintext_bytes`. Raises `LimitExceeded`
         if that is too little for the messages that the settings allow."""
-        chunk_bytes = min(self._settings.chunk_bytes, plaintext_bytes - PART_OVERHEAD - _LIST_BYTES)
+        chunk_bytes = min(self._settings.chunk_bytes, plaintext_bytes - PART_OVERHEAD)
         least = max(LEAST_CHUNK_BYTES, -(-self._settings.max_message_bytes // MAX_CHUNKS))
         if chunk_bytes < least:
             raise LimitExceeded(
@@ -363,20 +360,16 @@ class Link:
     def _packet(self, lane: _Lane, now_s: float) -> bytes | None:
         """What this lane has to say now: acks if they are due or can ride along, and one part or probe if it fits."""
         sender, receiver = lane.sender, lane.receiver
-        frames: list[Frame] = []
-        room = self._room - _LIST_BYTES
+        told = b""
         if receiver.pending and (receiver.due_s <= now_s or sender.has_work(now_s)):
-            frames = receiver.frames()
-            room -= len(encode_frames(frames))
+            told = encode_frames(receiver.frames())
         before = sender.retransmissions
-        frame = sender.next(now_s, room=room, chunk_bytes=self._chunk_bytes)
-        if frame is not None:
-            frames.append(frame)
+        frame = sender.next(now_s, room=self._room - len(told), chunk_bytes=self._chunk_bytes)
         for parcel, reason in sender.failed:
             self._settle(lane, parcel, delivered=False, reason=reason)
         sender.failed.clear()
         self._count_lost(lane, before)
-        return encode_frames(frames) if frames else None
+        return (told + encode_frames([frame]) if frame is not None else told) or None
 
     def _take(self, lane: _Lane, frame: Frame, now_s: float) -> None:
         sender, receiver = lane.sender, lane.receiver

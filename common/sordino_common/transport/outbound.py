@@ -186,7 +186,7 @@ class Sender:
             parcel.number = self._next_number
             self._next_number += 1
             self._active[parcel.number] = parcel
-            parcel.cutter = Cutter(Shape(size=len(encoded.data), chunk_bytes=chunk_bytes, digest=encoded.digest))
+            parcel.cutter = Cutter(_shape(encoded, chunk_bytes))
         return True
 
     def _part(self, parcel: Outgoing, now_s: float, room: int) -> Part | None:
@@ -355,7 +355,9 @@ class Sender:
         """Packets have become smaller: what is under way in larger chunks begins again in small ones."""
         for parcel in self._active.values():
             if parcel.cutter is not None and parcel.cutter.shape.chunk_bytes > chunk_bytes:
-                parcel.cutter = Cutter(replace(parcel.cutter.shape, chunk_bytes=chunk_bytes))
+                encoded = self._pool.acquire(parcel.message)  # its parts need a digest now, if they had none
+                parcel.cutter = Cutter(_shape(encoded, chunk_bytes))
+                self._pool.release(encoded)
                 for stamp in [stamp for stamp, sent in self._flight.items() if sent.parcel == parcel.number]:
                     del self._flight[stamp]
 
@@ -376,3 +378,8 @@ class Sender:
         if parcel.encoded is not None:
             self._pool.release(parcel.encoded)
             parcel.encoded = None
+
+
+def _shape(encoded: Encoded, chunk_bytes: int) -> Shape:
+    size = len(encoded.data)
+    return Shape(size=size, chunk_bytes=chunk_bytes, digest=encoded.digest if size > chunk_bytes else b"")
