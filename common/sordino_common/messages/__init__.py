@@ -26,6 +26,7 @@ from sordino_common.messages.jobs import (
     Train,
     Trained,
 )
+from sordino_common.messages.shares import read_shares, write_shares
 from sordino_common.messages.spdz import (
     SHARES_AT_ONCE,
     SpdzAbort,
@@ -153,5 +154,7 @@ __all__ = [
     "encode",
     "encode_message",
     "message_types",
+    "read_shares",
     "terms_of",
+    "write_shares",
 ]
