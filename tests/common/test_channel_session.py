@@ -145,16 +145,20 @@ def test_the_counter_does_not_wrap() -> None:
     assert a.sent == MAX_COUNTER + 1
 
 
-def test_a_counter_is_gone_even_if_sealing_fails() -> None:
+@pytest.mark.parametrize("nbytes", [0, 100_000])
+def test_a_counter_is_gone_even_if_sealing_fails(nbytes: int) -> None:
     a, _ = pair()
 
     class Broken:
+        def encrypt(self, *_: object) -> bytes:
+            raise MemoryError
+
         def encrypt_into(self, *_: object) -> int:
             raise MemoryError
 
     a._seal = Broken()  # type: ignore[assignment]
     with pytest.raises(MemoryError):
-        a.seal(b"")
+        a.seal(bytes(nbytes))
     assert a.sent == 1
 
 

@@ -33,6 +33,7 @@ from sordino_common.errors import HandshakeError, LocalError, SessionError
 
 WINDOW: Final = 1024  # more than any number of packets that are in flight between two parties at a time
 TAG_BYTES: Final = 16
+_SMALL_BYTES: Final = 1 << 15  # copying so much costs less than what avoids it
 SEALED_OVERHEAD: Final = SEALED_HEAD_BYTES + TAG_BYTES  # at most; a small packet needs less
 
 
@@ -112,6 +113,8 @@ class Session:
         self._next = counter + 1  # before use: whatever happens below, this counter is gone
         tail = counter.to_bytes(8, "big")
         head = sealed_head(self.id, counter, plain_bytes + TAG_BYTES)
+        if plain_bytes <= _SMALL_BYTES:
+            return head + self._seal.encrypt(bytes(4) + tail, plaintext, self._seal_ad + tail)
         # Encrypt straight into the packet: BytesIO owns these fresh bytes and hands them out again without a copy. At
         # 256 KiB a second buffer costs as much as the cipher itself (page faults).
         packet = io.BytesIO(bytes(len(head) + plain_bytes + TAG_BYTES))

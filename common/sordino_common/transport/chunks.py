@@ -79,6 +79,11 @@ class Cutter:
         return self._acknowledged == len(self._state)
 
     @property
+    def unsent(self) -> bool:
+        """Whether some chunk is to be sent."""
+        return _UNSENT in self._state if len(self._state) == 1 else self.next_index is not None
+
+    @property
     def next_index(self) -> int | None:
         """The lowest chunk that is to be sent, or None."""
         self._cursor = self._state.find(_UNSENT, self._cursor)

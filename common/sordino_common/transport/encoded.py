@@ -74,12 +74,20 @@ class EncodedPool:
 
 def estimate_bytes(value: object) -> int:
     """About how many bytes `value` will take: exact in the bulk (arrays, byte strings, text), without encoding."""
+    kind = type(value)
+    if kind is bytes or kind is str:
+        return len(value) + _FIELD_BYTES  # type: ignore[arg-type]
+    if kind is int:
+        return _FIELD_BYTES
+    if isinstance(value, msgspec.Struct):
+        total = 0
+        for name in value.__struct_fields__:
+            total += len(name) + estimate_bytes(getattr(value, name))
+        return total
     if isinstance(value, Array):
         return value.nbytes + 4 * _FIELD_BYTES
-    if isinstance(value, bytes | str):
-        return len(value) + _FIELD_BYTES
-    if isinstance(value, msgspec.Struct):
-        return sum(len(name) + estimate_bytes(getattr(value, name)) for name in value.__struct_fields__)
     if isinstance(value, tuple | list):
         return _FIELD_BYTES + sum(map(estimate_bytes, value))
+    if isinstance(value, bytes | str):
+        return len(value) + _FIELD_BYTES
     return _FIELD_BYTES

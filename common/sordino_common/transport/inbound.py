@@ -127,6 +127,8 @@ class Receiver:
             self.duplicates += 1
             self._answer(number, now_s, at_once=True)
             return None
+        if not part.shape.digest and number not in self._parcels and part.shape.size <= self._settings.max_message_bytes:
+            return Arrived(parcel=number, correlation=part.correlation, data=part.data)  # the usual: nothing to put together
         incoming = self._incoming(part, now_s)
         if incoming is None:
             return None
@@ -241,8 +243,9 @@ class Receiver:
         for number in [number for number in self._parcels if number < floor]:
             self._drop(number)
         for table in (self._finished, self.held, self._tell):
-            for number in [number for number in table if number < floor]:
-                del table[number]
+            if table:
+                for number in [number for number in table if number < floor]:
+                    del table[number]
 
     def _incoming(self, part: Part, now_s: float) -> _Incoming | None:
         """The half-received parcel of this part, begun if need be; None if the part is not wanted (and answered)."""

@@ -403,7 +403,7 @@ class Link:
             self._events.append(Unreadable(peer=lane.peer, error=error))
             return
         lane.receiver.finish(arrived.parcel, now_s)
-        self._counters.add(lane.peer, messages_received=1, message_bytes_received=len(arrived.data))
+        self._counters.received_message(lane.peer, len(arrived.data))
         self._events.append(
             Delivered(peer=lane.peer, context=lane.context, message=message, correlation=arrived.correlation)
         )
@@ -429,7 +429,7 @@ class Link:
         if lane.sender.idle:
             self._wanting.pop((lane.peer, lane.context), None)
         if delivered and parcel.cutter is not None:
-            self._counters.add(lane.peer, messages_sent=1, message_bytes_sent=parcel.cutter.shape.size)
+            self._counters.sent_message(lane.peer, parcel.cutter.shape.size)
         outcome = Outcome(report=parcel.on_outcome, peer=lane.peer, delivered=delivered, reason=reason)
         self._events.append(outcome)
         self._feed_starved()

@@ -121,6 +121,8 @@ class Sender:
         """Whether `next` would give a frame, as far as can be said without encoding anything."""
         if self._ask and self._flight:
             return True
+        if not (self._active or self._queues[False] or self._queues[True]):
+            return False
         return len(self._flight) < self._pace.window and self._candidate(now_s) is not None
 
     def waiting(self) -> list[Outgoing]:
@@ -158,7 +160,7 @@ class Sender:
         for parcel in self._active.values():
             if parcel.bulk is bulk:
                 begun = True
-                if parcel.hold_until_s <= now_s and parcel.cutter is not None and parcel.cutter.next_index is not None:
+                if parcel.hold_until_s <= now_s and parcel.cutter is not None and parcel.cutter.unsent:
                     return self._if_room(parcel)
         queue = self._queues[bulk]
         if not queue or (bulk and begun) or self._next_number - self.floor >= SPREAD:

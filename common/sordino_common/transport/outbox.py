@@ -84,7 +84,7 @@ class Outbox:
             self._counters.total.oversized += 1
             return True
         if to:
-            self._counters.add(to, packets_sent=1, packet_bytes_sent=len(payload))
+            self._counters.sent_packet(to, len(payload))
         else:
             self._counters.total.packets_sent += 1
             self._counters.total.packet_bytes_sent += len(payload)

@@ -80,10 +80,29 @@ class LinkCounters:
     peers: dict[str, Traffic] = field(default_factory=dict)
 
     def peer(self, name: str) -> Traffic:
-        return self.peers.setdefault(name, Traffic())
+        traffic = self.peers.get(name)
+        if traffic is None:
+            traffic = self.peers[name] = Traffic()
+        return traffic
 
     def add(self, peer: str, **amounts: int) -> None:
         """Add `amounts` (by field name) to the peer's traffic and to the total."""
         for traffic in (self.total, self.peer(peer)):
             for name, amount in amounts.items():
                 setattr(traffic, name, getattr(traffic, name) + amount)
+
+    def sent_packet(self, peer: str, nbytes: int) -> None:
+        """As `add`; every packet comes here."""
+        for traffic in (self.total, self.peer(peer)):
+            traffic.packets_sent += 1
+            traffic.packet_bytes_sent += nbytes
+
+    def sent_message(self, peer: str, nbytes: int) -> None:
+        for traffic in (self.total, self.peer(peer)):
+            traffic.messages_sent += 1
+            traffic.message_bytes_sent += nbytes
+
+    def received_message(self, peer: str, nbytes: int) -> None:
+        for traffic in (self.total, self.peer(peer)):
+            traffic.messages_received += 1
+            traffic.message_bytes_received += nbytes

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from sordino_common.errors import CodecError, LocalError
@@ -20,6 +21,7 @@ from sordino_common.messages.base import NAME_PATTERN
 
 ROOT: Final = "sordino"
 _NAME: Final = re.compile(NAME_PATTERN)
+_KNOWN: Final = 4096  # topics that are remembered; what raises is not
 
 Channel = Literal["packet", "status", "roster"]
 
@@ -32,6 +34,7 @@ class Origin:
     channel: Channel
 
 
+@lru_cache(maxsize=_KNOWN)  # every packet asks, and names are few
 def packet_topic(fleet: str, sender: str, receiver: str, server: str) -> str:
     """The topic for a packet (handshake or sealed) from `sender` to `receiver`."""
     for name in (fleet, sender, receiver, server):
@@ -65,6 +68,7 @@ def subscriptions(fleet: str, name: str, server: str) -> tuple[str, ...]:
     return f"{base}/{name}/cmd", f"{base}/{name}/peer/+", f"{base}/{server}/status", f"{base}/{server}/roster"
 
 
+@lru_cache(maxsize=_KNOWN)
 def read_topic(topic: str, *, fleet: str, server: str) -> Origin:
     """Whom a packet on `topic` claims to come from. Raises `CodecError` for a topic that is none of the fleet's."""
     match topic.split("/"):
