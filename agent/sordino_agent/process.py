@@ -29,7 +29,7 @@ log = logging.getLogger("sordino.agent")
 START_S: Final = 60.0  # importing NumPy from a cold SD card takes seconds
 GRACE_S: Final = 2.0  # one node of a Plan is much shorter
 REAP_S: Final = 1.0  # between the end of a worker's pipe and the end of its process
-_READ_BYTES: Final = 1 << 20
+_READ_BYTES: Final = 1 << 16  # a buffer of more would be fetched from the system and given back for every frame
 _WRITE_PARTS: Final = 16
 _FRAME_SLACK: Final = 1 << 20  # of an outcome, beside its arrays
 

@@ -68,7 +68,7 @@ class Schedule:
 
     def step(self, number: int) -> tuple[Slice, ...]:
         """The batch of step `number` (from 0), owners in their order; those without a row in it are left out."""
-        return self._by_owner(number) if self.order == "by-owner" else self._shuffled(number)
+        return _batch(self, number)
 
     def _shuffled(self, number: int) -> tuple[Slice, ...]:
         start, total = number * self.batch_rows, self.total
@@ -84,7 +84,7 @@ class Schedule:
         for name, count in self.rows:
             positions = np.flatnonzero((batch >= first) & (batch < first + count))
             if len(positions):
-                slices.append(Slice(name, batch[positions] - first, positions))
+                slices.append(_slice(name, batch[positions] - first, positions))
             first += count
         return tuple(slices)
 
@@ -94,9 +94,20 @@ class Schedule:
             if number < steps:
                 rows = np.arange(number * self.batch_rows, (number + 1) * self.batch_rows, dtype=np.int64)
                 rows[rows >= count] = PADDING
-                return (Slice(name, rows, np.arange(self.batch_rows, dtype=np.int64)),)
+                return (_slice(name, rows, np.arange(self.batch_rows, dtype=np.int64)),)
             number -= steps
         raise LocalError("schedule: there is no such step, all rows have been")
+
+
+@lru_cache(maxsize=64)  # several ask for the same few steps: who masks rows, who takes them, who moves on
+def _batch(schedule: Schedule, number: int) -> tuple[Slice, ...]:
+    return schedule._by_owner(number) if schedule.order == "by-owner" else schedule._shuffled(number)
+
+
+def _slice(owner: str, rows: I64, positions: I64) -> Slice:
+    for array in (rows, positions):
+        array.setflags(write=False)
+    return Slice(owner, rows, positions)
 
 
 @lru_cache(maxsize=8)

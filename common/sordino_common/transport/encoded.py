@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -80,9 +81,10 @@ def estimate_bytes(value: object) -> int:
     if kind is int:
         return _FIELD_BYTES
     if isinstance(value, msgspec.Struct):
-        total = 0
-        for name in value.__struct_fields__:
-            total += len(name) + estimate_bytes(getattr(value, name))
+        names, total = _fields(kind)
+        for name in names:
+            item = getattr(value, name)
+            total += _FIELD_BYTES if type(item) is int else estimate_bytes(item)
         return total
     if isinstance(value, Array):
         return value.nbytes + 4 * _FIELD_BYTES
@@ -91,3 +93,10 @@ def estimate_bytes(value: object) -> int:
     if isinstance(value, bytes | str):
         return len(value) + _FIELD_BYTES
     return _FIELD_BYTES
+
+
+@cache
+def _fields(kind: type) -> tuple[tuple[str, ...], int]:
+    """The fields of a struct, and how long their names are together."""
+    names: tuple[str, ...] = kind.__struct_fields__  # type: ignore[attr-defined]
+    return names, sum(map(len, names))

@@ -194,7 +194,9 @@ class Receiver:
 
     def next_stall_s(self) -> float:
         """When the oldest half-received parcel without news is to be dropped."""
-        return min((one.news_s for one in self._parcels.values()), default=math.inf) + self._settings.stall_s
+        if not self._parcels:
+            return math.inf
+        return min(one.news_s for one in self._parcels.values()) + self._settings.stall_s
 
     def drop_stalled(self, now_s: float) -> None:
         stall_s = self._settings.stall_s  # added as in `next_stall_s`: rounded otherwise, a timer would not be done

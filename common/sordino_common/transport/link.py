@@ -81,7 +81,7 @@ class Link:
         self._expiries: Deadlines[_Waiting] = Deadlines()
         # Above all numbers, stamps and incarnations of lanes that are gone: a peer may remember those.
         self._first_number = self._first_stamp = self._first_incarnation = 0
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []
         self._connected = False
         self._room = 0
         self._chunk_bytes = settings.chunk_bytes
@@ -132,8 +132,7 @@ class Link:
         return list(queue.contexts) if queue else []
 
     def take_events(self) -> list[Event]:
-        events = list(self._events)
-        self._events.clear()
+        events, self._events = self._events, []
         return events
 
     def send(
@@ -355,7 +354,9 @@ class Link:
             due_s = min(due_s, sender.due_s(now_s))
         if sender.starved:
             self._starved[lane] = None
-        self._wakes.set(lane, due_s)
+        # A deadline that moves away with every packet stays where it is: it passes for nothing, and is set anew then.
+        if due_s < self._wakes.get(lane) or due_s == math.inf:
+            self._wakes.set(lane, due_s)
 
     def _packet(self, lane: _Lane, now_s: float) -> bytes | None:
         """What this lane has to say now: acks if they are due or can ride along, and one part or probe if it fits."""
