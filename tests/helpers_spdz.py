@@ -495,7 +495,7 @@ class CheatingCommittee(Committee):
             sigma = checker.sigma
 
             def wrong(records: Any, joint: Seed) -> int:
-                return sigma(records, joint) ^ (1 << cheat.bit if party._step == cheat.step else 0)
+                return sigma(records, joint) ^ (1 << cheat.bit if records[-1].step == cheat.step else 0)
 
             checker.sigma = wrong  # type: ignore[method-assign]
         else:

@@ -5,6 +5,7 @@ Every process is ended by its own id. A killed agent is killed (SIGKILL), one th
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Final, Self
 from sordino_common.errors import LocalError
 from sordino_server import fleet as server_fleet
 from sordino_server.conductor import Conductor
+from sordino_server.launch import ONE_THREAD
 from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
 from sordino_sim.broker import LocalBroker
@@ -67,6 +69,7 @@ class AgentProcesses:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**ONE_THREAD, **os.environ},
             )
 
     def kill(self, name: str) -> None:

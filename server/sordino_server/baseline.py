@@ -177,7 +177,7 @@ def _batch(
         if not len(x):
             x = own_x.new_zeros((schedule.batch_rows, *own_x.shape[1:]))
             y = own_y.new_zeros((schedule.batch_rows, *own_y.shape[1:]))
-        places, taken = torch.from_numpy(part.positions), torch.from_numpy(part.rows)
+        places, taken = torch.from_numpy(part.positions.copy()), torch.from_numpy(part.rows.copy())
         x[places], y[places] = own_x[taken], own_y[taken]
     return x, y
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -36,3 +37,17 @@ def test_with_the_packages_the_command_runs(
         PROGRAMS[program]()
     assert end.value.code == 0
     assert f"Usage: {program}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", [None, "3"])
+def test_openblas_has_one_thread_unless_the_environment_says_otherwise(
+    said: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sordino", "--help"])
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", said or "")
+    if said is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    with pytest.raises(SystemExit):
+        launch.sordino()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == (said or "1")
+    capsys.readouterr()

@@ -18,6 +18,13 @@ lemma of Schwartz and Zippel it is 0 mod p with a chance of at most 2/2^63; or e
 at most 2/2^63 + 2^-127 < 2^-61 in all.
 
 σ_i is evaluated a few steps at a time: weights, then inner products of μ, m and E (`check_vector`, `check_matrix`).
+
+Later steps run while a check is under way (`party`). That changes nothing above: the openings that a check is of are
+fixed when it begins, before anybody commits to a seed, and later ones enter neither its sum nor its transcript. Nor
+does it give a cheater more: every opening is masked by an r of its own, whatever was opened before and whether that was
+right; coefficients are drawn anew for every check; σ_i of a sum that is 0 tell nothing of α (the others' σ and the sum
+determine them), and after one that is not, the session is dead before another is opened, because a check begins only
+when the one before has passed. It is what steps between two checks do anyway, with the last check four rounds longer.
 """
 
 from __future__ import annotations

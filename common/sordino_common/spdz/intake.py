@@ -1,7 +1,7 @@
 """What has arrived for a session and waits for its turn, bounded; what does not belong is refused.
 
 Everything is for a (step, attempt). Attempts never fall back, so what names an older step or attempt than the current
-is late, and forgotten without a word. What names a place that already has something must be the same: two contents are
+is late, and forgotten without a word; but for a check, which goes on while later steps run (`begin_check`). What names a place that already has something must be the same: two contents are
 refused, the second copy of one is no news.
 """
 
@@ -39,6 +39,7 @@ class Intake:
         self.attempt = 0
         self.running = False
         self.slices: tuple[Slice, ...] = ()
+        self._checking: tuple[int, int] | None = None  # step and attempt of the check that is under way
         self._inputs: dict[tuple[int, int], dict[str, Batch]] = {}
         self._corrections: dict[tuple[int, int], bytes] = {}
         self._messages: dict[_Place, dict[int, bytes]] = {}
@@ -52,7 +53,16 @@ class Intake:
         for table in (self._inputs, self._corrections):
             for at in [at for at in table if self._is_past(*at)]:
                 del table[at]
-        for place in [place for place in self._messages if self._is_past(place[1], place[2])]:
+        for place in [place for place in self._messages if self._is_late(*place[:3])]:
+            del self._messages[place]
+
+    def begin_check(self) -> None:
+        """The check of everything up to the current step begins: its messages are taken until `end_check`."""
+        self._checking = (self.step, self.attempt)
+
+    def end_check(self) -> None:
+        at, self._checking = self._checking, None
+        for place in [place for place in self._messages if place[0] != "open" and place[1:3] == at]:
             del self._messages[place]
 
     def clear(self) -> None:
@@ -82,11 +92,11 @@ class Intake:
 
     def messages(self, kind: str, round_: int) -> Mapping[int, bytes] | None:
         """All other parties' messages of that kind and round; None while one is missing."""
-        came = self._messages.get((kind, self.step, self.attempt, round_), {})
+        came = self._messages.get(self._place(kind, round_), {})
         return came if len(came) == len(self._spec.parties) - 1 else None
 
     def parties_missing(self, kind: str, round_: int) -> list[str]:
-        came = self._messages.get((kind, self.step, self.attempt, round_), {})
+        came = self._messages.get(self._place(kind, round_), {})
         return [name for k, name in enumerate(self._spec.parties) if k != self._index and k not in came]
 
     # --- what arrives ----------------------------------------------------------------------------------------------
@@ -132,7 +142,7 @@ class Intake:
         if not (0 <= step <= self.step + 1 and step < self._spec.steps and 0 <= attempt <= self.attempt + 1):
             raise ProtocolError(f"{name} sent {kind} of step {step} attempt {attempt}, we are at step {self.step}")
         self._require_size(name, kind, round_, len(payload))
-        if self._is_past(step, attempt):
+        if self._is_late(kind, step, attempt):
             return
         came = self._messages.setdefault((kind, step, attempt, round_), {})
         before = came.get(sender)
@@ -158,6 +168,15 @@ class Intake:
             return self.slices
         schedule = self._spec.schedule
         return schedule.step(step) if schedule is not None else ()
+
+    def _place(self, kind: str, round_: int) -> _Place:
+        """Where messages of that kind stand that are wanted now."""
+        step, attempt = (self.step, self.attempt) if kind == "open" or self._checking is None else self._checking
+        return kind, step, attempt, round_
+
+    def _is_late(self, kind: str, step: int, attempt: int) -> bool:
+        """Whether a message of that kind is wanted no more."""
+        return self._is_past(step, attempt) and (kind == "open" or (step, attempt) != self._checking)
 
     def _is_past(self, step: int, attempt: int) -> bool:
         return step < self.step or attempt < self.attempt

@@ -2,12 +2,20 @@
 
     inputs (masked, from owners) + preprocessing  ->  round 0 .. R-1, one message per party and round  ->  next step
     every `check_every` steps, and after the last:    `verification`  ->  `Checked`: outputs may leave
+                                                      (the next steps run meanwhile)
     `MaskAtEdge` in an input or opening:              `Retry`; the step runs again, and all later ones run, under the
                                                       next attempt
 
 A step's openings are masked by fresh uniform r, so nothing of them depends on secrets, and steps may run ahead of the
 check; what is thrown away at the edge was uniform too, and is in the transcript all the same. What leaves the committee
 is always checked first.
+
+So the check's four rounds travel with the openings of the next steps. It is of what was opened up to its own step:
+records and the hash of the transcript are taken when it begins, and its coefficients' seeds are committed after that,
+so later openings are none that it speaks of; they wait for the next check. What a cheater learns from a check while
+later steps run (the seeds of coefficients that are used up, σ shares of a sum that is 0 or ends the session) says
+nothing of their masks, nor of α. There is one check at a time: a step at whose end one is due waits until the one
+before has passed, and behind the last step nothing runs.
 
 An error that a method raises ends the session: whatever is called next raises `SessionDead`. Messages may come early
 (they wait, bounded), twice (ignored if equal), or contradict one another (`ProtocolError`).
@@ -88,7 +96,9 @@ class Party:
         self._run: _Run | None = None
         self._records: list[Record] = []
         self._outputs: dict[int, dict[str, I64]] = {}
-        self._check: Verification | None = None
+        self._check: _Pending | None = None  # the check that is under way
+        self._check_is_due = False  # the step is done, and its check may not begin yet
+        self._ended = False  # the last step is done
 
     @property
     def waiting_for(self) -> str:
@@ -135,7 +145,7 @@ class Party:
 
     def close(self) -> None:
         """Forget everything. Raises `UncheckedOpenings` if openings were never checked, unless the session is dead."""
-        unchecked = bool(self._records or self._run) and not self._dead
+        unchecked = bool(self._records or self._run or self._check) and not self._dead
         self._die("closed")
         if unchecked:
             raise UncheckedOpenings(f"session closed at step {self._step} with openings that were not checked")
@@ -219,16 +229,17 @@ class Party:
 
     def _go_on(self) -> list[Effect]:
         effects: list[Effect] = []
-        while not (self._stopped or self._finished) and self._state is not None:
-            if self._check is not None:
-                went = self._go_on_checking(effects)
-            elif self._run is None:
-                went = self._begin(effects)
-            else:
-                went = self._open(effects)
-            if not went:
+        while not self._finished and self._state is not None:
+            if not (self._go_on_checking(effects) or self._go_on_computing(effects)):
                 break
         return effects
+
+    def _go_on_computing(self, effects: list[Effect]) -> bool:
+        if self._stopped or self._ended:
+            return False
+        if self._check_is_due:
+            return self._begin_check(effects)
+        return self._begin(effects) if self._run is None else self._open(effects)
 
     def _begin(self, effects: list[Effect]) -> bool:
         """Start the step, if inputs and preprocessing are there."""
@@ -328,19 +339,29 @@ class Party:
         if not spec.check_due(step):
             self._next_step()
         elif spec.active:
-            self._begin_check(effects)
+            self._check_is_due = True
         else:
-            self._release(effects)
+            done = Checked(step=step, outputs=self._outputs, state=dict(self._state))
+            self._outputs = {}
+            self._next_step()
+            self._release(effects, done)
 
     def _next_step(self) -> None:
+        if self._step + 1 == self.spec.steps:
+            self._ended = True
+            return
         self._step, self._tries = self._step + 1, 0
         self._intake.move(self._step, self._attempt)
 
     # --- the check -------------------------------------------------------------------------------------------------
 
-    def _begin_check(self, effects: list[Effect]) -> None:
+    def _begin_check(self, effects: list[Effect]) -> bool:
+        """Check everything up to the step that is done, and go on to the next. Not while another check is under way."""
+        if self._check is not None:
+            return False
         assert self._checker is not None
-        self._check = Verification(
+        assert self._state is not None
+        machine = Verification(
             self.spec,
             self.index,
             self._step,
@@ -349,47 +370,61 @@ class Party:
             transcript=self._transcript.digest(),
             random=self._random,
         )
-        self._say(effects, self._check.begin())
+        done = Checked(step=self._step, outputs=self._outputs, state=dict(self._state))
+        self._check = _Pending(machine, self._attempt, done)
+        self._records, self._outputs, self._check_is_due = [], {}, False
+        self._intake.begin_check()
+        self._say(effects, machine.begin())
+        self._next_step()
+        return True
 
     def _go_on_checking(self, effects: list[Effect]) -> bool:
         check = self._check
-        assert check is not None
-        came = self._intake.messages(check.awaits, 0)
-        if came is None:
+        came = self._intake.messages(check.machine.awaits, 0) if check is not None else None
+        if check is None or came is None:
             return False
-        said = check.advance(came)
+        said = check.machine.advance(came)
         if said is not None:
             self._say(effects, said)
             return True
         self._check = None
-        self._records.clear()
+        self._intake.end_check()
         self.checks += 1
-        self._release(effects)
+        self._release(effects, check.done)
         return True
 
     def _say(self, effects: list[Effect], said: tuple[Kind, bytes]) -> None:
+        assert self._check is not None
         kind, payload = said
-        effects.append(Broadcast(kind=kind, step=self._step, attempt=self._attempt, round=0, payload=payload))
+        step, attempt = self._check.done.step, self._check.attempt
+        effects.append(Broadcast(kind=kind, step=step, attempt=attempt, round=0, payload=payload))
 
-    def _release(self, effects: list[Effect]) -> None:
-        assert self._state is not None
-        effects.append(Checked(step=self._step, outputs=dict(self._outputs), state=dict(self._state)))
-        self._outputs.clear()
-        if self._step + 1 == self.spec.steps:
+    def _release(self, effects: list[Effect], done: Checked) -> None:
+        effects.append(done)
+        if done.step + 1 == self.spec.steps:
             self._finished = True
             self._die("finished")
             effects.append(Done())
-        else:
-            self._next_step()
 
     # --- small things ----------------------------------------------------------------------------------------------
 
     def _now_at(self) -> tuple[str | None, int]:
-        if self._check is not None:
-            return self._check.awaits, 0
         if self._run is not None:
             return "open", self._run.round
+        if self._check is not None and (self._check_is_due or self._ended):
+            return self._check.machine.awaits, 0
         return None, 0
+
+
+class _Pending:
+    """A check under way, of the attempt under which its last step ran, and what may leave when it has passed."""
+
+    __slots__ = ("attempt", "done", "machine")
+
+    def __init__(self, machine: Verification, attempt: int, done: Checked) -> None:
+        self.machine = machine
+        self.attempt = attempt
+        self.done = done
 
 
 class _Run:

@@ -1,0 +1,202 @@
+"""Checks travel with the openings of later steps: what is the same, what may not leave, and what a cheater gets of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from helpers_spdz import Cheat, CheatingCommittee, Committee, flip, toy_rows, toy_spec, toy_state
+from sordino_common.errors import SordinoError
+from sordino_common.spdz.effects import Broadcast, Checked, Effect
+from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError
+
+STEPS = 4
+
+
+class Ahead(CheatingCommittee):
+    """Everything is fed before anything is delivered, so that parties run as far ahead as they may. While `holds` says
+    so, messages of checks stay on their way."""
+
+    def begin(self) -> None:
+        self.log: list[list[tuple[str, int]]] = [[] for _ in self.parties]
+        self.kept: list[tuple[int, int, Broadcast]] = []
+        self.holds: Callable[[Broadcast], bool] = lambda message: False
+        tamper = self.tamper
+
+        def keep(sender: int, receiver: int, message: Broadcast) -> Broadcast | None:
+            changed = tamper(sender, receiver, message)
+            if changed is not None and self.holds(changed):
+                self.kept.append((sender, receiver, changed))
+                return None
+            return changed
+
+        self.tamper = keep
+        self.start()
+        for step in range(self.spec.steps):
+            self.feed(step, 0)
+
+    def _perform(self, k: int, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Broadcast):
+                self.log[k].append((effect.kind, effect.step))
+            elif isinstance(effect, Checked):
+                self.log[k].append(("checked", effect.step))
+        super()._perform(k, effects)
+
+    def let_go(self) -> None:
+        """What was kept arrives, and nothing is kept any more."""
+        self.holds = lambda message: False
+        self._queue.extend(self.kept)
+        self.kept.clear()
+        self._deliver()
+
+    def restart(self, attempt: int) -> None:
+        (step,) = {retry.step for retry in self._stopped.values()}
+        assert len(self._stopped) == self.n
+        self._stopped.clear()
+        for k, party in enumerate(self.parties):
+            self._perform(k, party.on_restart(step, attempt))
+        self.dealer.rewind(step, attempt)
+        for later in range(step, self.spec.steps):
+            self.feed(later, attempt)
+        self._deliver()
+
+
+def ahead(n: int = 2, *, seed: int = 0, check_every: int = 1) -> Ahead:
+    spec = dataclasses.replace(toy_spec(n, steps=STEPS), check_every=check_every)
+    return Ahead(spec, toy_rows(spec), toy_state(spec), seed=seed)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("check_every", [1, 2])
+def test_the_answer_is_the_same_and_every_check_passes(n: int, check_every: int) -> None:
+    for seed in range(8):
+        committee = ahead(n, seed=seed, check_every=check_every)
+        committee.begin()
+        committee._deliver()
+        honest = Committee(committee.spec, committee.rows, committee.state, seed=seed)
+        honest.run()
+        for party, mine, theirs in zip(committee.parties, committee.checked, honest.checked, strict=True):
+            assert party.checks == STEPS // check_every
+            assert [found.step for found in mine] == [found.step for found in theirs]
+            for a, b in zip(mine, theirs, strict=True):
+                assert a.outputs.keys() == b.outputs.keys()
+                assert all(np.array_equal(a.state[name], b.state[name]) for name in b.state)
+                for step, outputs in b.outputs.items():
+                    assert all(np.array_equal(a.outputs[step][name], m) for name, m in outputs.items())
+
+
+def test_the_next_step_opens_while_the_check_is_under_way() -> None:
+    committee = ahead()
+    committee.begin()
+    committee._deliver()
+    for log in committee.log:
+        for step in range(STEPS - 1):
+            assert log.index(("check-1", step)) < log.index(("open", step + 1)) < log.index(("checked", step))
+            assert log.index(("checked", step)) < log.index(("check-1", step + 1))
+        assert log[-1] == ("checked", STEPS - 1)
+
+
+@pytest.mark.parametrize("kind", ["check-1", "check-2", "check-3", "check-4"])
+def test_nothing_leaves_and_no_second_check_begins_before_the_first_has_passed(kind: str) -> None:
+    committee = ahead()
+    committee.begin()
+    committee.holds = lambda message: message.kind == kind
+    committee._deliver()
+    assert committee.checked == [[], []]
+    for party, log in zip(committee.parties, committee.log, strict=True):
+        assert {step for what, step in log if what == "open"} == {0, 1}
+        assert {step for what, step in log if what != "open"} == {0}
+        assert party.waiting_for == f"step 1: {kind} of party-{1 - party.index}"
+        assert party._check_is_due
+    committee.let_go()
+    assert [[found.step for found in mine] for mine in committee.checked] == [list(range(STEPS))] * 2
+
+
+def test_a_session_closed_over_a_check_under_way_says_so() -> None:
+    committee = ahead(check_every=STEPS)
+    committee.begin()
+    committee.holds = lambda message: message.kind == "check-1"
+    committee._deliver()
+    with pytest.raises(SordinoError, match="not checked"):
+        committee.parties[0].close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_step_runs_again_while_the_check_before_it_is_under_way(seed: int) -> None:
+    """The check goes on under the attempt that it is of."""
+    committee = ahead(3, seed=seed)
+    committee.begin()
+    committee.holds = lambda message: message.kind == f"check-{1 + seed % 4}"
+    edges = []
+    for party in committee.parties:  # everybody meets the edge in step 1, as everybody sees the same
+
+        def accept(round_: int, *rest: object, party: object = party, real: object = party._arithmetic.accept) -> object:
+            if party._step == 1 and party._attempt == 0:  # type: ignore[attr-defined]
+                edges.append(round_)
+                return "a value"
+            return real(round_, *rest)  # type: ignore[operator]
+
+        party._arithmetic.accept = accept  # type: ignore[method-assign]
+    committee._deliver()
+    assert len(edges) == 3
+    assert committee.checked == [[], [], []]
+    committee.restart(1)
+    assert committee.checked == [[], [], []]
+    committee.let_go()
+    assert [[found.step for found in mine] for mine in committee.checked] == [list(range(STEPS))] * 3
+    assert [party.retries for party in committee.parties] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("what", ["opening", "mac", "gamma", "false-sigma", "equivocation", "seed", "sigma"])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_cheat_is_found_by_the_check_of_its_step(what: str, step: int) -> None:
+    """Whatever runs beside a check: steps before it leave, the step that was cheated in and later ones don't."""
+    for n in (2, 3):
+        party = step % n if what in ("mac", "gamma") else (step + 1) % n
+        committee = ahead(n, seed=step)
+        committee.cheat(Cheat(what=what, party=party, step=step, place=7 * step + 3, bit=5))
+        committee.begin()
+        with pytest.raises((MacCheckError, CommitmentError, EquivocationError)):
+            committee._deliver()
+        for k, mine in enumerate(committee.checked):
+            assert k == party or all(found.step < step for found in mine)
+
+
+def test_an_opening_of_the_next_step_cannot_be_chosen_to_mend_a_check() -> None:
+    """Openings of step 1, sent after the seeds of check 0 are known, are of no account to check 0; check 1 finds them."""
+    committee = ahead()
+    committee.begin()
+    committee.holds = lambda message: message.kind == "check-4" or (message.kind, message.step) == ("open", 1)
+    committee._deliver()
+    assert all(("check-2", 0) in log for log in committee.log)
+    committee.kept = [
+        (sender, receiver, dataclasses.replace(message, payload=flip(message.payload, 9)))
+        if (sender, message.kind) == (1, "open")
+        else (sender, receiver, message)
+        for sender, receiver, message in committee.kept
+    ]
+    with pytest.raises((EquivocationError, MacCheckError)):
+        committee.let_go()
+    assert [found.step for found in committee.checked[0]] == [0]
+
+
+def test_two_contents_for_one_place_of_a_check_are_refused_while_later_steps_run() -> None:
+    committee = ahead()
+    committee.begin()
+    committee.holds = lambda message: message.kind == "check-2"
+    committee._deliver()
+    party = committee.parties[0]
+    (theirs,) = [message.payload for sender, _, message in committee.kept if sender == 1]
+    said = next(message.payload for who, message in committee.sent if (who, message.kind) == (1, "check-1"))
+    assert party.on_message(1, "check-1", 0, 0, 0, said) == []  # again: no news
+    with pytest.raises(ProtocolError, match="two different messages"):
+        party.on_message(1, "check-1", 0, 0, 0, flip(said, 3))
+    other = committee.parties[1]
+    assert other.on_message(0, "check-4", 0, 0, 0, bytes(48)) == []  # early, and it waits
+    with pytest.raises(ProtocolError, match="two different messages"):
+        other.on_message(0, "check-4", 0, 0, 0, bytes(47) + b"1")
+    assert len(theirs) == 32
