@@ -129,8 +129,12 @@ def print_cpu(kind: str, steps: int, agents: int) -> None:
         before = cpu_s()
         run_once(kind, count, agents)
         taken.append([after - earlier for after, earlier in zip(cpu_s(), before, strict=True)])
-    server, others = (1e3 * (long - short) / (steps - steps // 5) for long, short in zip(taken[2], taken[1], strict=True))
-    print(f"{kind:8} CPU {server + others:6.2f} ms a step: server and dealer {server:.2f}, agents and broker {others:.2f}")
+    server, others = (
+        1e3 * (long - short) / (steps - steps // 5) for long, short in zip(taken[2], taken[1], strict=True)
+    )
+    print(
+        f"{kind:8} CPU {server + others:6.2f} ms a step: server and dealer {server:.2f}, agents and broker {others:.2f}"
+    )
 
 
 def main() -> None:
@@ -161,8 +165,8 @@ def main() -> None:
             arithmetic[kind].append(summary["compute_seconds"] / arguments.steps)
     for middle, name in ((statistics.median, "median"), (min, "best")):
         trip = {quality: middle(values) for quality, values in trips.items()}
-        print(f"{name}: raw broadcast round trip {1e3 * trip[1]:.2f} ms (quality of service 0: {1e3 * trip[0]:.2f} ms), "
-              f"{rounds} rounds a step")  # fmt: skip
+        raw = f"{1e3 * trip[1]:.2f} ms (quality of service 0: {1e3 * trip[0]:.2f} ms)"
+        print(f"{name}: raw broadcast round trip {raw}, {rounds} rounds a step")
         steps = {kind: middle(values) for kind, values in found.items()}
         for kind in kinds:
             # The four messages of a check travel with the openings of the next steps: they are no rounds of their own.

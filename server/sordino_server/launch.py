@@ -11,8 +11,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Final, NoReturn
 
-# The dealer's products by NumPy are small: OpenBLAS's threads would wait for one another, on cores that others need. Has
-# to be said before NumPy is imported; whoever says otherwise in the environment is heard. torch keeps its threads.
+# The dealer's products by NumPy are small: OpenBLAS's threads would wait for one another, on cores that others need.
+# To be said before NumPy is imported; whoever says otherwise in the environment is heard. torch keeps its threads.
 ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
 _NEEDED: Final = ("dp_accounting", "torch", "safetensors", "typer", "rich")  # the extra `server` of pyproject.toml
 

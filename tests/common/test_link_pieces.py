@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers_link import bulky, small
 from sordino_common.errors import CodecError, LimitExceeded, LocalError
-from sordino_common.messages import encode, encode_message
+from sordino_common.messages import encode_message
 from sordino_common.transport.chunks import MAX_HOLES, Cutter, Holding, Reassembler, Shape
 from sordino_common.transport.deadlines import Deadlines
 from sordino_common.transport.encoded import EncodedPool, estimate_bytes
@@ -199,7 +199,13 @@ FRAMES: list[Frame] = [
     Refuse(parcel=4, code="limit", reason="too long"),
 ]
 WHOLE = Part(
-    stamp=3, floor=1, parcel=2, index=0, shape=Shape(size=3, chunk_bytes=3, digest=b""), correlation=bytes(16), data=b"abc"
+    stamp=3,
+    floor=1,
+    parcel=2,
+    index=0,
+    shape=Shape(size=3, chunk_bytes=3, digest=b""),
+    correlation=bytes(16),
+    data=b"abc",
 )
 
 

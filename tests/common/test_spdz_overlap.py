@@ -1,4 +1,4 @@
-"""Checks travel with the openings of later steps: what is the same, what may not leave, and what a cheater gets of it."""
+"""Checks travel with the openings of later steps: what is the same, what may not leave, what a cheater gets of it."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def test_a_step_runs_again_while_the_check_before_it_is_under_way(seed: int) -> 
     edges = []
     for party in committee.parties:  # everybody meets the edge in step 1, as everybody sees the same
 
-        def accept(round_: int, *rest: object, party: object = party, real: object = party._arithmetic.accept) -> object:
+        def accept(
+            round_: int, *rest: object, party: object = party, real: object = party._arithmetic.accept
+        ) -> object:
             if party._step == 1 and party._attempt == 0:  # type: ignore[attr-defined]
                 edges.append(round_)
                 return "a value"
@@ -167,7 +169,7 @@ def test_a_cheat_is_found_by_the_check_of_its_step(what: str, step: int) -> None
 
 
 def test_an_opening_of_the_next_step_cannot_be_chosen_to_mend_a_check() -> None:
-    """Openings of step 1, sent after the seeds of check 0 are known, are of no account to check 0; check 1 finds them."""
+    """Openings of step 1, sent when the seeds of check 0 are known, are of no account to it; check 1 finds them."""
     committee = ahead()
     committee.begin()
     committee.holds = lambda message: message.kind == "check-4" or (message.kind, message.step) == ("open", 1)

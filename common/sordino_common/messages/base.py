@@ -57,10 +57,8 @@ def register(kind: str) -> Callable[[M], M]:
     return put
 
 
-def by_hand(
-    cls: type[N], *, write: Callable[[N], bytes | None], read: Callable[[bytes], N | None]
-) -> None:
-    """Give a message a faster way, to the very same bytes and from them; where it gives None the general way goes on."""
+def by_hand(cls: type[N], *, write: Callable[[N], bytes | None], read: Callable[[bytes], N | None]) -> None:
+    """Give a message a faster way to the very same bytes and from them; where it gives None the general way goes on."""
     _BY_HAND[cls.kind.encode()] = (write, read)
 
 

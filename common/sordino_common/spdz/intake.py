@@ -1,8 +1,8 @@
 """What has arrived for a session and waits for its turn, bounded; what does not belong is refused.
 
 Everything is for a (step, attempt). Attempts never fall back, so what names an older step or attempt than the current
-is late, and forgotten without a word; but for a check, which goes on while later steps run (`begin_check`). What names a place that already has something must be the same: two contents are
-refused, the second copy of one is no news.
+is late, and forgotten without a word; but for a check, which goes on while later steps run (`begin_check`). What names
+a place that already has something must be the same: two contents are refused, the second copy of one is no news.
 """
 
 from __future__ import annotations

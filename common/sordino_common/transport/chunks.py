@@ -1,8 +1,8 @@
 """A message's bytes in numbered chunks: the `Cutter` on the sending side, the `Reassembler` on the receiving one.
 
 A parcel is `size` bytes cut every `chunk_bytes`; the last chunk is shorter or equal; the SHA-256 of the whole goes
-with every chunk, unless there is only one. What a receiver holds is told as a `Holding`: all chunks below `upto`, none from `end` on, and
-between the two everything but the `holes`. Pure bookkeeping: no clock, no I/O.
+with every chunk, unless there is only one. What a receiver holds is told as a `Holding`: all chunks below `upto`, none
+from `end` on, and between the two everything but the `holes`. Pure bookkeeping: no clock, no I/O.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class Shape:
     digest: bytes
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.chunk_bytes < 1 or (len(self.digest) != _DIGEST_BYTES and (self.digest or self.count > 1)):
+        if (
+            self.size < 1
+            or self.chunk_bytes < 1
+            or (len(self.digest) != _DIGEST_BYTES and (self.digest or self.count > 1))
+        ):
             raise CodecError(f"parcel: {self.size} bytes in chunks of {self.chunk_bytes} is no parcel")
         if self.count > MAX_CHUNKS:
             raise CodecError(f"parcel: {self.count} chunks of {self.chunk_bytes} bytes, at most {MAX_CHUNKS} are taken")

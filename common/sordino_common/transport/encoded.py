@@ -81,7 +81,7 @@ def estimate_bytes(value: object) -> int:
     if kind is int:
         return _FIELD_BYTES
     if isinstance(value, msgspec.Struct):
-        names, total = _fields(kind)
+        names, total = _fields(type(value))
         for name in names:
             item = getattr(value, name)
             total += _FIELD_BYTES if type(item) is int else estimate_bytes(item)
@@ -96,7 +96,7 @@ def estimate_bytes(value: object) -> int:
 
 
 @cache
-def _fields(kind: type) -> tuple[tuple[str, ...], int]:
+def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, ...], int]:
     """The fields of a struct, and how long their names are together."""
-    names: tuple[str, ...] = kind.__struct_fields__  # type: ignore[attr-defined]
+    names = kind.__struct_fields__
     return names, sum(map(len, names))

@@ -1,4 +1,4 @@
-"""What travels inside a sealed packet: one to four frames, one behind the other. Big-endian, every field of its own width.
+"""What travels inside a sealed packet: one to four frames, one behind the other. Big-endian, of fixed widths.
 
     W  stamp 8, floor 8, parcel 8, correlation 16, length 4, data                        a whole parcel
     P  stamp 8, floor 8, parcel 8, index 8, size 8, chunk_bytes 8, digest 32, correlation 16, length 4, data

@@ -127,8 +127,14 @@ class Receiver:
             self.duplicates += 1
             self._answer(number, now_s, at_once=True)
             return None
-        if not part.shape.digest and number not in self._parcels and part.shape.size <= self._settings.max_message_bytes:
-            return Arrived(parcel=number, correlation=part.correlation, data=part.data)  # the usual: nothing to put together
+        if (
+            not part.shape.digest
+            and number not in self._parcels
+            and part.shape.size <= self._settings.max_message_bytes
+        ):
+            return Arrived(
+                parcel=number, correlation=part.correlation, data=part.data
+            )  # the usual: nothing to put together
         incoming = self._incoming(part, now_s)
         if incoming is None:
             return None

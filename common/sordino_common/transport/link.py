@@ -38,6 +38,7 @@ from sordino_common.transport.inbound import LEAST_CHUNK_BYTES, Budget, Receiver
 from sordino_common.transport.outbound import Outgoing, Sender
 from sordino_common.transport.settings import LinkCounters, LinkSettings
 
+
 @dataclass(slots=True, eq=False)
 class _Lane:
     peer: str
@@ -370,7 +371,8 @@ class Link:
             self._settle(lane, parcel, delivered=False, reason=reason)
         sender.failed.clear()
         self._count_lost(lane, before)
-        return (told + encode_frames([frame]) if frame is not None else told) or None
+        # News first: who gets the packet has it delivered before it looks after its books.
+        return (encode_frames([frame]) + told if frame is not None else told) or None
 
     def _take(self, lane: _Lane, frame: Frame, now_s: float) -> None:
         sender, receiver = lane.sender, lane.receiver

@@ -233,7 +233,9 @@ class MqttTransport:
         self._handler = None
         if client is not None and wire is not None and client.is_connected():
             client.disconnect()
-            see_off(wire, want_write=lambda: wire.blocked or client.want_write(), write=client.loop_write, limit_s=_CLOSE_S)
+            see_off(
+                wire, want_write=lambda: wire.blocked or client.want_write(), write=client.loop_write, limit_s=_CLOSE_S
+            )
         self._tear_down()
 
     def kill(self) -> None:
@@ -259,7 +261,9 @@ class MqttTransport:
         correlation: bytes | None = None,
     ) -> bool:
         if fleeting and (retain or response_topic is not None or correlation is not None):
-            raise LocalError(f"MqttTransport {self._settings.client_id}: a fleeting packet is not retained, nor answered")
+            raise LocalError(
+                f"MqttTransport {self._settings.client_id}: a fleeting packet is not retained, nor answered"
+            )
         check_topic(topic)
         names_bytes = len(topic.encode()) + len((response_topic or "").encode()) + len(correlation or b"")
         room_bytes = self._max_packet_bytes - max(0, names_bytes + 32 - _HEADER_BYTES)

@@ -1,7 +1,7 @@
 """One connected socket between us and paho, and the packet that goes round paho.
 
-paho reads a packet byte by byte and builds a dozen objects for it. Nearly all that a fleet exchanges are PUBLISH packets
-of quality of service 0 without properties (MQTT v5, section 3.3): a head, the topic, a zero, the payload. These are cut
+paho reads a packet byte by byte and builds a dozen objects for it. Nearly all packets of a fleet are PUBLISH packets of
+quality of service 0 without properties (MQTT v5, section 3.3): a head, the topic, a zero, the payload. These are cut
 out of the stream here (`next_plain`) and written here (`plain_publish`, `offer`); everything else passes to paho as it
 came, and paho's own packets leave in order with ours.
 
