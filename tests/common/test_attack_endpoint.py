@@ -6,6 +6,7 @@ Whatever comes, an endpoint raises nothing, refuses by name, holds bounded memor
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 import tracemalloc
@@ -106,6 +107,21 @@ def test_probes_of_messages_that_never_were_take_no_memory() -> None:
     for k in range(500):
         attack(band, "alto", "hub", [Probe(stamp=0, floor=0, parcels=tuple(range(32 * k, 32 * k + 32)))])
     assert len(receiver._tell) <= 1024
+
+
+def test_an_answer_that_is_due_and_wanted_no_more_ends_nobodys_turn() -> None:
+    """A probe is to be answered at once, and the next frame says that what it asked for is over: nothing is to be told."""
+    band = fleet()
+    band.told(band.parties["alto"].send("hub", small(0)))
+    rest(band, 1.0)
+    probe, part = Probe(stamp=900, floor=5, parcels=(5,)), _whole(9, encode(["nonsense", {}]), stamp=901, floor=9)
+    attack(band, "alto", "hub", [probe, part])
+    attack(band, "alto", "hub", [Probe(stamp=902, floor=20, parcels=(20,)), Probe(stamp=903, floor=21, parcels=())])
+    receiver = band.parties["hub"].endpoint._link._peers["alto"].contexts[b""].receiver
+    assert not receiver.pending and receiver.due_s == math.inf
+    report = band.parties["bass"].send("hub", small(1))
+    band.told(report)
+    assert report.delivered
 
 
 def test_parcels_cut_into_crumbs_are_refused() -> None:

@@ -254,6 +254,8 @@ class Receiver:
             if table:
                 for number in [number for number in table if number < floor]:
                     del table[number]
+        if not self._tell:  # what was due to be told is wanted no more
+            self.due_s = math.inf
 
     def _incoming(self, part: Part, now_s: float) -> _Incoming | None:
         """The half-received parcel of this part, begun if need be; None if the part is not wanted (and answered)."""
