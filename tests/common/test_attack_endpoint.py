@@ -110,7 +110,7 @@ def test_probes_of_messages_that_never_were_take_no_memory() -> None:
 
 
 def test_an_answer_that_is_due_and_wanted_no_more_ends_nobodys_turn() -> None:
-    """A probe is to be answered at once, and the next frame says that what it asked for is over: nothing is to be told."""
+    """A probe is to be answered at once, and the next frame says that what it asked for is over: nothing to be told."""
     band = fleet()
     band.told(band.parties["alto"].send("hub", small(0)))
     rest(band, 1.0)
