@@ -224,3 +224,20 @@ def test_a_target_out_of_reach_is_refused_at_its_line(tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert ":10:3: privacy.epsilon: epsilon 0.0001 at delta 1e-05 can't be kept over 2700000000 releases" in said
     assert "take fewer rounds or local steps" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["boston-dp", "pima-dp", "mnist-dp", "fleet-device-dp", "boston-statistics"])
+def test_every_private_example_has_a_plan(name: str) -> None:
+    plan = plan_privacy(load_job(Path(__file__).parents[2] / "examples" / f"{name}.yaml"))
+    assert plan.first.target is not None
+    assert plan.first.found.epsilon <= plan.first.target
+    assert plan.helpers >= 1
+    assert "whoever is later given the model" in paragraph(plan)
+
+
+def test_statistics_have_a_bound_in_place_of_a_clip_norm() -> None:
+    plan = plan_privacy(load_job(Path(__file__).parents[2] / "examples" / "boston-statistics.yaml"))
+    assert plan.first.to_json()["clip_norm"] is None
+    assert plan.first.bound == "the most that a row can add"
+    assert plan.first.steps.count == 1

@@ -19,10 +19,9 @@ from sordino_common.privacy.zcdp import rho_of_epsilon
 from sordino_server.accounting.accountant import Accounted, account, epsilon_by
 from sordino_server.accounting.calibrate import TargetOutOfReach, calibrate, sigma_squared_for
 from sordino_server.job import Job, JobSpec
-from sordino_server.job_privacy import DevicePrivacySpec, PrivacySpec, is_secure, scaled_by_fleet
+from sordino_server.job_privacy import DevicePrivacySpec, PrivacySpec, scaled_by_fleet
 
 _LEVELS: Final = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of the planned noise
-_DEFAULT_HELPERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +49,11 @@ class UnitPlan:
     ledger_epsilon: float
 
     @property
+    def bound(self) -> str:
+        """What the noise multiplier multiplies."""
+        return f"the clip norm {self.clip_norm:g}" if self.clip_norm else "the most that a row can add"
+
+    @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         return (self.steps,) if self.scaling is None else (self.scaling, self.steps)
 
@@ -61,7 +65,7 @@ class UnitPlan:
             "accountant": self.found.accountant,
             "target_epsilon": self.target,
             "noise_multiplier": self.steps.noise_multiplier,
-            "clip_norm": self.clip_norm,
+            "clip_norm": self.clip_norm or None,
             "sampling_rate": self.steps.sampling_rate if self.unit == "record" else None,
             "releases": self.steps.count,
             "pld_epsilon": self.found.pld,
@@ -116,20 +120,11 @@ def plan_privacy(job: Job) -> PrivacyPlan:
         job=spec.job,
         first=first,
         second=second,
-        noise_at=privacy.noise_at,
-        helpers=helpers_of(spec),
+        noise_at="aggregate" if spec.mode == "statistics" else privacy.noise_at,
+        helpers=0 if spec.secure is None else spec.secure.helpers,
         rounds=spec.train.rounds,
         local_steps=spec.train.local_steps if privacy.unit == "record" else None,
     )
-
-
-def helpers_of(spec: JobSpec) -> int:
-    """How many helpers the job's secure sums have; 0 without them."""
-    if not is_secure(spec):
-        return 0
-    block: object = spec.secure_aggregation
-    found = block.get("helpers") if isinstance(block, dict) else getattr(block, "helpers", None)
-    return found if isinstance(found, int) else _DEFAULT_HELPERS
 
 
 def ledger_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:

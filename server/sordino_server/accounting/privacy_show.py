@@ -69,7 +69,7 @@ def plan_html(plan: PrivacyPlan) -> str:
     first = plan.first
     tiles = [
         tile("epsilon", number(first.found.epsilon), f"at delta {first.delta:g}, for one {first.unit}", "hero"),
-        tile("noise multiplier", number(first.steps.noise_multiplier), f"times the clip norm {first.clip_norm:g}"),
+        tile("noise multiplier", number(first.steps.noise_multiplier), f"times {first.bound}"),
         tile("noised releases", f"{first.steps.count}", f"over {plan.rounds} rounds"),
     ]
     head = (
@@ -119,7 +119,7 @@ def _facts(unit: UnitPlan) -> list[tuple[str, str]]:
         ("unit", unit.unit),
         ("epsilon", f"{number(found.epsilon)} at delta {unit.delta:g}, by {found.accountant}{asked}"),
         ("by accountant", f"PLD {pld}, RDP {number(found.rdp)}, moments {number(found.moments)}"),
-        ("noise multiplier", f"{number(unit.steps.noise_multiplier)} times the clip norm {unit.clip_norm:g}"),
+        ("noise multiplier", f"{number(unit.steps.noise_multiplier)} times {unit.bound}"),
         ("noised releases", f"{unit.steps.count}"),
     ]
     if unit.unit == "record":
