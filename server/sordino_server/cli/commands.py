@@ -10,6 +10,7 @@ import typer
 from sordino_server.cli.dealer import dealer_app
 from sordino_server.cli.fleet import agents, init
 from sordino_server.cli.plans import plan_app, plans
+from sordino_server.cli.privacy import privacy_app
 from sordino_server.cli.roster import roster_app
 from sordino_server.cli.running import run_cli
 from sordino_server.cli.runs import export_model, runs, show
@@ -32,6 +33,7 @@ app.command("export")(export_model)
 app.add_typer(roster_app, name="roster")
 app.add_typer(dealer_app, name="dealer")
 app.add_typer(plan_app, name="plan")
+app.add_typer(privacy_app, name="privacy")
 
 
 def main() -> NoReturn:

@@ -1,0 +1,95 @@
+"""A privacy plan in words: against whom it holds, and a paragraph for a data protection officer."""
+
+from __future__ import annotations
+
+import math
+
+from sordino_server.accounting.privacy_plan import PrivacyPlan, UnitPlan
+from sordino_server.progress import number
+
+_UNIT = {
+    "record": "one record (one row of one device's data)",
+    "device": "one device (all of its rows together)",
+}
+
+
+def adversary(plan: PrivacyPlan) -> str:
+    """Whom the guarantee of the job's unit holds against, and what it rests on."""
+    if plan.noise_at == "device":
+        return (
+            "the server, the helpers, the broker, the other devices, and whoever is later given the model. Each device "
+            "adds the whole noise before anything leaves it, so nobody else has to be trusted"
+        )
+    if plan.helpers == 1:
+        return (
+            "the server as long as the helper is honest, the broker, the other devices, and whoever is later given the "
+            "model. Helper and server each add the whole noise; if they work together, nothing is promised"
+        )
+    return (
+        f"the server, even together with all but one of the {plan.helpers} helpers, the broker, the other devices, and "
+        "whoever is later given the model. Every helper and the server add the whole noise, so one honest helper is "
+        "enough; if the server and all helpers work together, nothing is promised"
+    )
+
+
+def paragraph(plan: PrivacyPlan) -> str:
+    """One paragraph for a data protection officer: unit, ε, δ, adversary, what is not covered."""
+    first = plan.first
+    promise = (
+        f"The job {plan.job} is planned with differential privacy for {_UNIT[first.unit]}: epsilon {_up(first)} at "
+        f"delta {first.delta:g}, for the whole run of {_rounds(plan)}."
+    )
+    said = [
+        promise,
+        _meaning(first),
+        f"This holds against {adversary(plan)}.",
+    ]
+    if plan.second is not None:
+        second = plan.second
+        whom = f"together with all but one of the {plan.helpers} helpers"
+        said.append(
+            f"Beside it, {_UNIT['device']} is protected with epsilon {_up(second)} at delta {second.delta:g}, against "
+            f"the server {whom if plan.helpers > 1 else 'as long as the helper is honest'}."
+        )
+    if first.scaling is not None:
+        said.append("The constants by which columns are scaled come from the rows too; their release is included.")
+    said.append(
+        "Not covered: how many rows each device has, which devices take part and when, and the exact error figures on "
+        "rows held out for evaluation, which only devices send whose owners allow it. Training the same data again, "
+        "also to choose settings, adds to what is spent: each device keeps its own account and refuses what passes "
+        "the budget that its owner has set."
+    )
+    return " ".join(said)
+
+
+def _rounds(plan: PrivacyPlan) -> str:
+    rounds = f"{plan.rounds} round{'s' if plan.rounds != 1 else ''}"
+    if plan.local_steps is None or plan.local_steps == 1:
+        return rounds
+    return f"{rounds} of {plan.local_steps} steps"
+
+
+def _meaning(unit: UnitPlan) -> str:
+    epsilon = unit.found.epsilon
+    what = "record" if unit.unit == "record" else "device"
+    if epsilon > 20.0:
+        return (
+            f"An epsilon of this size promises next to nothing: whether a {what} took part may well be told from the "
+            "result."
+        )
+    # The posterior of an observer who thought 50:50, δ aside.
+    posterior = 1.0 / (1.0 + math.exp(-epsilon))
+    return (
+        f"It means that whatever is made of the result, every outcome is at most {number(math.exp(epsilon))} times as "
+        f"likely with the {what} as without it (but for a chance of {unit.delta:g}); who held its presence for even "
+        f"odds beforehand can be sure of it to at most {100 * posterior:.0f} % afterwards."
+    )
+
+
+def _up(unit: UnitPlan) -> str:
+    """ε to three digits, never rounded down."""
+    epsilon = unit.found.epsilon
+    if epsilon <= 0.0:
+        return "0"
+    unit_in_last = 10.0 ** (math.floor(math.log10(epsilon)) - 2)
+    return f"{math.ceil(epsilon / unit_in_last - 1e-9) * unit_in_last:.3g}"
