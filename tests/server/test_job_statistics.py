@@ -28,8 +28,10 @@ def test_it_is_completed_by_the_linear_model_and_the_ranges() -> None:
     spec = job().spec
     assert spec.model.factory == "make_linear"
     assert spec.model.args == {"inputs": 3}
-    assert (spec.data.standardize, spec.data.offset, spec.data.scale) == ("given", (6.0, 20.0, 17.0), (3.0, 20.0, 5.0))
-    assert (spec.data.target_standardize, spec.data.target_offset, spec.data.target_scale) == ("given", 22.5, 17.5)
+    assert spec.data.standardize == spec.data.target_standardize == "given"
+    assert spec.data.offset == pytest.approx((6.3, 13.0, 18.0))
+    assert spec.data.scale == pytest.approx((1.4, 13.0, 4.0))
+    assert (spec.data.target_offset, spec.data.target_scale) == (22.5, 18.0)
 
 
 def test_the_record_of_a_run_gives_the_same_job() -> None:
@@ -85,7 +87,7 @@ def test_statistics_have_a_mode_of_their_own() -> None:
 
 
 def test_a_refusal_names_file_line_and_column(tmp_path: Path) -> None:
-    text = EXAMPLE.read_text().replace("target: [5, 40]", "target: [40, 5]")
+    text = EXAMPLE.read_text().replace("target: [4.5, 40.5]", "target: [40, 5]")
     line = next(k for k, one in enumerate(text.splitlines(), start=1) if "[40, 5]" in one)
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(ConfigError, match=rf"job\.yaml:{line}:5: data\.ranges\.target: expected"):
