@@ -483,7 +483,8 @@ class AgentCore:
         self._policy.require_job("tensors")
         self._policy.require_plan(message.plan_id)
         now_s = self._loop.now_s()
-        inputs = tuple(self._store.get(tensor_id, now_s=now_s).value for tensor_id in message.inputs)
+        stored = tuple(self._store.get(tensor_id, now_s=now_s) for tensor_id in message.inputs)
+        inputs = (*(tensor.value for tensor in stored), *message.values)
 
         def answer(facts: Facts, _seconds: float) -> m.Message:
             assert isinstance(facts, RunFacts)
@@ -491,6 +492,7 @@ class AgentCore:
                 raise BadCommand(
                     f"the Plan gives {len(facts.outputs)} tensors, the command names {len(message.outputs)}"
                 )
+            self._store.drop(message.drops)
             self._store.put(
                 list(zip(message.outputs, facts.outputs, strict=True)),
                 made_by=message.plan_id,

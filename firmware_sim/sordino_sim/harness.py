@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
@@ -53,7 +53,6 @@ from sordino_sim.keys import simulation_device_key, simulation_operator_key, sim
 from sordino_sim.mortal import MortalLoop
 from sordino_sim.network import SimulatedNetwork
 from sordino_sim.profiles import DEFAULT_PROFILE, DeviceProfile, profile
-from sordino_sim.scenario import Scenario
 from sordino_sim.wires import Wire
 
 FLEET: Final = "simulated"
@@ -155,12 +154,33 @@ class SimulatedAgent:
         return self.board.plan_seconds(flops=cost.flops, nodes=cost.nodes, runs=cost.runs, slowdown=self.slowdown)
 
 
+class Cast(Protocol):
+    """Who takes part: a job's `Scenario`, or agents without a job."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def boards(self) -> Mapping[str, DeviceProfile]: ...
+    @property
+    def dealer(self) -> str | None: ...
+    @property
+    def zones(self) -> Mapping[str, str]: ...
+    @property
+    def helpers(self) -> Mapping[str, str]: ...
+    @property
+    def budgets(self) -> Mapping[str, BudgetSpec]: ...
+    @property
+    def receivers(self) -> tuple[str, ...]: ...
+    def models(self) -> Mapping[str, Mapping[str, bytes]]: ...
+    def tables(self) -> Mapping[str, Table | None]: ...
+
+
 class SimulatedFleet:
     """See the module's text. `start_server`, then `start_agents`; `conductor` runs generators as the real server's."""
 
     def __init__(
         self,
-        scenario: Scenario,
+        scenario: Cast,
         *,
         loop: RunnableLoop,
         wire: Wire,
@@ -191,7 +211,7 @@ class SimulatedFleet:
         self._server_identity = simulation_device_key(seed, SERVER)
         self._server_boot = 0
         self._server_loop: MortalLoop | None = None
-        self._tables: Mapping[str, Table] = scenario.tables()
+        self._tables: Mapping[str, Table | None] = scenario.tables()
         provided = scenario.models()
         self.agents: Mapping[str, SimulatedAgent] = {
             name: SimulatedAgent(

@@ -24,11 +24,17 @@ class TensorPut(Message, frozen=True, kw_only=True):
 
 @register("tensor-run")
 class TensorRun(Message, frozen=True, kw_only=True):
-    """Server: run a Plan on stored tensors; its outputs are stored under `outputs`. Answered by `TensorStored`."""
+    """Server: run a Plan; its outputs are stored under `outputs`. Answered by `TensorStored`.
+
+    The Plan's first inputs are the stored tensors `inputs`, the last ones are `values`: numbers that change from run to
+    run (a step size, say), which have no name. Once the Plan has run, and before its outputs are stored, `drops` are
+    forgotten; unknown ids are no error there."""
 
     plan_id: Digest
     inputs: TensorIds
     outputs: TensorIds
+    values: Annotated[tuple[Array, ...], msgspec.Meta(max_length=4096)] = ()
+    drops: TensorIds = ()
     lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
 
 

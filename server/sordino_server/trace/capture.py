@@ -46,14 +46,22 @@ def decompositions() -> dict[Any, Any]:
     return {**core_aten_decompositions(), **get_decompositions(_TAKEN_APART)}
 
 
-def capture(fn: Function, examples: Sequence[Tensor], *, modules: ModulePaths, name: str) -> GraphModule:
+def capture(
+    fn: Function,
+    examples: Sequence[Tensor],
+    *,
+    modules: ModulePaths,
+    name: str,
+    origin: Callable[[], Origin] | None = None,
+) -> GraphModule:
     """The graph of `fn(*examples)`: placeholders, core aten operations without side effects, and a list of results.
 
-    Raises `PlanError` with the user's line for what has no static graph.
+    `origin` says what line an operation comes from, if that is not to be read from the stack. Raises `PlanError` with
+    the user's line for what has no static graph.
     """
 
     def recorded(*tensors: Tensor) -> list[Tensor]:
-        with recorded_origins(modules):
+        with recorded_origins(modules, origin):
             return list(fn(*tensors))
 
     try:
@@ -70,8 +78,8 @@ def capture(fn: Function, examples: Sequence[Tensor], *, modules: ModulePaths, n
     except SordinoError:
         raise
     except Exception as error:  # whatever the user's model raises is reported at its line
-        origin = origin_of_traceback(error.__traceback__, modules)
-        raise PlanError(f"{name}: {explain(error, origin, modules)}") from error
+        place = origin_of_traceback(error.__traceback__, modules) if origin is None else origin()
+        raise PlanError(f"{name}: {explain(error, place, modules)}") from error
 
 
 _DATA_DEPENDENT: Final = (

@@ -122,8 +122,10 @@ _sequence_number: Callable[[], int] = getattr(torch.autograd, "_get_sequence_nr"
 
 
 @contextmanager
-def recorded_origins(modules: ModulePaths) -> Iterator[None]:
-    """While it is open, every node that `make_fx` records gets `meta[META]`. Enter it inside the traced function."""
+def recorded_origins(modules: ModulePaths, origin: Callable[[], Origin] | None = None) -> Iterator[None]:
+    """While it is open, every node that `make_fx` records gets `meta[META]`. Enter it inside the traced function.
+
+    `origin`: says where a node comes from, if that is not to be read from the stack."""
     mode = get_proxy_mode()
     if mode is None:
         raise LocalError("recorded_origins: no make_fx trace is under way here")
@@ -133,16 +135,19 @@ def recorded_origins(modules: ModulePaths) -> Iterator[None]:
 
     def create_node(*args: Any, **kwargs: Any) -> Any:
         node = create(*args, **kwargs)
+        if origin is not None:
+            node.meta[META] = origin()
+            return node
         evaluated: Any = torch._C._current_autograd_node()  # None outside a backward pass, whatever its stub says
         if evaluated is None:
-            origin = _from_frames(_stack(sys._getframe()), modules) or UNKNOWN
+            here = _from_frames(_stack(sys._getframe()), modules) or UNKNOWN
             # An operation's autograd node is made just before the operation reaches the tracer. Operations that have
             # none (what follows the forward pass) see the number of the last one that had: the first to see it owns it.
-            of_sequence.setdefault(_sequence_number() - 1, origin)
+            of_sequence.setdefault(_sequence_number() - 1, here)
         else:
             sequence = evaluated._sequence_nr()
-            origin = of_sequence.get(sequence) or _from_frames(_stack(sys._getframe()), modules) or UNKNOWN
-        node.meta[META] = origin
+            here = of_sequence.get(sequence) or _from_frames(_stack(sys._getframe()), modules) or UNKNOWN
+        node.meta[META] = here
         return node
 
     graph.create_node = create_node

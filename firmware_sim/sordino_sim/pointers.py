@@ -1,0 +1,150 @@
+"""`simulate`: agents in this process that take tensors, for notebooks, tests and guides.
+
+The agents, the link and the server's end are the real ones; the clock is virtual and the wire is memory, or a mosquitto
+of our own in real time. Keys come from the seed: nothing here is secret."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+
+from sordino_agent.budget import BudgetSpec
+from sordino_agent.data.table import Table, table_of
+from sordino_agent.policy import Policy
+from sordino_common.clock import VirtualLoop
+from sordino_common.errors import ConfigError
+from sordino_common.transport.reactor import Reactor
+from sordino_server.rounds.effects import Effect, Gather, Result, gather
+from sordino_server.run import RunnableLoop
+from sordino_server.tensors.fleet import LEASE_S, PointerFleet
+from sordino_sim.broker import LocalBroker
+from sordino_sim.harness import SimulatedFleet
+from sordino_sim.keys import simulation_random
+from sordino_sim.profiles import DeviceProfile, profile
+from sordino_sim.wires import MemoryWire, MqttWire, Wire
+
+T = TypeVar("T")
+_NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
+_JOIN_S: Final = 30.0
+
+# The owners let what was sent here, and what came of it, leave again.
+OPEN: Final = Policy(jobs=("describe", "tensors"), plans="any", fetch="any", min_rows=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """Agents by name, each with its board and perhaps a dataset; no job."""
+
+    seed: int
+    boards: Mapping[str, DeviceProfile]
+    datasets: Mapping[str, Table]
+    dealer: None = None
+    zones: Mapping[str, str] = field(default_factory=dict)
+    helpers: Mapping[str, str] = field(default_factory=dict)
+    budgets: Mapping[str, BudgetSpec] = field(default_factory=dict)
+
+    receivers: tuple[str, ...] = ()
+
+    def models(self) -> Mapping[str, Mapping[str, bytes]]:
+        return {}
+
+    def tables(self) -> Mapping[str, Table | None]:
+        return {name: self.datasets.get(name) for name in self.boards}
+
+
+class SimulatedDriver:
+    """A `Driver` on a simulated fleet."""
+
+    def __init__(self, fleet: SimulatedFleet, loop: RunnableLoop, stack: ExitStack) -> None:
+        self.fleet = fleet
+        self._loop = loop
+        self._stack = stack
+        self.messages = 0
+
+    @property
+    def members(self) -> Sequence[str]:
+        return self.fleet.members
+
+    def drive(self, generator: Generator[Effect, Result, T]) -> T:
+        conductor = self.fleet.conductor
+        assert conductor is not None
+        conductor.start(generator)
+        try:
+            self._loop.run_until(lambda: conductor.done, deadline_s=math.inf)
+        finally:
+            conductor.interrupt("interrupted")  # nothing, if it is done
+        result: T = conductor.result()
+        return result
+
+    def now_s(self) -> float:
+        return self._loop.now_s()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def simulate(
+    agents: int | Sequence[str] = 3,
+    *,
+    data: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    policy: Policy = OPEN,
+    transport: Literal["memory", "mqtt"] = "memory",
+    board: str = "server",
+    seed: int = 0,
+    lease_s: float = LEASE_S,
+) -> PointerFleet:
+    """A fleet of `agents` (names, or how many: alice, bob, carol, ...) in this process.
+
+    `data[agent][dataset][column]`: arrays with rows along the first axis, one dataset an agent. `policy`: of every
+    owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our own. Raises
+    `ConfigError`."""
+    names = _names(agents) if isinstance(agents, int) else tuple(agents)
+    strangers = sorted(set(data or ()) - set(names))
+    if strangers:
+        raise ConfigError(f"simulate: data for {', '.join(strangers)}, but the agents are {', '.join(names)}")
+    boards = dict.fromkeys(names, profile(board))
+    cast = Cast(seed=seed, boards=boards, datasets={name: _table(name, given) for name, given in (data or {}).items()})
+    with ExitStack() as stack:
+        wire: Wire
+        loop: RunnableLoop
+        if transport == "memory":
+            loop = virtual = VirtualLoop()
+            wire = MemoryWire(virtual, network=None)
+        else:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="sordino-sim-"))
+            loop = reactor = stack.enter_context(Reactor())
+            wire = MqttWire(reactor, stack.enter_context(LocalBroker(Path(scratch) / "broker")))
+        fleet = SimulatedFleet(cast, loop=loop, wire=wire, network=None)
+        fleet.policy = policy
+        stack.callback(fleet.close)
+        fleet.start_server()
+        fleet.start_agents()
+        driver = SimulatedDriver(fleet, loop, stack)
+        present = driver.drive(
+            gather(Gather(purpose="agents", without=frozenset(), quorum=len(names), join_s=_JOIN_S, deadline_s=_JOIN_S))
+        )
+        away = sorted(set(names) - present.boots.keys())
+        if away:
+            raise ConfigError(f"simulate: {', '.join(away)} did not come online within {_JOIN_S:g} s")
+        driver._stack = stack.pop_all()
+    return PointerFleet(driver, random=simulation_random(seed, "tensor-ids", 1), lease_s=lease_s)
+
+
+def _names(count: int) -> tuple[str, ...]:
+    if count < 1:
+        raise ConfigError(f"simulate: {count} agents; at least one is needed")
+    return tuple(_NAMES[k] if k < len(_NAMES) else f"agent-{k:02d}" for k in range(count))
+
+
+def _table(name: str, given: Mapping[str, Mapping[str, Any]]) -> Table:
+    if len(given) != 1:
+        raise ConfigError(f"simulate: {name} has {len(given)} datasets; one an agent is simulated")
+    ((dataset, columns),) = given.items()
+    return table_of(dataset, {column: np.asarray(values) for column, values in columns.items()})

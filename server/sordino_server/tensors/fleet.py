@@ -1,0 +1,336 @@
+"""What a user holds: a fleet of agents, each of which takes tensors. Blocking, from the main thread.
+
+with sordino.simulate(agents=3) as fleet:
+    alice = fleet["agent-00"]
+    x = alice.send(torch.tensor([1.0, 2.0, 3.0]))
+    print((x * 2).sum().get())
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, TypeVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sordino_common.errors import LocalError, PlanError, RemoteError
+from sordino_common.messages import Message, TensorDrop, TensorDropped, TensorGet, TensorPut, TensorStored, TensorValue
+from sordino_common.plan.arrays import from_numpy, to_numpy
+from sordino_common.plan.spec import TensorSpec
+from sordino_server.rounds.effects import Effect, Result
+from sordino_server.tensors import messages, modules
+from sordino_server.tensors.chain import ChainTensor, LocalTensor
+from sordino_server.tensors.compile import Compiler
+from sordino_server.tensors.errors import AgentAway, RemoteFailure, WrongPlace
+from sordino_server.tensors.messages import Run, Terms
+from sordino_server.tensors.pointer import PointerTensor
+from sordino_server.tensors.recorder import Recorder, Request
+from sordino_server.tensors.values import Value
+from sordino_server.trace.draft import spec_of
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+LEASE_S: Final = 3600.0
+DEADLINE_S: Final = 330.0  # an agent stops a Plan after limits.plan_seconds, 300 by default
+_TRACE_KEPT: Final = 10_000
+_DROP_MOST: Final = 4096  # as messages.TensorIds
+_NODE: Final = re.compile(r"\bnode (\d+)")
+
+
+class Driver(Protocol):
+    """A connection, and the loop under it."""
+
+    @property
+    def members(self) -> Sequence[str]:
+        """Names of the agents."""
+        ...
+
+    def drive(self, generator: Generator[Effect, Result, T]) -> T:
+        """Run a round generator to its end."""
+        ...
+
+    def now_s(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """One command of the trace. `lines`: the user's, of the steps in it. `new`: the agent had not seen the Plan."""
+
+    agent: str
+    kind: str
+    plan_id: bytes | None = None
+    nodes: int = 0
+    outputs: int = 0
+    new: bool = False
+    lines: tuple[str, ...] = ()
+
+
+class RemoteAgent:
+    """One agent of a fleet: takes tensors and modules, and has what was sent. An `Owner` of pointers."""
+
+    def __init__(self, fleet: PointerFleet, name: str) -> None:
+        self.name = name
+        self.fleet = fleet
+        self.recorder = Recorder(name, fleet.compiler)
+        self.plans: set[bytes] = set()
+
+    def __repr__(self) -> str:
+        return f"RemoteAgent({self.name})"
+
+    @overload
+    def send(self, tensor: Tensor) -> PointerTensor: ...
+    @overload
+    def send(self, tensor: M) -> M: ...
+
+    def send(self, tensor: Any) -> Any:
+        """A pointer to this tensor, which is stored on the agent now; or the module, its parameters and buffers
+        replaced by pointers. Raises `RemoteFailure` (the agent's policy, its store is full) and `AgentAway`."""
+        if isinstance(tensor, nn.Module):
+            return modules.send(tensor, self.send)
+        if isinstance(tensor, PointerTensor):
+            return tensor.move(self)
+        if isinstance(tensor, LocalTensor):
+            tensor = tensor.get()
+        if isinstance(tensor, ChainTensor):
+            raise WrongPlace(f"send: {tensor.chain} is not here")
+        return self.fleet.put(self, tensor)
+
+    def fetch(self, value: Value) -> Tensor:
+        return self.fleet.fetch(self, value)
+
+    def flush(self) -> None:
+        """Send what was recorded for this agent."""
+        self.fleet.flush(self)
+
+
+class PointerFleet:
+    """Agents by name. Leave the `with` to send what is left, free what is held, and close the connection."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        random: Callable[[int], bytes] = os.urandom,
+        lease_s: float = LEASE_S,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self.compiler = Compiler()
+        self._driver = driver
+        self._random = random
+        self._terms = Terms(deadline_s=deadline_s, lease_s=lease_s)
+        self._agents = {name: RemoteAgent(self, name) for name in driver.members}
+        self._trace: deque[Sent] = deque(maxlen=_TRACE_KEPT)
+        self._closed = False
+
+    # --- what a user does ----------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> RemoteAgent:
+        try:
+            return self._agents[name]
+        except KeyError:
+            raise WrongPlace(
+                f"no agent {name!r} in this fleet; there are {', '.join(self._agents) or 'none'}"
+            ) from None
+
+    def __iter__(self) -> Iterator[RemoteAgent]:
+        return iter(self._agents.values())
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+    def __enter__(self) -> PointerFleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close(flush=kind is None)
+
+    @overload
+    def send(self, tensor: Tensor, to: RemoteAgent) -> PointerTensor: ...
+    @overload
+    def send(self, tensor: M, to: RemoteAgent) -> M: ...
+
+    def send(self, tensor: Any, to: RemoteAgent) -> Any:
+        """As `to.send(tensor)`."""
+        return to.send(tensor)
+
+    def get(self, thing: Any) -> Any:
+        """A pointer's tensor; or the module, its pointers replaced by what they point to."""
+        if isinstance(thing, nn.Module):
+            return modules.get(thing)
+        return thing.get()
+
+    def flush(self, *agents: RemoteAgent) -> None:
+        """Send what was recorded, one message to each agent (all agents, if none is named), and wait for it.
+
+        Raises `RemoteFailure` with the agent's reason and the user's line, `AgentAway` if there is no answer."""
+        self._require_open()
+        runs: dict[str, Run] = {}
+        for agent in agents or self._agents.values():
+            request = agent.recorder.request()
+            if request is not None:
+                ids = tuple(self._random(16) for _ in request.outputs)
+                runs[agent.name] = Run(request=request, ids=ids, drops=_taken(agent.recorder.forgotten))
+        if not runs:
+            return
+        for name, run in runs.items():
+            self._note_run(name, run)
+        answers = self._driver.drive(messages.run_all(self._terms, runs, lambda name: self._agents[name].plans))
+        failures: list[AgentAway | RemoteFailure] = []
+        for name, run in runs.items():
+            recorder = self._agents[name].recorder
+            if name in answers.replies:
+                recorder.sent(run.request, run.ids)
+                continue
+            recorder.forgotten.extend(run.drops)  # they may still be there
+            failure = messages.failure(
+                name, answers, what="computing", lines=_lines(run.request, answers.refusals.get(name))
+            )
+            if isinstance(failure, RemoteFailure) and not messages.passing(failure.reason):
+                recorder.failed(run.request, failure)
+            failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def trace(self) -> tuple[Sent, ...]:
+        """What was sent, in order, without values: the last 10,000 commands."""
+        return tuple(self._trace)
+
+    def close(self, *, flush: bool = True) -> None:
+        """Send what is left, free everything that was stored, close the connection. Nothing happens a second time."""
+        if self._closed:
+            return
+        try:
+            if flush:
+                self.flush()
+        finally:
+            try:
+                self._drop_all()
+            finally:
+                self._closed = True
+                self._driver.close()
+
+    # --- for the agents ------------------------------------------------------------------------------------------
+
+    def put(self, agent: RemoteAgent, tensor: Tensor) -> PointerTensor:
+        """Store a plain tensor on the agent."""
+        self._require_open()
+        plain = tensor.detach().cpu().contiguous()
+        try:
+            spec = spec_of(plain, "send")
+        except PlanError as error:
+            raise WrongPlace(str(error)) from None
+        tensor_id = self._random(16)
+        self._drop_some(agent)
+        message = TensorPut(tensor_id=tensor_id, value=from_numpy(plain.numpy()), lease_s=self._terms.lease_s)
+        self._ask(agent, "send", message, TensorStored)
+        value = Value(spec)
+        agent.recorder.store(value, tensor_id)
+        pointer: PointerTensor = PointerTensor(agent, agent.recorder.cell(value))
+        return pointer.requires_grad_() if tensor.requires_grad else pointer  # type: ignore[return-value]
+
+    def fetch(self, agent: RemoteAgent, value: Value) -> Tensor:
+        """The value, after everything that it needs was sent."""
+        self._require_open()
+        if value.failure is not None:
+            raise value.failure
+        if value.tensor_id is None:
+            keep = agent.recorder.cell(value)  # a view is not sent for its own sake
+            self.flush(agent)
+            del keep
+        if value.failure is not None:
+            raise value.failure
+        assert value.tensor_id is not None
+        reply = self._ask(agent, "get", TensorGet(tensor_id=value.tensor_id), TensorValue)
+        assert isinstance(reply, TensorValue)
+        return _tensor_of(reply, value.spec, agent.name)
+
+    # --- helpers -------------------------------------------------------------------------------------------------
+
+    def _ask(self, agent: RemoteAgent, what: str, message: Message, expects: type[Message]) -> Message:
+        self._trace.append(Sent(agent=agent.name, kind=message.kind))
+        answers = self._driver.drive(messages.question(self._terms, what, {agent.name: message}, expects))
+        if agent.name not in answers.replies:
+            raise messages.failure(agent.name, answers, what=what)
+        return answers.replies[agent.name]
+
+    def _note_run(self, name: str, run: Run) -> None:
+        traced = run.request.compiled.traced
+        new = traced.plan_id not in self._agents[name].plans
+        if new:
+            self._trace.append(Sent(agent=name, kind="plan-put", plan_id=traced.plan_id, nodes=len(traced.plan.nodes)))
+        self._trace.append(
+            Sent(
+                agent=name,
+                kind="tensor-run",
+                plan_id=traced.plan_id,
+                nodes=len(traced.plan.nodes),
+                outputs=len(run.ids),
+                new=new,
+                lines=_distinct(run.request),
+            )
+        )
+
+    def _drop_some(self, agent: RemoteAgent) -> None:
+        """Free what nobody needs, if that fills a message: a run takes fewer along for nothing."""
+        if len(agent.recorder.forgotten) >= _DROP_MOST:
+            self._drop(agent)
+
+    def _drop(self, agent: RemoteAgent) -> None:
+        ids = _taken(agent.recorder.forgotten)
+        try:
+            self._ask(agent, "free", TensorDrop(tensor_ids=ids), TensorDropped)
+        except (AgentAway, RemoteFailure):
+            agent.recorder.forgotten.extend(ids)
+            raise
+
+    def _drop_all(self) -> None:
+        """Free everything on agents that are there; on the others the leases end."""
+        for agent in self._agents.values():
+            agent.recorder.forgotten.extend(agent.recorder.held())
+            while agent.recorder.forgotten:
+                try:
+                    self._drop(agent)
+                except (AgentAway, RemoteFailure):
+                    break
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise LocalError("this fleet is closed; its tensors are freed. Open it again and send them again")
+
+
+def _taken(ids: deque[bytes]) -> tuple[bytes, ...]:
+    taken: list[bytes] = []
+    while ids and len(taken) < _DROP_MOST:
+        taken.append(ids.popleft())
+    return tuple(taken)
+
+
+def _distinct(request: Request) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(str, request.lines)))
+
+
+def _lines(request: Request, reason: str | None) -> tuple[str, ...]:
+    """The user's lines behind a refusal: that of the node it names, else of all steps."""
+    found = _NODE.search(reason or "")
+    origins = request.compiled.traced.origins
+    if found is not None and int(found[1]) < len(origins):
+        return (origins[int(found[1])],)
+    return _distinct(request)
+
+
+def _tensor_of(reply: TensorValue, spec: TensorSpec, name: str) -> Tensor:
+    array = to_numpy(reply.value)
+    dtype = "uint8" if spec.dtype == "bool" else spec.dtype
+    if array.shape != spec.shape or str(array.dtype) != dtype:
+        raise RemoteError(f"{name} sent {array.dtype}{list(array.shape)} for a tensor that is {spec}")
+    return torch.from_numpy(np.array(array != 0 if spec.dtype == "bool" else array))

@@ -1,0 +1,130 @@
+"""What goes to the agents, as round generators: puts, Plans, runs, fetches. No I/O.
+
+Rounds: a flush is one message to each agent that has something to do (`tensor-run`, which also carries the ids that
+nobody needs any more), after one more (`plan-put`) the first time that an agent sees a Plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from sordino_common.messages import Array, Message, PlanPut, PlanReady, TensorRun, TensorStored
+from sordino_common.plan.arrays import from_numpy
+from sordino_server.rounds.effects import Answers, Ask, Effect, Result, ask
+from sordino_server.tensors.errors import AgentAway, RemoteFailure
+from sordino_server.tensors.recorder import Request
+
+# Refusals after which the same command may succeed: the device is busy or full, or its owner may allow it.
+_PASSING: Final = ("busy", "limit", "draining", "policy", "budget", "worker")
+Turn = Generator[Effect, Result, Answers]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Of a connection: how long to wait for an answer, how long tensors are kept on agents."""
+
+    deadline_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A request with the ids that its outputs will have."""
+
+    request: Request
+    ids: tuple[bytes, ...]
+    drops: tuple[bytes, ...]
+
+    def message(self, terms: Terms) -> TensorRun:
+        request = self.request
+        inputs: list[bytes] = []
+        for value in request.inputs:
+            assert value.tensor_id is not None
+            inputs.append(value.tensor_id)
+        values: list[Array] = [
+            from_numpy(np.asarray(request.numbers[index], dtype=dtype)) for index, dtype in request.compiled.lifted
+        ]
+        return TensorRun(
+            plan_id=request.compiled.traced.plan_id,
+            inputs=tuple(inputs),
+            outputs=self.ids,
+            values=tuple(values),
+            drops=self.drops,
+            lease_s=terms.lease_s,
+        )
+
+
+def question(terms: Terms, purpose: str, messages: Mapping[str, Message], expects: type[Message]) -> Turn:
+    """Ask agents, all of them, and wait until each has answered, refused, or is lost."""
+    answers = yield from ask(
+        Ask(
+            purpose=purpose,
+            messages=messages,
+            expects=expects,
+            quorum=len(messages),
+            deadline_s=terms.deadline_s,
+            straggler_s=terms.deadline_s,
+        )
+    )
+    return answers
+
+
+def run_all(
+    terms: Terms, runs: Mapping[str, Run], known: Callable[[str], set[bytes]]
+) -> Generator[Effect, Result, Answers]:
+    """Run each agent's request. `known(name)`: Plans that the agent has seen, kept up to date here. An agent that has
+    forgotten the Plan gets it once more."""
+    refusals: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    replies: dict[str, Message] = {}
+    left = dict(runs)
+    for _ in range(2):
+        puts = {
+            name: PlanPut(plan=run.request.compiled.traced.data)
+            for name, run in left.items()
+            if run.request.compiled.traced.plan_id not in known(name)
+        }
+        if puts:
+            ready = yield from question(terms, "plans", puts, PlanReady)
+            for name in ready.replies:
+                known(name).add(runs[name].request.compiled.traced.plan_id)
+            refusals.update(ready.refusals)
+            missing.update(ready.missing)
+            left = {name: run for name, run in left.items() if name not in puts or name in ready.replies}
+        if not left:
+            break
+        answers = yield from question(
+            terms, "tensors", {name: run.message(terms) for name, run in left.items()}, TensorStored
+        )
+        replies.update(answers.replies)
+        missing.update(answers.missing)
+        unknown = {name for name, reason in answers.refusals.items() if reason.startswith("unknown-plan:")}
+        for name in unknown:
+            known(name).discard(runs[name].request.compiled.traced.plan_id)
+        refusals.update({name: why for name, why in answers.refusals.items() if name not in unknown})
+        left = {name: run for name, run in left.items() if name in unknown}
+    refusals.update(dict.fromkeys(left, "unknown-plan: the agent forgets the Plan as soon as it has it"))
+    return Answers(replies=replies, refusals=refusals, missing=missing)
+
+
+def failure(name: str, answers: Answers, *, what: str, lines: tuple[str, ...] = ()) -> AgentAway | RemoteFailure:
+    """Why there is no reply of `name`, as an error with the agent's own reason and the user's lines."""
+    place = ""
+    if lines:
+        place = f" (recorded at {lines[0]})" if len(lines) == 1 else f" (recorded from {lines[0]} to {lines[-1]})"
+    if name in answers.missing:
+        return AgentAway(
+            f"{what} on {name}{place}: {answers.missing[name]}; what is recorded is kept, "
+            f"and goes with the next attempt"
+        )
+    reason = answers.refusals[name]
+    return RemoteFailure(f"{what} on {name}{place}: {reason}", agent=name, reason=reason, lines=lines)
+
+
+def passing(reason: str) -> bool:
+    """Whether the refused command may succeed later."""
+    return reason.partition(":")[0] in _PASSING
