@@ -196,8 +196,10 @@ def _number_dtypes(structure: Structure) -> list[str]:
     """For each number the dtype of its step's result: a lifted number must widen nothing."""
     dtypes: list[str] = []
     for facts, _ in structure.steps:
-        out = facts.outs[0]
-        assert out is not None
-        assert out.dtype in FLOATS or not _count(facts)
-        dtypes += [out.dtype] * _count(facts)
+        count = _count(facts)
+        if count:
+            out = facts.outs[0]
+            assert out is not None
+            assert out.dtype in FLOATS
+            dtypes += [out.dtype] * count
     return dtypes

@@ -1,0 +1,147 @@
+"""Training through pointers: autograd and PyTorch's own optimizers give what they give here; one message a step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from torch import nn
+
+import sordino_server as sordino
+from sordino_server.tensors.errors import WrongPlace
+from sordino_server.tensors.fleet import PointerFleet
+
+Optimizers = dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]]
+OPTIMIZERS: Optimizers = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.05),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.05),
+}
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(20, 3, generator=generator), torch.randn(20, 1, generator=generator)
+
+
+def kinds(fleet: PointerFleet, since: int) -> list[str]:
+    return [sent.kind for sent in fleet.trace()[since:]]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_training_loop_gives_what_it_gives_here(name: str) -> None:
+    x, y = rows()
+    plain, remote = mlp(), mlp()
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        assert alice.send(remote) is remote
+        x_there, y_there = alice.send(x), alice.send(y)
+        here, there = OPTIMIZERS[name](plain.parameters()), OPTIMIZERS[name](remote.parameters())
+        for _ in range(8):
+            since = len(fleet.trace())
+            losses = []
+            for model, optimizer, inputs, targets in ((plain, here, x, y), (remote, there, x_there, y_there)):
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(model(inputs), targets)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss)
+            assert losses[1].get().item() == pytest.approx(losses[0].item(), rel=1e-5)  # type: ignore[attr-defined]
+            last = kinds(fleet, since)
+        assert last == ["tensor-run", "tensor-get"]  # no Plan, no drop; the loss was asked for
+        fleet.get(remote)
+    for one, other in zip(plain.parameters(), remote.parameters(), strict=True):
+        assert type(other) is nn.Parameter
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loop_that_asks_for_nothing_sends_one_message_a_step() -> None:
+    x, y = rows()
+    plain, remote = mlp(), mlp()
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        alice.send(remote)
+        x_there, y_there = alice.send(x), alice.send(y)
+        here, there = OPTIMIZERS["momentum"](plain.parameters()), OPTIMIZERS["momentum"](remote.parameters())
+        sent = []
+        for _ in range(8):
+            since = len(fleet.trace())
+            for model, optimizer, inputs, targets in ((plain, here, x, y), (remote, there, x_there, y_there)):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(inputs), targets).backward()
+                optimizer.step()
+            sent.append(kinds(fleet, since))
+        assert sent[0] == []
+        assert sent[4:] == [["tensor-run"]] * 4
+        fleet.get(remote)
+    for one, other in zip(plain.parameters(), remote.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_those_of_pytorch() -> None:
+    def program(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(x @ w) + torch.sigmoid(x).sum(dim=1, keepdim=True)
+        return (hidden.softmax(dim=1)[:, 1] * hidden.clamp(-1, 1).mean(dim=1)).sum()
+
+    torch.manual_seed(3)
+    x, w = torch.randn(5, 4, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        x_there, w_there = alice.send(x), alice.send(w)
+        assert x_there.requires_grad
+        assert x_there.is_leaf
+        program(x, w).backward()
+        program(x_there, w_there).backward()
+        for here, there in ((x, x_there), (w, w_there)):
+            assert here.grad is not None
+            assert there.grad is not None
+            assert torch.allclose(there.grad.get(), here.grad, rtol=1e-5, atol=1e-6)  # type: ignore[attr-defined]
+        (second,) = torch.autograd.grad((w_there**3).sum(), w_there, create_graph=True)
+        (third,) = torch.autograd.grad(second.sum(), w_there)
+        assert torch.allclose(third.get(), 6 * w.detach(), rtol=1e-5, atol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_a_convolutional_network_trains() -> None:
+    torch.manual_seed(1)
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 3))
+    remote = copy.deepcopy(plain)
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 2, 1, 2])
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        alice.send(remote)
+        images_there, labels_there = alice.send(images), alice.send(labels)
+        for model, x, y in ((plain, images, labels), (remote, images_there, labels_there)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        fleet.get(remote)
+    for one, other in zip(plain.parameters(), remote.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_shared_parameters_stay_shared_and_a_failed_send_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    before = list(model.parameters())
+    with sordino.simulate(agents=1) as fleet:
+        model[1].register_buffer("odd", torch.ones(2, dtype=torch.complex64))
+        with pytest.raises(WrongPlace):
+            fleet.send(model, fleet["alice"])
+        assert [id(p) for p in model.parameters()] == [id(p) for p in before]
+        del model[1]._buffers["odd"]
+        fleet.send(model, fleet["alice"])
+        assert model[0].weight is model[1].weight
+        assert isinstance(model[0].bias, sordino.PointerTensor)
+        fleet.get(model)
+        assert model[0].weight is model[1].weight
+        assert torch.equal(model[0].weight, before[0])
