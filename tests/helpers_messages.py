@@ -159,6 +159,10 @@ EXAMPLES: dict[str, m.Message] = {
         drops=(TENSOR_ID,),
         lease_s=60.0,
     ),
+    "tensor-load": m.TensorLoad(
+        tensor_id=TENSOR_ID, dataset="boston", columns=("x",), split="train", dtype="float32", lease_s=60.0
+    ),
+    "tensor-renew": m.TensorRenew(tensor_ids=(TENSOR_ID,), lease_s=60.0),
     "tensor-stored": m.TensorStored(tensor_ids=(TENSOR_ID,), used_bytes=24, budget_bytes=1 << 20),
     "tensor-get": m.TensorGet(tensor_id=TENSOR_ID),
     "tensor-value": m.TensorValue(tensor_id=TENSOR_ID, value=F32),

@@ -6,13 +6,13 @@ Legend: R rows of the split, B rows of a batch, D features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sordino_agent.data.table import Rows, Table
+from sordino_agent.data.table import Rows, Split, Table
 from sordino_agent.errors import BadCommand
 from sordino_common.messages import DataRef, encode
 from sordino_common.plan.spec import TensorSpec
@@ -48,6 +48,17 @@ def step_count(*, steps: int, epochs: float, rows: int, batch_rows: int) -> int:
     return steps or max(1, round(epochs * rows / batch_rows))
 
 
+def joined_columns(table: Table, split: Split, names: Sequence[str]) -> NDArray[Any]:
+    """Columns of the split: one as it is [R, ...], several joined along the last axis [R, D]. Raises `BadCommand`."""
+    rows = table.rows(split)
+    columns = [table.column(name) for name in names]
+    if len(columns) == 1:
+        return columns[0][rows]
+    if all(column.ndim <= 2 for column in columns):
+        return np.concatenate([column[rows].reshape(len(rows), -1) for column in columns], axis=1)
+    raise BadCommand(f"dataset {table.name!r}: features of more than one dimension can't be joined; name one of them")
+
+
 def feature_rows(table: Table, data: DataRef, spec: TensorSpec, *, strict: bool = True) -> NDArray[Any]:
     """x [R, *spec.shape[1:]] of the split, scaled as (x - offset) / scale in float64, then in the Plan's dtype.
 
@@ -56,14 +67,7 @@ def feature_rows(table: Table, data: DataRef, spec: TensorSpec, *, strict: bool 
     overflows would tell of that row without noise. Its values become infinite, or whatever the cast makes of them."""
     rows = table.rows(data.split)
     columns = [table.column(name) for name in data.features]
-    if len(columns) == 1:
-        raw = columns[0][rows]
-    elif all(column.ndim <= 2 for column in columns):
-        raw = np.concatenate([column[rows].reshape(len(rows), -1) for column in columns], axis=1)
-    else:
-        raise BadCommand(
-            f"dataset {table.name!r}: features of more than one dimension can't be joined; name one of them"
-        )
+    raw = joined_columns(table, data.split, data.features)
     width = int(np.prod(raw.shape[1:], dtype=np.int64))
     return _fit(
         raw.reshape(len(rows), width),

@@ -244,6 +244,15 @@ def run_plan(plan: Plan, program: Program, inputs: Sequence[Array], *, check: Ch
     return tuple(from_numpy(np.asarray(value)) for value in outs)
 
 
+def as_dtype(values: Values, dtype: str, dataset: str) -> Values:
+    """The values as numbers of `dtype`, contiguous. Raises `BadCommand` where integers would be lost."""
+    with np.errstate(all="ignore"):
+        cast = np.ascontiguousarray(values, dtype=dtype)
+    if cast.dtype.kind == "i" and not np.array_equal(cast, values):
+        raise BadCommand(f"dataset {dataset!r}: not all of these values are integers; load them as float32")
+    return cast
+
+
 def require_rows(rows: int, minimum: int, *, dataset: str, what: str) -> None:
     """Raises `PolicyRefusal` if an answer would be formed over fewer rows than the device's policy wants."""
     if rows < minimum:

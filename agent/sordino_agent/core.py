@@ -41,6 +41,7 @@ from sordino_agent.tasks import (
     EvaluateFacts,
     EvaluateTask,
     Facts,
+    LoadTask,
     MomentsFacts,
     MomentsTask,
     Outcome,
@@ -352,8 +353,14 @@ class AgentCore:
             case m.TensorGet():
                 self._policy.require_job("tensors")
                 tensor = self._store.get(message.tensor_id, now_s=self._loop.now_s())
-                self._policy.require_fetch(tensor.made_by)
+                self._policy.require_fetch(tensor.made_by, tensor.lineage)
                 self._send(asker, m.TensorValue(tensor_id=message.tensor_id, value=tensor.value))
+            case m.TensorLoad():
+                self._tensor_load(message, asker)
+            case m.TensorRenew():
+                self._policy.require_job("tensors")
+                there = self._store.renew(message.tensor_ids, lease_s=message.lease_s, now_s=self._loop.now_s())
+                self._send(asker, self._stored(there))
             case m.TensorDrop():
                 self._policy.require_job("tensors")
                 self._send(asker, m.TensorDropped(dropped=self._store.drop(message.tensor_ids)))
@@ -493,9 +500,11 @@ class AgentCore:
                     f"the Plan gives {len(facts.outputs)} tensors, the command names {len(message.outputs)}"
                 )
             self._store.drop(message.drops)
+            rows_in = [tensor.lineage for tensor in stored if tensor.lineage is not None]
             self._store.put(
                 list(zip(message.outputs, facts.outputs, strict=True)),
                 made_by=message.plan_id,
+                lineage=frozenset({message.plan_id}).union(*rows_in) if rows_in else None,
                 lease_s=message.lease_s,
                 now_s=self._loop.now_s(),
             )
@@ -503,6 +512,26 @@ class AgentCore:
 
         task = RunTask(plan=self._plan(message.plan_id), inputs=inputs)
         label = f"tensors {message.plan_id.hex()[:12]}"
+        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer)
+
+    def _tensor_load(self, message: m.TensorLoad, asker: Asker) -> None:
+        self._policy.require_dataset(message.dataset, "tensors")
+        self._ledger.require_exact(message.dataset, message.kind)
+
+        def answer(facts: Facts, _seconds: float) -> m.Message:
+            assert isinstance(facts, RunFacts)
+            (columns,) = facts.outputs
+            self._store.put(
+                [(message.tensor_id, columns)],
+                made_by=None,
+                lineage=frozenset(),
+                lease_s=message.lease_s,
+                now_s=self._loop.now_s(),
+            )
+            return self._stored((message.tensor_id,))
+
+        task = LoadTask(command=message, min_rows=self._policy.min_rows)
+        label = f"load {message.dataset}"
         self._desk.submit(task, asker, command=message.kind, label=label, answer=answer)
 
     def _plan(self, plan_id: bytes) -> bytes:

@@ -33,7 +33,7 @@ JOB_KINDS: Final[tuple[JobKind, ...]] = (
     *("aggregate", "statistics", "help"),
     *("spdz-compute", "spdz-data", "spdz-model"),
 )
-DataJob = Literal["moments", "train", "evaluate", "aggregate", "statistics", "spdz-data"]
+DataJob = Literal["moments", "train", "evaluate", "tensors", "aggregate", "statistics", "spdz-data"]
 
 PlanHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -44,8 +44,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `jobs`: kinds of command that are served. `plans`: "any", or the SHA-256 (hex) of every Plan that may run here.
     With "any" a hostile server can write a Plan whose update encodes rows (see SECURITY.md); pin Plans where that
     matters. `datasets`: for which jobs each dataset may be used; a dataset that is not named is open to all of `jobs`
-    if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none",
-    "any", or the Plans (hex) whose outputs may leave. `min_rows`: fewest rows that an answer may be formed over.
+    if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none";
+    "sent", those in which no row of a dataset is; "any"; or the Plans (hex) whose outputs may leave, where a tensor in
+    which rows are leaves only if all Plans between the rows and it are listed. Rows themselves never leave. `min_rows`:
+    fewest rows that an answer may be formed over.
     `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
     budget, which does not cover them then. `min_noise_multiplier`: the least noise (σ over sensitivity) of a private
     release. `aggregate`: contribute to secure sums, of at least `min_cohort` contributors and with at least
@@ -57,7 +59,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate", "aggregate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()
     datasets: dict[Name, tuple[DataJob, ...]] | None = None
-    fetch: Literal["none", "any"] | tuple[PlanHex, ...] = "none"
+    fetch: Literal["none", "sent", "any"] | tuple[PlanHex, ...] = "none"
     min_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)] = 10
     exact_evaluation: bool = False
     min_noise_multiplier: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 0.0
@@ -111,9 +113,26 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether a description lists `dataset`: only if some job may use it."""
         return self.datasets is None or bool(self.datasets.get(dataset))
 
-    def require_fetch(self, made_by: bytes | None) -> None:
-        """Raise `PolicyRefusal` unless a tensor may leave that the Plan `made_by` made (None: the server put it)."""
-        if self.fetch == "any" or (made_by is not None and made_by.hex() in self.fetch):
+    def require_fetch(self, made_by: bytes | None, lineage: frozenset[bytes] | None) -> None:
+        """Raise `PolicyRefusal` unless a tensor may leave that the Plan `made_by` made (None: the server put it), with
+        the rows of a dataset in it if `lineage`, the Plans between them and it, is not None."""
+        if lineage is not None and not lineage:
+            raise PolicyRefusal(
+                "these are rows of a dataset, which never leave the device, whatever its policy; compute an aggregate "
+                "of them there"
+            )
+        if self.fetch == "any" or (self.fetch == "sent" and lineage is None):
+            return
+        if lineage is not None:
+            missing = [plan.hex() for plan in sorted(lineage) if plan.hex() not in self.fetch]
+            if self.fetch not in ("none", "sent") and not missing:
+                return
+            listed = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+            raise PolicyRefusal(
+                f"this tensor was computed from rows of a dataset; the device's owner can let it leave by listing, in "
+                f"policy.fetch, all Plans that made it: {listed}"
+            )
+        if made_by is not None and made_by.hex() in self.fetch:
             return
         raise PolicyRefusal("this tensor may not leave the device; the device's owner can allow it in policy.fetch")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from sordino_agent.errors import Conflict, UnknownTensor
@@ -20,11 +20,14 @@ ENTRY_BYTES: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor with the Plan (SHA-256) that made it, None if the server put it, and the time its lease is over."""
+    """A tensor with the Plan (SHA-256) that made it, None if none did, and the time its lease is over.
+
+    `lineage`: None if no row of a dataset is in it; else all Plans between the rows and it (none: it is rows)."""
 
     value: Array
     made_by: bytes | None
     until_s: float
+    lineage: frozenset[bytes] | None = None
 
 
 class TensorStore:
@@ -41,7 +44,13 @@ class TensorStore:
         return len(self._tensors)
 
     def put(
-        self, tensors: Sequence[tuple[bytes, Array]], *, made_by: bytes | None, lease_s: float, now_s: float
+        self,
+        tensors: Sequence[tuple[bytes, Array]],
+        *,
+        made_by: bytes | None,
+        lease_s: float,
+        now_s: float,
+        lineage: frozenset[bytes] | None = None,
     ) -> None:
         """Store all of `tensors`, or raise and store none. The same value again renews its lease; another value
         under a live id raises `Conflict`; no room raises `LimitExceeded`."""
@@ -51,7 +60,7 @@ class TensorStore:
             present = self._tensors.get(tensor_id)
             if present is None:
                 added += value.nbytes + ENTRY_BYTES
-            elif present.value != value or present.made_by != made_by:
+            elif present.value != value or present.made_by != made_by or present.lineage != lineage:
                 raise Conflict(f"tensor {tensor_id.hex()} is there with another value; drop it first, or take a new id")
         if len({tensor_id for tensor_id, _ in tensors}) != len(tensors):
             raise Conflict("one command stores the same tensor id twice")
@@ -61,7 +70,9 @@ class TensorStore:
                 "(limits.store_bytes on the device); drop tensors first"
             )
         for tensor_id, value in tensors:
-            self._tensors[tensor_id] = StoredTensor(value=value, made_by=made_by, until_s=now_s + lease_s)
+            self._tensors[tensor_id] = StoredTensor(
+                value=value, made_by=made_by, until_s=now_s + lease_s, lineage=lineage
+            )
         self.used_bytes += added
 
     def get(self, tensor_id: bytes, *, now_s: float) -> StoredTensor:
@@ -73,6 +84,14 @@ class TensorStore:
             raise UnknownTensor(
                 f"tensor {tensor_id.hex()} is not here: never put, dropped, or its lease is over"
             ) from None
+
+    def renew(self, tensor_ids: Sequence[bytes], *, lease_s: float, now_s: float) -> tuple[bytes, ...]:
+        """Give these tensors a new lease; returns those that are there."""
+        self.expire(now_s)
+        there = tuple(tensor_id for tensor_id in tensor_ids if tensor_id in self._tensors)
+        for tensor_id in there:
+            self._tensors[tensor_id] = replace(self._tensors[tensor_id], until_s=now_s + lease_s)
+        return there
 
     def drop(self, tensor_ids: Sequence[bytes]) -> int:
         """Forget these tensors; returns how many were there."""

@@ -27,6 +27,7 @@ from sordino_common.messages import (
     Evaluate,
     Moments,
     MomentsResult,
+    TensorLoad,
     Train,
 )
 from sordino_common.privacy.mechanism import Mechanism
@@ -82,11 +83,19 @@ class EvaluateTask(_Value, frozen=True, kw_only=True):
 
 
 class RunTask(_Value, frozen=True, kw_only=True):
-    """A Plan on tensors that the server put or that earlier Plans made. No dataset enters."""
+    """A Plan on tensors that the server put, that earlier Plans made, or that were loaded."""
 
     kind = "tensors"
     plan: bytes
     inputs: tuple[Array, ...]
+
+
+class LoadTask(_Value, frozen=True, kw_only=True):
+    """Columns of a dataset, to be kept on the device. Gives `RunFacts` with one output."""
+
+    kind = "load"
+    command: TensorLoad
+    min_rows: int
 
 
 # --- what comes back ---------------------------------------------------------------------------------------------
@@ -192,7 +201,7 @@ def failure_of(error: Exception, task_kind: str) -> Failure:
 
 SpdzWork = SpdzOpenTask | SpdzTask | SpdzEndTask
 SumWork = SumUpdateTask | SumGradientTask | SumMetricsTask | SumStatisticsTask | ShareTask
-Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | SpdzWork | SumWork
+Task = DescribeTask | PlanTask | MomentsTask | TrainTask | EvaluateTask | RunTask | LoadTask | SpdzWork | SumWork
 SumResults = SumFacts | ShareFacts
 Facts = (
     DatasetList
@@ -222,7 +231,7 @@ class TaskCost(msgspec.Struct, frozen=True, kw_only=True):
 _TASKS: Final[dict[str, type[Task]]] = {
     cls.kind: cls
     for cls in (
-        *(DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask),
+        *(DescribeTask, PlanTask, MomentsTask, TrainTask, EvaluateTask, RunTask, LoadTask),
         *(SpdzOpenTask, SpdzTask, SpdzEndTask),
         *(SumUpdateTask, SumGradientTask, SumMetricsTask, SumStatisticsTask, ShareTask),
     )

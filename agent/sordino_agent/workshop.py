@@ -22,7 +22,7 @@ from sordino_agent.aggregate.tasks import (
     SumStatisticsTask,
     SumUpdateTask,
 )
-from sordino_agent.batches import feature_rows, row_stream, step_count, target_rows
+from sordino_agent.batches import feature_rows, joined_columns, row_stream, step_count, target_rows
 from sordino_agent.compute import Check, Layout
 from sordino_agent.costs import private_steps
 from sordino_agent.data.catalogue import Catalogue
@@ -37,6 +37,7 @@ from sordino_agent.tasks import (
     EvaluateFacts,
     EvaluateTask,
     Facts,
+    LoadTask,
     MomentsFacts,
     MomentsTask,
     PlanFacts,
@@ -158,6 +159,8 @@ class Workshop:
                 return self._evaluate(task)
             case RunTask():
                 return self._run(task)
+            case LoadTask():
+                return self._load(task)
             case SpdzOpenTask() | SpdzTask() | SpdzEndTask():
                 return self._shares(task)
             case SumUpdateTask():
@@ -464,6 +467,16 @@ class Workshop:
         return Prepared(
             cost=loaded.cost(task.kind, 1),
             run=lambda check: RunFacts(outputs=compute.run_plan(loaded.plan, loaded.program, task.inputs, check=check)),
+        )
+
+    def _load(self, task: LoadTask) -> Prepared:
+        command = task.command
+        table = self._catalogue.table(command.dataset)
+        compute.require_rows(len(table.rows(command.split)), task.min_rows, dataset=table.name, what="a load")
+        columns = joined_columns(table, command.split, command.columns)
+        return Prepared(
+            cost=TaskCost(kind=task.kind, flops=columns.size, runs=1),
+            run=lambda _: RunFacts(outputs=(from_numpy(compute.as_dtype(columns, command.dtype, table.name)),)),
         )
 
     def _feeds(

@@ -150,7 +150,7 @@ class Conductor:
         self._pending, self.done, self._result, self._error = None, False, None, None
         self._ear = Ear(gone_s=self._gone_s)
         self._base = self._traffic()
-        self._loop.call_at(self._loop.now_s(), lambda: self._advance(None))
+        self._resume(lambda: None)
 
     def result(self) -> Any:
         """What the generator returned; raises what it raised."""
@@ -223,6 +223,16 @@ class Conductor:
         self._tell(Note(text=printable(f"a packet of {who} was refused: {error}"), level="warning"))
 
     # --- effects ---------------------------------------------------------------------------------------------------
+
+    def _resume(self, value: Callable[[], Result]) -> None:
+        """Go on with the generator from a fresh callback, unless it has been stopped, and perhaps another started."""
+        generator = self._generator
+
+        def go_on() -> None:
+            if self._generator is generator and not self.done:
+                self._advance(value())
+
+        self._loop.call_at(self._loop.now_s(), go_on)
 
     def _advance(self, value: Result) -> None:
         """Resume the generator; perform effects until one has to wait."""
@@ -319,11 +329,11 @@ class Conductor:
                 if late and pending.ask.cancel is not None:
                     self._cancel(late, pending.ask.cancel)
                 answers = pending.answers()
-                self._loop.call_at(now_s, lambda: self._advance(answers))
+                self._resume(lambda: answers)
             case Gathering():
-                self._loop.call_at(now_s, lambda: self._advance(self._present()))
+                self._resume(self._present)
             case Hearing():
-                self._loop.call_at(now_s, lambda: self._advance(self._ear.take()))
+                self._resume(self._ear.take)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from sordino_common.messages.array import Array
-from sordino_common.messages.base import Bytes, Count, Digest, Message, register
+from sordino_common.messages.base import Bytes, Count, Digest, Label, Message, Name, register
 
 TensorId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 TensorIds = Annotated[tuple[TensorId, ...], msgspec.Meta(max_length=4096)]
@@ -19,6 +19,31 @@ class TensorPut(Message, frozen=True, kw_only=True):
 
     tensor_id: TensorId
     value: Array
+    lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+
+
+@register("tensor-load")
+class TensorLoad(Message, frozen=True, kw_only=True):
+    """Server: keep these columns of a dataset's split under `tensor_id`, as numbers of `dtype`: one column as it is,
+    several joined along the last axis. Answered by `TensorStored` or `Refused`.
+
+    What is loaded never leaves the device, and what Plans make of it leaves only if the device's policy names every
+    one of these Plans."""
+
+    tensor_id: TensorId
+    dataset: Name
+    columns: Annotated[tuple[Label, ...], msgspec.Meta(min_length=1, max_length=4096)]
+    split: Literal["train", "test"]
+    dtype: Literal["float32", "float64", "int64"]
+    lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+
+
+@register("tensor-renew")
+class TensorRenew(Message, frozen=True, kw_only=True):
+    """Server: keep these tensors for `lease_s` seconds from now. Answered by `TensorStored` with those that are there;
+    unknown ids are no error."""
+
+    tensor_ids: TensorIds
     lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
 
 

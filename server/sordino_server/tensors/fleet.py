@@ -8,26 +8,40 @@ with sordino.simulate(agents=3) as fleet:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeVar, overload
+from typing import Any, Final, Literal, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sordino_common.errors import LocalError, PlanError, RemoteError
-from sordino_common.messages import Message, TensorDrop, TensorDropped, TensorGet, TensorPut, TensorStored, TensorValue
+from sordino_common.messages import (
+    Describe,
+    Described,
+    Message,
+    TensorDrop,
+    TensorDropped,
+    TensorGet,
+    TensorLoad,
+    TensorPut,
+    TensorRenew,
+    TensorStored,
+    TensorValue,
+)
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.rounds.effects import Effect, Result
 from sordino_server.tensors import messages, modules
 from sordino_server.tensors.chain import ChainTensor, LocalTensor
 from sordino_server.tensors.compile import Compiler
+from sordino_server.tensors.datasets import RemoteDataset
 from sordino_server.tensors.errors import AgentAway, RemoteFailure, WrongPlace
 from sordino_server.tensors.messages import Run, Terms
 from sordino_server.tensors.pointer import PointerTensor
@@ -105,6 +119,19 @@ class RemoteAgent:
             raise WrongPlace(f"send: {tensor.chain} is not here")
         return self.fleet.put(self, tensor)
 
+    def datasets(self) -> tuple[RemoteDataset, ...]:
+        """The datasets that this agent offers."""
+        return tuple(RemoteDataset(agent=self, info=info) for info in self.fleet.describe(self).datasets)
+
+    def dataset(self, name: str) -> RemoteDataset:
+        """The dataset of that name; `WrongPlace` with those that there are."""
+        datasets = self.datasets()
+        for dataset in datasets:
+            if dataset.name == name:
+                return dataset
+        there = ", ".join(dataset.name for dataset in datasets) or "none"
+        raise WrongPlace(f"no dataset {name!r} on {self.name}; there are: {there}")
+
     def fetch(self, value: Value) -> Tensor:
         return self.fleet.fetch(self, value)
 
@@ -169,11 +196,20 @@ class PointerFleet:
             return modules.get(thing)
         return thing.get()
 
+    def search(self, tag: str) -> tuple[RemoteDataset, ...]:
+        """All datasets in the fleet with this tag, or of this name. Agents that are away have none."""
+        found: list[RemoteDataset] = []
+        for agent in self._agents.values():
+            with contextlib.suppress(AgentAway):
+                found += [each for each in agent.datasets() if tag == each.name or tag in each.info.tags]
+        return tuple(found)
+
     def flush(self, *agents: RemoteAgent) -> None:
         """Send what was recorded, one message to each agent (all agents, if none is named), and wait for it.
 
         Raises `RemoteFailure` with the agent's reason and the user's line, `AgentAway` if there is no answer."""
         self._require_open()
+        self._renew(agents or tuple(self._agents.values()))
         runs: dict[str, Run] = {}
         for agent in agents or self._agents.values():
             request = agent.recorder.request()
@@ -184,12 +220,17 @@ class PointerFleet:
             return
         for name, run in runs.items():
             self._note_run(name, run)
-        answers = self._driver.drive(messages.run_all(self._terms, runs, lambda name: self._agents[name].plans))
+        try:
+            answers = self._driver.drive(messages.run_all(self._terms, runs, lambda name: self._agents[name].plans))
+        except BaseException:  # Ctrl-C: nobody knows what was carried out
+            for name, run in runs.items():
+                self._agents[name].recorder.forgotten.extend((*run.drops, *run.ids))
+            raise
         failures: list[AgentAway | RemoteFailure] = []
         for name, run in runs.items():
             recorder = self._agents[name].recorder
             if name in answers.replies:
-                recorder.sent(run.request, run.ids)
+                recorder.sent(run.request, run.ids, self._driver.now_s())
                 continue
             recorder.forgotten.extend(run.drops)  # they may still be there
             failure = messages.failure(
@@ -230,13 +271,36 @@ class PointerFleet:
         except PlanError as error:
             raise WrongPlace(str(error)) from None
         tensor_id = self._random(16)
-        self._drop_some(agent)
         message = TensorPut(tensor_id=tensor_id, value=from_numpy(plain.numpy()), lease_s=self._terms.lease_s)
-        self._ask(agent, "send", message, TensorStored)
-        value = Value(spec)
-        agent.recorder.store(value, tensor_id)
-        pointer: PointerTensor = PointerTensor(agent, agent.recorder.cell(value))
+        pointer = self._stored(agent, "send", message, spec)
         return pointer.requires_grad_() if tensor.requires_grad else pointer  # type: ignore[return-value]
+
+    def load(
+        self,
+        agent: RemoteAgent,
+        dataset: str,
+        columns: Sequence[str],
+        split: Literal["train", "test"],
+        spec: TensorSpec,
+    ) -> PointerTensor:
+        """Columns of a dataset, kept on the agent that has them."""
+        self._require_open()
+        message = TensorLoad(
+            tensor_id=self._random(16),
+            dataset=dataset,
+            columns=tuple(columns),
+            split=split,
+            dtype=cast(Any, spec.dtype),
+            lease_s=self._terms.lease_s,
+        )
+        return self._stored(agent, f"dataset {dataset!r}", message, spec)
+
+    def describe(self, agent: RemoteAgent) -> Described:
+        """What the agent offers."""
+        self._require_open()
+        reply = self._ask(agent, "describe", Describe(), Described)
+        assert isinstance(reply, Described)
+        return reply
 
     def fetch(self, agent: RemoteAgent, value: Value) -> Tensor:
         """The value, after everything that it needs was sent."""
@@ -255,6 +319,17 @@ class PointerFleet:
         return _tensor_of(reply, value.spec, agent.name)
 
     # --- helpers -------------------------------------------------------------------------------------------------
+
+    def _stored(
+        self, agent: RemoteAgent, what: str, message: TensorPut | TensorLoad, spec: TensorSpec
+    ) -> PointerTensor:
+        if len(agent.recorder.forgotten) >= _DROP_MOST:  # else they go with a run, for nothing
+            self._drop(agent)
+        self._ask(agent, what, message, TensorStored)
+        value = Value(spec)
+        agent.recorder.store(value, message.tensor_id, self._driver.now_s())
+        pointer: PointerTensor = PointerTensor(agent, agent.recorder.cell(value))
+        return pointer
 
     def _ask(self, agent: RemoteAgent, what: str, message: Message, expects: type[Message]) -> Message:
         self._trace.append(Sent(agent=agent.name, kind=message.kind))
@@ -280,10 +355,14 @@ class PointerFleet:
             )
         )
 
-    def _drop_some(self, agent: RemoteAgent) -> None:
-        """Free what nobody needs, if that fills a message: a run takes fewer along for nothing."""
-        if len(agent.recorder.forgotten) >= _DROP_MOST:
-            self._drop(agent)
+    def _renew(self, agents: Sequence[RemoteAgent]) -> None:
+        """Ask for new leases where half of one is over. What is lost already fails by name when it is used."""
+        now_s = self._driver.now_s()
+        for agent in agents:
+            ids = agent.recorder.due(now_s, self._terms.lease_s)
+            for start in range(0, len(ids), _DROP_MOST):
+                part = ids[start : start + _DROP_MOST]
+                self._ask(agent, "renew", TensorRenew(tensor_ids=part, lease_s=self._terms.lease_s), TensorStored)
 
     def _drop(self, agent: RemoteAgent) -> None:
         ids = _taken(agent.recorder.forgotten)

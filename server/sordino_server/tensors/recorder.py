@@ -49,7 +49,7 @@ class Recorder:
         self.recorded = 0  # steps since the last flush
         self.backwards = 0  # backward passes since the last flush
         self._in_backward = False
-        self._held: set[bytes] = set()
+        self._held: dict[bytes, float] = {}  # id -> when its lease began, oldest first
         self._pending: dict[int, weakref.ref[Cell]] = {}
         self._numbers = itertools.count()
 
@@ -163,29 +163,37 @@ class Recorder:
                     del outputs[key]
             return _reached(outputs.values())
 
-    def store(self, value: Value, tensor_id: bytes) -> None:
+    def store(self, value: Value, tensor_id: bytes, now_s: float) -> None:
         """`value` is on the agent now, under this id, until nobody here has it any more."""
-        self._held.add(tensor_id)
+        self._held[tensor_id] = now_s
         value.stored(tensor_id, self._forget)
 
     def _forget(self, tensor_id: bytes) -> None:
         if tensor_id in self._held:
-            self._held.remove(tensor_id)
+            del self._held[tensor_id]
             self.forgotten.append(tensor_id)
 
     def held(self) -> tuple[bytes, ...]:
         """All ids that are still needed here; from now on they are not."""
-        ids, self._held = tuple(self._held), set()
+        ids, self._held = tuple(self._held), {}
         return ids
+
+    def due(self, now_s: float, lease_s: float) -> tuple[bytes, ...]:
+        """All ids, if half of the oldest lease is over: they are given new ones now. Else none."""
+        oldest_s = next(iter(self._held.values()), now_s)
+        if now_s - oldest_s < lease_s / 2:
+            return ()
+        self._held = dict.fromkeys(self._held, now_s)
+        return tuple(self._held)
 
     def new_step(self) -> None:
         """What was recorded is sent, and the backward pass that had begun is the first of what follows."""
         self.backwards = 1
 
-    def sent(self, request: Request, ids: Iterable[bytes]) -> None:
+    def sent(self, request: Request, ids: Iterable[bytes], now_s: float) -> None:
         """The request was carried out: its outputs are stored under these ids."""
         for value, tensor_id in zip(request.outputs, ids, strict=True):
-            self.store(value, tensor_id)
+            self.store(value, tensor_id, now_s)
         self._settle()
 
     def failed(self, request: Request, failure: RemoteFailure) -> None:
