@@ -35,7 +35,7 @@ fmt: $(STAMP)
 	.venv/bin/ruff format .
 
 bench: $(STAMP)  ## ratios and exact counts; benchmarks/README.md says how to read them
-	@set -e; for script in benchmarks/bench_*.py benchmarks/spdz.py; do echo "== $$script"; $(PY) $$script; done
+	@set -e; for script in benchmarks/bench_*.py benchmarks/spdz.py benchmarks/tensors.py; do echo "== $$script"; $(PY) $$script; done
 	$(PY) benchmarks/spdz.py --products
 
 soak: $(STAMP)  ## the full trial counts that `make test` only samples

@@ -45,7 +45,7 @@ def test_every_command_of_a_member_that_is_not_the_server_is_refused() -> None:
         m.TensorDrop(tensor_ids=()), m.TensorRun(plan_id=bytes(32), inputs=(), outputs=(), lease_s=1.0),
         m.TensorPut(tensor_id=bytes(16), value=m.Array("uint8", (1,), b"a"), lease_s=1.0), EXAMPLES["spdz-open"],
         *(EXAMPLES[kind] for kind in ("sum-update", "sum-metrics", "sum-gradient", "sum-statistics")),
-        *(EXAMPLES[kind] for kind in ("sum-seeds", "sum-cut")),
+        *(EXAMPLES[kind] for kind in ("sum-seeds", "sum-cut", "tensor-load", "tensor-renew")),
     ]  # fmt: skip
     before = place.core.health()
     for command in commands:
