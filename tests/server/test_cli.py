@@ -142,8 +142,8 @@ def test_training_needs_a_signed_roster_and_a_broker(
 def test_what_train_refuses_before_it_connects(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("train", "--fleet", fleet) == 2
     assert "name a job file, or a run with --resume" in capsys.readouterr().err
-    assert call("train", EXAMPLES / "boston-fedavg.yaml", "--fleet", fleet, "--set", "mode=statistics") == 2
-    assert "mode statistics is not built yet" in capsys.readouterr().err
+    assert call("train", EXAMPLES / "boston-fedavg.yaml", "--fleet", fleet, "--set", "mode=quantum") == 2
+    assert "there is no mode 'quantum'" in capsys.readouterr().err
     assert call("train", "--resume", "x", "--seed", "1", "--fleet", fleet) == 2
     assert call("train", "--resume", "x", "--fleet", fleet) == 2
     assert "there is no run x" in capsys.readouterr().err

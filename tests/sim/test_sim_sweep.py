@@ -71,7 +71,7 @@ def test_what_is_no_sweep_is_refused(text: str, repeat: int, words: str) -> None
     [
         ("optimizer.rate=1,2", "--sweep optimizer.rate, value 1: --set optimizer.rate: optimizer.rate: "),
         ("optimizer.lr=0.1,fast", "--sweep optimizer.lr, value fast: --set optimizer.lr: optimizer.lr: "),
-        ("train.rounds=1,0", "--sweep train.rounds, value 0: --set train.rounds: train.rounds: Expected `int` >= 1"),
+        ("train.rounds=1,0", "--sweep train.rounds, value 0: --set train.rounds: at least 1;"),
     ],
 )
 def test_a_bad_key_or_value_is_found_before_anything_runs(sweep: str, words: str) -> None:
