@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from sordino_common.messages import Array, RecordTerms, SumGradient, SumStatistics, SumUpdate, Train
+from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, MAX_COUNT, Mechanism
 from sordino_common.privacy.row_queries import sensitivity_squared
 from sordino_common.privacy.rows import row_bound
@@ -67,7 +68,6 @@ def expected_costs(command: SumUpdate | SumGradient | SumStatistics) -> tuple[Me
     if command.privacy is not None:
         costs.append(expected_cost(command, command.privacy))
     if command.clip is not None and noise is not None:
-        # At the least that it can be: the exact sensitivity, which is a little larger, comes with the vector.
-        least = 1 << 2 * command.clip.grid_bits
-        costs.append(Mechanism(unit="device", sensitivity_squared=least, sigma_squared=noise.sigma_squared))
+        bound = grid_bound(command.terms.length, command.clip.grid_bits)
+        costs.append(Mechanism(unit="device", sensitivity_squared=bound, sigma_squared=noise.sigma_squared))
     return tuple(costs)

@@ -27,7 +27,7 @@ from sordino_agent.compute import Check, Layout
 from sordino_agent.costs import private_steps
 from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
-from sordino_agent.errors import BadCommand, Diverged
+from sordino_agent.errors import BadCommand, Cancelled
 from sordino_agent.models import ModelFile
 from sordino_agent.private_step import GradientLayout
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
@@ -209,7 +209,8 @@ class Workshop:
             run=lambda _: MomentsFacts(result=compute.moments(table, command.columns)),
         )
 
-    def _train(self, task: TrainTask) -> Prepared:
+    def _train(self, task: TrainTask, *, strict: bool = True) -> Prepared:
+        """`strict`: as in `feature_rows`; not for an update that is clipped, whatever the rows hold."""
         command = task.command
         if command.privacy is not None:
             return self._train_private(task, command.privacy)
@@ -223,7 +224,7 @@ class Workshop:
         rows = len(table.train)
         compute.require_rows(rows, task.min_rows, dataset=table.name, what="training")
         self._require_memory(loaded, table, rows, layout, command.params)
-        x, y = self._feeds(table, command.data, loaded.plan, layout)
+        x, y = self._feeds(table, command.data, loaded.plan, layout, strict=strict)
         steps = step_count(steps=command.steps, epochs=command.epochs, rows=rows, batch_rows=command.batch_rows)
         # A pass meets every row once, so this many different rows go into the update.
         met = min(rows, steps * command.batch_rows)
@@ -348,15 +349,20 @@ class Workshop:
             privacy=command.privacy,
         )
         self._require_words(command.terms, held=3)
+        if command.clip is not None:
+            work.require_clip(command)
         prepared = self._train(
-            TrainTask(command=train, plan=task.plan, agent=task.agent, min_rows=task.min_rows, apply=task.apply)
+            TrainTask(command=train, plan=task.plan, agent=task.agent, min_rows=task.min_rows, apply=task.apply),
+            strict=command.clip is None,
         )
 
         def run(check: Check | None) -> SumFacts:
             try:
                 facts = prepared.run(check)
-            except Diverged:
-                if command.clip is None:
+            except (Cancelled, MemoryError):
+                raise
+            except Exception:  # whatever it is: it may be for what a row holds
+                if command.clip is None or command.privacy is not None:
                     raise
                 facts = work.nothing(command)  # a refusal would tell something of the data; zeros are within the clip
             assert isinstance(facts, TrainFacts)

@@ -1,7 +1,7 @@
 """What a private job promises, and what its run has spent: from the very mechanisms that devices and helpers use.
 
 A release of the unit *record* is a step's sum over a Poisson sample, on the grid: Δ² = `privacy.rows.row_bound`. Of the
-unit *device* it is a clipped update on the grid: Δ² = `privacy.grid.grid_bound`. Both follow from the number of
+unit *device* it is a clipped update on the grid: Δ² = `privacy.grid_bound`. Both follow from the number of
 parameters and grid_bits alone, so server and device compute them each for themselves, and a device charges its own
 ledger with its own. σ² is one party's noise: in a secure sum every helper and the server add it, of which one honest
 party's counts; so the sum holds (helpers + 1) times as much. The guarantee composes every release that was begun
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sordino_common.errors import LocalError
 from sordino_common.messages import RecordTerms
-from sordino_common.privacy.grid import grid_bound
+from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import Mechanism, Unit, threshold_of
 from sordino_common.privacy.rows import row_bound
 from sordino_server.accounting.accountant import Accountant, account

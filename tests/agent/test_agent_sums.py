@@ -53,7 +53,8 @@ from sordino_common.channel.sealed_box import open_box, seal_box
 from sordino_common.errors import BudgetRefused, LimitExceeded, SordinoError
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.plan.plan import plan_id
-from sordino_common.privacy.grid import grid_bound, norm_squared
+from sordino_common.privacy.grid import norm_squared
+from sordino_common.privacy.grid_bound import grid_bound
 
 OWNERS = tuple(f"pi-{k}" for k in range(5))
 HELPERS = ("helper-0", "helper-1")
@@ -654,3 +655,60 @@ def test_sums_of_metrics_over_rows_with_a_budget_are_the_owners_choice() -> None
     assert "policy.exact_evaluation: true" in refused.reason
     allows = msgspec.structs.replace(POLICY, exact_evaluation=True)
     assert isinstance(owner(ledger=ledger, policy=allows).ask(metrics()), m.Contribution)
+
+
+# --- no refusal tells of rows for nothing --------------------------------------------------------------------------
+
+
+def clipped(**changes: object) -> m.SumUpdate:
+    fields: dict[str, object] = {
+        "terms": terms(length=4, noise=noise_of(4 << 16)),
+        "weight": "one",
+        "clip": m.SumClip(norm=1.0, grid_bits=8),
+    }
+    return update(**{**fields, **changes})
+
+
+def test_a_bound_below_the_clip_is_refused_before_the_work_without_a_word_about_rows() -> None:
+    for bound in (1, 200, 256):
+        made = owner(ledger=Ledger(None, budgets={}))
+        reply = made.ask(clipped(terms=terms(length=4, bound=bound, noise=noise_of(4 << 16))))
+        assert isinstance(reply, m.Refused)
+        text = f"an update on a grid of 8 bits can reach 257, the terms of the sum say {bound}"
+        assert (reply.code, reply.reason) == ("command", text)
+    assert isinstance(owner().ask(clipped(terms=terms(length=4, bound=257, noise=noise_of(4 << 16)))), m.Contribution)
+    reply = owner().ask(clipped(terms=terms(length=5, noise=noise_of(4 << 16))))
+    assert isinstance(reply, m.Refused)
+    assert "has 4 entries, the terms of the sum say 5" in reply.reason
+
+
+def test_rows_that_overflow_as_the_server_scales_them_are_no_refusal_of_a_clipped_update() -> None:
+    """Else the server bisects a column's largest value by its choice of the scale, and nobody pays."""
+    ledger = Ledger(None, budgets={})
+    made = owner(ledger=ledger)
+    wild = msgspec.structs.replace(clipped().data, scale=(1e-300, 1.0, 1.0))
+    assert isinstance(made.ask(clipped(data=wild)), m.Contribution)
+    assert [one.charge.what for one in ledger.entries()] == ["sum-update"]
+    plain = made.ask(update(data=wild))
+    assert isinstance(plain, m.Refused)  # without a clip there is no promise
+
+
+def test_the_least_noise_that_an_owner_demands_is_held_against_the_real_sensitivity() -> None:
+    """On a coarse grid rounding makes vectors longer than the clip: 4^1 is not what one device can move the sum by."""
+    coarse = m.SumClip(norm=1.0, grid_bits=1)
+    assert grid_bound(4, 1) > 4
+    strict = msgspec.structs.replace(POLICY, min_noise_multiplier=1.0)
+    reply = owner(policy=strict).ask(clipped(terms=terms(length=4, noise=noise_of(4)), clip=coarse))
+    assert isinstance(reply, m.Refused)
+    assert "policy.min_noise_multiplier" in reply.reason
+    enough = noise_of(grid_bound(4, 1))
+    assert isinstance(
+        owner(policy=strict).ask(clipped(terms=terms(length=4, noise=enough), clip=coarse)), m.Contribution
+    )
+
+
+def test_a_vector_beyond_the_bound_is_refused_without_its_size() -> None:
+    reply = owner().ask(update(terms=terms(bound=1)))
+    assert isinstance(reply, m.Refused)
+    assert "beyond the bound" in reply.reason
+    assert not any(letter.isdigit() for letter in reply.reason)

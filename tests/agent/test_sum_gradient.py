@@ -30,7 +30,7 @@ from sordino_common.errors import CodecError
 from sordino_common.plan.arrays import to_numpy
 from sordino_common.plan.executors import load_program
 from sordino_common.plan.plan import plan_id
-from sordino_common.privacy.grid import grid_bound
+from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism
 from sordino_common.privacy.rows import row_bound
 

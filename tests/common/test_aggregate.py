@@ -214,7 +214,7 @@ def test_an_honest_contributor_refuses_what_does_not_fit() -> None:
     for value in (1001, -1001, np.iinfo(np.int64).min):
         x = np.zeros(7, np.int64)
         x[3] = value
-        with pytest.raises(LimitExceeded, match="times the bound that the terms of the sum state"):
+        with pytest.raises(LimitExceeded, match="is beyond the bound that the terms of the sum state; a larger bound"):
             mask(x, terms, contributor="agent-00000")
     for x in (np.zeros(8, np.int64), np.zeros(7, np.float64), np.zeros((7, 1), np.int64)):
         with pytest.raises(LocalError, match=r"expected int64\[7\]"):

@@ -13,7 +13,8 @@ import pytest
 from helpers_canary import Ints, RandomBytes, Release, clopper_pearson, epsilon_lower_bound, sampler_faults
 from helpers_privacy import seeded
 from sordino_common.privacy.discrete_gaussian import discrete_gaussian
-from sordino_common.privacy.grid import clip_to_grid, grid_bound
+from sordino_common.privacy.grid import clip_to_grid
+from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism, threshold_of
 from sordino_common.privacy.words import Words
 from sordino_server.accounting.accountant import account

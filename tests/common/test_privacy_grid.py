@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as arrays
 from helpers_privacy import SIGMAS, seeded
 from sordino_common.errors import LocalError
 from sordino_common.privacy import grid
-from sordino_common.privacy.grid import clip_to_grid, grid_bound, norm_squared
+from sordino_common.privacy.grid import clip_to_grid, norm_squared
+from sordino_common.privacy.grid_bound import grid_bound
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "privacy.json").read_text())
 ANY = st.floats(allow_nan=True, allow_infinity=True, width=64)

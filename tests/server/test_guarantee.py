@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sordino_common.privacy.grid import grid_bound
+from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism
 from sordino_common.privacy.rows import row_bound
 from sordino_server.accounting.accountant import account

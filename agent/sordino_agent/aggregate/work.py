@@ -6,6 +6,7 @@ unit. The bound of the terms is checked on the integers (`aggregate.contributor.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -25,6 +26,7 @@ from sordino_common.messages import Array, SumGradient, SumMetrics, SumStatistic
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.privacy.discrete_gaussian import discrete_gaussian
 from sordino_common.privacy.grid import clip_to_grid
+from sordino_common.privacy.grid_bound import entry_bound as entry_bound_of_grid
 from sordino_common.privacy.mechanism import Mechanism
 from sordino_common.privacy.row_queries import entry_bound, length_of
 from sordino_common.privacy.row_sums import answer
@@ -104,6 +106,21 @@ def require_gradient(command: SumGradient, *, length: int, rows: int) -> None:
     if terms.bound < most:
         raise BadCommand(
             f"a sum over {rows} rows on a grid of {command.grid_bits} bits can reach {most}, the terms of the sum say "
+            f"{terms.bound}"
+        )
+
+
+def require_clip(command: SumUpdate) -> None:
+    """Raise `BadCommand` unless every clipped update fits the terms: decided by the command alone, before the work.
+    Afterwards a refusal would tell something of the rows, and for nothing."""
+    assert command.clip is not None
+    terms, entries = command.terms, sum(math.prod(array.shape) for array in command.params)
+    if entries != terms.length:
+        raise BadCommand(f"the contribution has {entries} entries, the terms of the sum say {terms.length}")
+    needed = entry_bound_of_grid(command.clip.grid_bits)
+    if terms.bound < needed:
+        raise BadCommand(
+            f"an update on a grid of {command.clip.grid_bits} bits can reach {needed}, the terms of the sum say "
             f"{terms.bound}"
         )
 

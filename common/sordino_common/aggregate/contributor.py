@@ -42,8 +42,8 @@ def mask(
     largest = max(int(x.max()), -int(x.min()))
     if largest > terms.bound:
         raise LimitExceeded(
-            f"an entry of the contribution is {largest / terms.bound:.3g} times the bound that the terms of the sum "
-            "state; a larger bound (secure_aggregation.largest in the job) would take it"
+            "an entry of the contribution is beyond the bound that the terms of the sum state; a larger bound "
+            "(secure_aggregation.largest in the job) may take it"  # not by how much: that is the device's own
         )
     words = x.astype(dtype_of(terms))  # two's complement: mod 2^bits
     seeds = tuple(Seed(random(SEED_BYTES)) for _ in terms.helpers)
