@@ -3,6 +3,7 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin
 PY := .venv/bin/python
 STAMP := .venv/.ready
+TEST_STAMP := .venv/.ready-test
 WORKERS ?= 2
 
 .PHONY: setup demo test check fmt bench soak clean
@@ -13,16 +14,20 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup
 	scripts/setup
 	@touch $@
 
+$(TEST_STAMP): $(STAMP) scripts/setup-test
+	scripts/setup-test
+	@touch $@
+
 demo: $(STAMP)  ## ten real agents, a real broker: train on Boston Housing, show it, leave out/demo/report.html
 	@mkdir -p out/demo
 	.venv/bin/sordino-sim run examples/boston-fedavg.yaml --transport processes \
 		--set train.join_s=60 --report out/demo
 	@echo "report: out/demo/report.html   summary: out/demo/summary.json"
 
-test: $(STAMP)  ## everything, a real broker included
+test: $(TEST_STAMP)  ## everything, a real broker included
 	SORDINO_REQUIRE_MQTT=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
-check: $(STAMP)  ## lint, types, layers, and the tests that are not slow
+check: $(TEST_STAMP)  ## lint, types, layers, and the tests that are not slow
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -38,7 +43,7 @@ bench: $(STAMP)  ## ratios and exact counts; benchmarks/README.md says how to re
 	@set -e; for script in benchmarks/bench_*.py benchmarks/spdz.py benchmarks/tensors.py; do echo "== $$script"; $(PY) $$script; done
 	$(PY) benchmarks/spdz.py --products
 
-soak: $(STAMP)  ## the full trial counts that `make test` only samples
+soak: $(TEST_STAMP)  ## the full trial counts that `make test` only samples
 	SORDINO_REQUIRE_MQTT=1 SORDINO_SOAK=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m soak
 
 clean:
