@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from typing import Any, Final, Literal
 from sordino_agent.budget import BudgetSpec, Spent
 from sordino_agent.errors import LedgerError
 from sordino_agent.ledger_mark import Mark, give_up, mark_path, read_mark, write_mark
+from sordino_common.database import Schema, open_database, transaction
 from sordino_common.errors import BudgetRefused, LocalError, SordinoError
 from sordino_common.messages import encode
 from sordino_common.privacy.mechanism import Mechanism, Unit
@@ -41,19 +41,18 @@ Split = Literal["train", "test"]
 log = logging.getLogger("sordino.agent")
 
 MOST_ENTRIES: Final = 1_000_000  # about 300 MB; each is read when the ledger is opened
-_VERSION: Final = 1
-_WAIT_S: Final = 10.0  # for another process's transaction
 _RESTORE: Final = "Nothing is released under it; put the right file back from where you keep it"
 _COLUMNS: Final = (
     "id, dataset, split, run, round, what, unit, sensitivity_squared, sigma_squared, sampling_threshold, count, wall_s"
 )
-_SCHEMA: Final = (
+_TABLES: Final = (
     # Whole numbers of any size as decimal text: Δ² and σ² in grid units pass 64 bits.
     """CREATE TABLE entries (
     id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, split TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
     what TEXT NOT NULL, unit TEXT NOT NULL, sensitivity_squared TEXT NOT NULL, sigma_squared TEXT NOT NULL,
     sampling_threshold INTEGER NOT NULL, count INTEGER NOT NULL, wall_s REAL NOT NULL, digest BLOB NOT NULL) STRICT""",
     "CREATE TABLE ledger (id BLOB NOT NULL) STRICT",
+    "INSERT INTO ledger VALUES (randomblob(16))",  # a name, no secret
     # INSERT OR REPLACE would remove a row without asking the trigger on DELETE: so ids are given one after the other.
     """CREATE TRIGGER in_order BEFORE INSERT ON entries
     WHEN NEW.id IS NOT (SELECT coalesce(max(id), 0) + 1 FROM entries)
@@ -64,6 +63,9 @@ _SCHEMA: Final = (
         for table in ("entries", "ledger")
         for verb in ("UPDATE", "DELETE")
     ),
+)
+SCHEMA: Final = Schema(
+    what="the privacy ledger", program="sordino-agent", create=_TABLES, error=LedgerError, advice=_RESTORE
 )
 
 
@@ -122,17 +124,13 @@ class Ledger:
                 f"{path}: the privacy ledger is missing, but {mark_path(path)} says that it had {mark.count} entries; "
                 f"put it back. {give_up(path)}"
             )
-        try:
-            self._made = self._connect(path)
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise LedgerError(f"{self._name}: the privacy ledger can't be opened: {error}") from None
+        self._made = open_database(path, SCHEMA, read_only=read_only)
         try:
             if read_only:
-                self._open(mark)
+                self._load(mark)
                 return
-            with self._transaction():
-                self._open(mark)
-            with self._transaction():  # after the entries are there: a mark never speaks of a ledger that is not
+            with transaction(self._db):
+                self._load(mark)
                 self._write_mark()
         except (sqlite3.DatabaseError, OSError) as error:
             self._db.close()
@@ -147,7 +145,7 @@ class Ledger:
             return
         try:
             if not self._read_only:
-                with self._transaction():
+                with transaction(self._db):
                     self._catch_up()
                     self._write_mark()
         except (sqlite3.DatabaseError, OSError) as error:  # closed already, or a full disk: the mark stays one behind
@@ -167,7 +165,7 @@ class Ledger:
         if not charges:
             raise LocalError("Ledger.charge: nothing to charge; a release without a mechanism must not come here")
         try:
-            with self._transaction():
+            with transaction(self._db):
                 self._catch_up()
                 spent = self._allow(charges)
                 if self._count + len(charges) > MOST_ENTRIES:
@@ -227,33 +225,12 @@ class Ledger:
     @property
     def _db(self) -> sqlite3.Connection:
         if self._made is None:
-            self._made = sqlite3.connect(":memory:", isolation_level=None)
-            self._open(None)
+            self._made = open_database(None, SCHEMA)
+            self._load(None)
         return self._made
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        if self._read_only:
-            uri = f"{path.resolve().as_uri()}?mode=ro"
-            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_WAIT_S)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)
-        db = sqlite3.connect(self._name, isolation_level=None, timeout=_WAIT_S)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
-        return db
-
-    def _open(self, mark: Mark | None) -> None:
-        """The schema, made if there is none, and all entries. Raises `LedgerError`."""
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and mark is None and not self._read_only:
-            for statement in _SCHEMA:
-                self._db.execute(statement)
-            self._db.execute("INSERT INTO ledger VALUES (?)", (os.urandom(16),))
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-        elif version == 0:
-            raise LedgerError(f"{self._name}: empty; this is not the privacy ledger that was here. {_RESTORE}")
-        elif version != _VERSION:
-            raise LedgerError(f"{self._name}: written by another version of sordino-agent (schema {version})")
+    def _load(self, mark: Mark | None) -> None:
+        """The id and all entries. Raises `LedgerError`."""
         ids = self._db.execute("SELECT id FROM ledger").fetchall()
         if len(ids) != 1:
             raise LedgerError(f"{self._name}: the privacy ledger has {len(ids)} ids, one is expected. {_RESTORE}")
@@ -303,18 +280,6 @@ class Ledger:
     def _write_mark(self) -> None:
         if self._path is not None:
             write_mark(self._path, Mark(ledger=self._id, count=self._count, digest=self._head))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """The write lock, and all or nothing. What was caught up in memory meanwhile stays: it was committed before."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -1,12 +1,18 @@
-"""The mark beside a privacy ledger: that there is one, and how far it had come. See `ledger.py`."""
+"""The mark beside a privacy ledger: that there is one, and how far it had come. See `ledger.py`.
+
+One line: the number of this form, the ledger's id, a count, a digest. The form before had no number.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from sordino_agent.errors import LedgerError
 from sordino_common.channel.files import write_atomically
+
+FORM: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +33,16 @@ def read_mark(path: Path) -> Mark | None:
     """The mark of the ledger at `path`; None if there is none. Raises `LedgerError`."""
     file = mark_path(path)
     try:
-        ledger, count, digest = file.read_bytes()[:256].decode("ascii", "replace").split()
+        words = file.read_bytes()[:256].decode("ascii", "replace").split()
+        form, words = (1, words) if len(words) == 3 else (int(words[0]), words[1:]) if words else (0, words)
+        if form > FORM:
+            raise LedgerError(
+                f"{file}: a ledger's mark of form {form}, written by a newer sordino-agent; this one knows up to "
+                f"{FORM}. Upgrade sordino-agent, or put back ledger and mark from before the upgrade"
+            )
+        if form < 1:
+            raise ValueError
+        ledger, count, digest = words
         return Mark(ledger=bytes.fromhex(ledger), count=int(count), digest=bytes.fromhex(digest.replace("-", "")))
     except FileNotFoundError:
         return None
@@ -39,8 +54,8 @@ def read_mark(path: Path) -> Mark | None:
 
 def write_mark(path: Path, mark: Mark) -> None:
     """Durable when it returns; nothing is written if it says so already. Raises `OSError`, `LedgerError`."""
-    if read_mark(path) != mark:
-        text = f"{mark.ledger.hex()} {mark.count} {mark.digest.hex() or '-'}\n"
+    text = f"{FORM} {mark.ledger.hex()} {mark.count} {mark.digest.hex() or '-'}\n"
+    if read_mark(path) != mark or mark_path(path).read_bytes() != text.encode("ascii"):
         write_atomically(mark_path(path), text.encode("ascii"), mode=0o600)
 
 

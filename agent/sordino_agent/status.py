@@ -12,6 +12,7 @@ import msgspec
 
 from sordino_common.errors import ConfigError
 
+FORM = 1  # grows when a field changes its meaning; new fields alone need a default
 _MAX_BYTES = 1 << 20
 
 
@@ -50,6 +51,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     bytes_received: int
     datasets: tuple[DatasetStatus, ...] | None
     datasets_unreadable: tuple[str, ...]
+    form: int = FORM
+
+
+class _Form(msgspec.Struct, frozen=True, kw_only=True):
+    form: int = 1
 
 
 def write_status(path: Path, status: Status) -> None:
@@ -68,9 +74,17 @@ def read_status(path: Path) -> Status:
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     try:
-        return msgspec.json.decode(data, type=Status)
+        form = msgspec.json.decode(data, type=_Form).form
+        if form <= FORM:
+            return msgspec.json.decode(data, type=Status)
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: not a status file of this version: {error}") from None
+        raise ConfigError(
+            f"{path}: not a status file of this version: {error}. The agent writes it anew when it starts"
+        ) from None
+    raise ConfigError(
+        f"{path}: a status file of form {form}, written by a newer sordino-agent; this one knows up to {FORM}. Upgrade "
+        "sordino-agent"
+    )
 
 
 def is_alive(status: Status) -> bool:

@@ -79,6 +79,13 @@ class RosterError(RemoteError):
     code = "roster"
 
 
+class RosterVersion(RosterError):
+    """A roster of a form that this software does not know, signed by the right operator: upgrade."""
+
+    exit_code = 2
+    code = "roster-version"
+
+
 class StaleEpoch(RosterError):
     """A roster or a handshake carries an epoch older than the one already accepted."""
 

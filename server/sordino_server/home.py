@@ -6,6 +6,7 @@ server.key      the server's own keys
 roster.yaml     the draft that a person edits and `sordino roster` changes
 roster.cbor     the signed roster, as it is published
 boot            how often a server process has started here
+format          the number of this layout; absent: 1
 runs.sqlite, runs/   run records and checkpoints
 """
 
@@ -34,6 +35,9 @@ Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 HexKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Role = Literal["data", "compute", "helper", "server", "dealer"]
 ROLES: Final = ("data", "compute", "helper", "server", "dealer")
+
+
+FORMAT: Final = 1
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,6 +117,7 @@ class Home:
         path = folder / "fleet.yaml"
         if not path.is_file():
             raise ConfigError(f"{folder}: no fleet.yaml in it; make a fleet with: sordino init DIR --fleet NAME")
+        _require_known_format(folder / "format")
         self.spec = load_config(path, FleetSpec)
 
     # --- keys and roster -------------------------------------------------------------------------------------------
@@ -243,6 +248,7 @@ def create_home(folder: Path, *, fleet: str, server: str, broker: str) -> Home:
     device.save(folder / "server.key")
     write_atomically(folder / "operator.pub", (operator.public.hex() + "\n").encode())
     write_atomically(folder / "fleet.yaml", _fleet_yaml(fleet, server, host, port).encode())
+    write_atomically(folder / "format", b"%d\n" % FORMAT)
     home = Home(folder)
     entry = DraftEntry(
         name=server,
@@ -252,6 +258,22 @@ def create_home(folder: Path, *, fleet: str, server: str, broker: str) -> Home:
     )
     home.write_draft(Draft(entries=(entry,)))
     return home
+
+
+def _require_known_format(path: Path) -> None:
+    """Raises `ConfigError` if a newer sordino has laid out the folder, or nobody can tell."""
+    try:
+        text = path.read_text("ascii").strip()
+        found = int(text)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected the number of the folder's layout, {FORMAT}: {error}") from None
+    if not 1 <= found <= FORMAT:
+        raise ConfigError(
+            f"{path}: the fleet directory has layout {found}, this sordino knows up to {FORMAT}: it was written by a "
+            "newer one. Upgrade sordino, or restore the directory from before the upgrade"
+        )
 
 
 def parse_broker(text: str) -> tuple[str, int]:

@@ -23,30 +23,39 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from sordino_common.channel.files import write_atomically
+from sordino_common.database import Schema, open_database, transaction
 from sordino_common.errors import ConfigError
 from sordino_server.rounds.effects import Checkpoint, PrivateState, Scaling, SharedState
 from sordino_server.rounds.events import RoundRecord, Share
 
-_SCHEMA_VERSION: Final = 2
-_SCHEMA: Final = """
-CREATE TABLE runs (
+_NUMBERS: Final = (
+    "CREATE TABLE IF NOT EXISTS sums (run TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS releases (run TEXT PRIMARY KEY, begun INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+)
+SCHEMA: Final = Schema(
+    what="the run records",
+    program="sordino",
+    create=(
+        """CREATE TABLE runs (
     run TEXT PRIMARY KEY, job TEXT NOT NULL, mode TEXT NOT NULL, status TEXT NOT NULL, created_s REAL NOT NULL,
     changed_s REAL NOT NULL, job_path TEXT NOT NULL, job_json TEXT NOT NULL, model_sha256 TEXT NOT NULL,
     names_json TEXT NOT NULL, summary_json TEXT, error TEXT
-) STRICT;
-CREATE TABLE rounds (
+) STRICT""",
+        """CREATE TABLE rounds (
     run TEXT NOT NULL REFERENCES runs(run), round INTEGER NOT NULL, loss REAL, metrics_json TEXT NOT NULL,
     steps INTEGER NOT NULL, attempts INTEGER NOT NULL, bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL,
     seconds REAL NOT NULL, total_steps INTEGER NOT NULL, elapsed_s REAL NOT NULL, scaling_json TEXT NOT NULL,
     file TEXT NOT NULL, test_rows INTEGER NOT NULL, PRIMARY KEY (run, round)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE shares (
+) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE shares (
     run TEXT NOT NULL, round INTEGER NOT NULL, agent TEXT NOT NULL, outcome TEXT NOT NULL, rows INTEGER NOT NULL,
     steps INTEGER NOT NULL, loss REAL, seconds REAL NOT NULL, note TEXT NOT NULL, PRIMARY KEY (run, round, agent)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE sums (run TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE releases (run TEXT PRIMARY KEY, begun INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-"""
+) STRICT, WITHOUT ROWID""",
+        *_NUMBERS,
+    ),
+    steps=(_NUMBERS, _NUMBERS),  # 2 was written with and without the table of sums
+    advice="Put it back from a backup, together with the folder runs beside it",
+)
 _KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -78,21 +87,8 @@ class RunStore:
         self._wall_s = wall_s
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "runs.sqlite"
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            with self._transaction():
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _SCHEMA.split(";\n"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-                elif version != _SCHEMA_VERSION:
-                    raise ConfigError(f"{path}: written by another version of sordino (schema {version})")
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{path}: can't be used: {error}") from None
+        self._db = open_database(path, SCHEMA)
+        self._db.execute("PRAGMA foreign_keys=ON")
 
     def close(self) -> None:
         self._db.close()
@@ -138,7 +134,7 @@ class RunStore:
         if checkpoint.findings is not None:
             write_atomically(home / _findings_file(file), json.dumps(dict(checkpoint.findings)).encode())
         write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute(
                 "INSERT OR REPLACE INTO rounds VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
@@ -306,16 +302,6 @@ class RunStore:
         if checkpoint.shared is not None and not checkpoint.params:
             raise ConfigError(f"the parameters of run {run} have not opened to the server: there is nothing to export")
         return dict(zip(names, checkpoint.params, strict=True))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
 
 _RUN_COLUMNS: Final = (

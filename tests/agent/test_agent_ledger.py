@@ -210,7 +210,10 @@ def meddle(path: Path, *statements: str) -> None:
         ("DELETE FROM entries", "0 entries, but there were 3 before"),
         ("UPDATE ledger SET id=zeroblob(16)", "but .* was here"),
         ("DELETE FROM ledger", "0 ids, one is expected"),
-        ("PRAGMA user_version=7", "another version of sordino-agent .schema 7"),
+        (
+            "PRAGMA user_version=7",
+            "has schema 7, written by a newer sordino-agent; this one knows up to 1",
+        ),
     ],
 )
 def test_meddling_is_refused_by_name(tmp_path: Path, statement: str, words: str) -> None:
@@ -410,7 +413,7 @@ def test_two_processes_cannot_both_spend_the_last_of_it(tmp_path: Path) -> None:
 def test_a_lock_held_by_another_process_is_waited_for_and_then_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sordino_agent.ledger._WAIT_S", 0.05)
+    monkeypatch.setattr("sordino_common.database.WAIT_S", 0.05)
     path = tmp_path / "ledger.sqlite"
     ledger = Ledger(path)
     other = sqlite3.connect(path, isolation_level=None)

@@ -110,7 +110,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
             store.tensors("toy-4")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "runs.sqlite").write_bytes(b"this is no database, but it is long enough to be looked at" * 9)
-    with pytest.raises(ConfigError, match=r"runs.sqlite: can't be used"):
+    with pytest.raises(ConfigError, match=r"runs.sqlite: the run records can't be used"):
         opened(tmp_path / "other")
 
 

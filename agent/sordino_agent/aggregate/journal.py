@@ -12,37 +12,27 @@ from typing import Final
 
 from sordino_agent.errors import JournalError
 from sordino_common.aggregate.helper import SumAnswered
-from sordino_common.errors import ConfigError
+from sordino_common.database import Schema, open_database
 from sordino_common.messages import SumTerms
 
-_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE answered (
+SCHEMA: Final = Schema(
+    what="the journal of sums",
+    program="sordino-agent",
+    create=(
+        """CREATE TABLE answered (
     session BLOB PRIMARY KEY, run TEXT NOT NULL, number INTEGER NOT NULL, members BLOB NOT NULL,
-    answered_s REAL NOT NULL, UNIQUE (run, number)
-) STRICT, WITHOUT ROWID
-"""
+    answered_s REAL NOT NULL, UNIQUE (run, number)) STRICT, WITHOUT ROWID""",
+    ),
+    advice="Put it back from where you keep it. If it is lost, enrol this device under another name: under this one "
+    "it could be made to answer a sum twice",
+)
 
 
 class SumJournal:
     """SQLite at `path`; None: in memory, for the simulator, whose devices keep the object over their restarts."""
 
     def __init__(self, path: Path | None) -> None:
-        self._name = str(path) if path is not None else ":memory:"
-        try:
-            self._db = sqlite3.connect(self._name, isolation_level=None, timeout=10.0)
-            if path is not None:
-                path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._db.execute(_SCHEMA)
-                self._db.execute(f"PRAGMA user_version={_VERSION}")
-            elif version != _VERSION:
-                raise ConfigError(f"{self._name}: written by another version of sordino-agent (schema {version})")
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise ConfigError(f"{self._name}: the journal of sums can't be used: {error}") from None
+        self._db = open_database(path, SCHEMA)
 
     def close(self) -> None:
         self._db.close()

@@ -13,44 +13,34 @@ from pathlib import Path
 from typing import Any, Final
 
 from sordino_agent.errors import JournalError, SessionReused, UnknownCheckpoint
-from sordino_common.errors import ConfigError, LocalError
+from sordino_common.database import Schema, open_database
+from sordino_common.errors import LocalError
 from sordino_common.messages import Array, SpdzValues, decode, encode
 from sordino_common.messages.base import from_plain, to_plain
 
 KEEP_RUNS: Final = 16  # runs whose checkpoints are kept
 MOST_SESSIONS: Final = 1_000_000  # burnt ids are never forgotten; a server that opens more has no good reason
-_VERSION: Final = 1
-_SCHEMA: Final = """
-CREATE TABLE sessions (
+SCHEMA: Final = Schema(
+    what="the burn journal",
+    program="sordino-agent",
+    create=(
+        """CREATE TABLE sessions (
     session BLOB PRIMARY KEY, run TEXT NOT NULL, burnt_s REAL NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE checkpoints (
+) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE checkpoints (
     run TEXT NOT NULL, session BLOB NOT NULL, step INTEGER NOT NULL, kept_s REAL NOT NULL, state BLOB NOT NULL,
-    PRIMARY KEY (run, session, step)
-) STRICT, WITHOUT ROWID;
-"""
+    PRIMARY KEY (run, session, step)) STRICT, WITHOUT ROWID""",
+    ),
+    advice="Put it back from where you keep it. If it is lost, enrol this device under another name: under this one "
+    "it could be made to use masks twice",
+)
 
 
 class BurnJournal:
     """SQLite at `path`; None: in memory, for the simulator, whose devices keep the object over their restarts."""
 
     def __init__(self, path: Path | None) -> None:
-        self._name = str(path) if path is not None else ":memory:"
-        try:
-            self._db = sqlite3.connect(self._name, isolation_level=None, timeout=10.0)
-            if path is not None:
-                path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={_VERSION}")
-            elif version != _VERSION:
-                raise ConfigError(f"{self._name}: written by another version of sordino-agent (schema {version})")
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise ConfigError(f"{self._name}: the burn journal can't be used: {error}") from None
+        self._db = open_database(path, SCHEMA)
 
     def close(self) -> None:
         self._db.close()

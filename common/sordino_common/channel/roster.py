@@ -20,11 +20,20 @@ from typing import Any, Final
 
 from sordino_common.channel.files import write_atomically
 from sordino_common.channel.identity import OperatorKey, check_box_key, check_sign_key, verify
-from sordino_common.errors import CodecError, ConfigError, LocalError, RosterError, StaleEpoch
+from sordino_common.errors import (
+    CodecError,
+    ConfigError,
+    LocalError,
+    RemoteError,
+    RosterError,
+    RosterVersion,
+    StaleEpoch,
+)
 from sordino_common.messages.base import NAME_PATTERN
 from sordino_common.messages.codec import Limits, decode, encode
 
 ROLES: Final = frozenset({"data", "compute", "helper", "server", "dealer"})
+FORM: Final = 1  # of the body
 MAX_ENTRIES: Final = 20_000  # twice the largest fleet that DESIGN.md section 8 names
 MAX_ROSTER_BYTES: Final = 8 * 1024 * 1024  # MAX_ENTRIES entries with every field at its bound
 _LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES, depth=4, items=16 + 12 * MAX_ENTRIES, text_bytes=64)
@@ -104,7 +113,7 @@ class Roster:
         body = encode(
             [
                 "sordino-roster",
-                1,
+                FORM,
                 self.fleet,
                 self.epoch,
                 self.issued_s,
@@ -151,8 +160,15 @@ def read_roster(signed: bytes, *, operator_key: bytes) -> Roster:
 
 
 def _parse(fields: Any) -> Roster:
-    if not (isinstance(fields, list) and len(fields) == 7 and fields[:2] == ["sordino-roster", 1]):
-        raise RosterError("roster: expected a sordino-roster of version 1. Is this software older than the fleet's?")
+    if not (isinstance(fields, list) and len(fields) > 1 and fields[0] == "sordino-roster"):
+        raise RosterError("roster: expected the list [sordino-roster, ...]")
+    if fields[1] != FORM:
+        raise RosterVersion(
+            f"roster: of form {str(fields[1])[:20]}, this software knows form {FORM}: upgrade it to what the operator "
+            "signs with"
+        )
+    if len(fields) != 7:
+        raise RosterError(f"roster: expected 7 fields, got {len(fields)}")
     _, _, fleet, epoch, issued_s, expires_s, rows = fields
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 6 for row in rows):
         raise RosterError("roster: every entry is [name, sign_key, box_key, roles, zone, not_after_s]")
@@ -193,7 +209,10 @@ class RosterBook:
                 signed = path.read_bytes()
             except OSError as error:
                 raise ConfigError(f"{path}: the roster can't be read: {error.strerror}") from None
-            self.current = self._read(signed)
+            try:
+                self.current = self._read(signed)
+            except RemoteError as error:
+                raise type(error)(f"{path}: {error}") from None
             self.signed = signed
 
     def accept(self, signed: bytes) -> bool:

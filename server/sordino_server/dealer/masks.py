@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from sordino_common.channel.files import write_atomically
-from sordino_common.errors import LocalError, PolicyRefusal, RemoteError
+from sordino_common.errors import ConfigError, LocalError, PolicyRefusal, RemoteError
 
+FORM: Final = "1"  # of a file, in its metadata
 I64 = npt.NDArray[np.int64]
 _RUN: Final = re.compile(r"^[a-z0-9][a-z0-9-]{0,79}\Z")
 
@@ -31,7 +33,7 @@ class MaskStore:
 
     def save(self, run: str, session: bytes, step: int, masks: Mapping[str, I64]) -> None:
         """Durable when it returns. Raises `LocalError` if it can't be."""
-        data = save_tensors({name: np.asarray(value, order="C") for name, value in masks.items()})
+        data = save_tensors({name: np.asarray(value, order="C") for name, value in masks.items()}, {"form": FORM})
         name = _file(session, step)
         if self._folder is None:
             self._held[run, name] = data
@@ -47,6 +49,7 @@ class MaskStore:
         name = _file(session, step)
         try:
             data = self._held[run, name] if self._folder is None else (self._home(run) / name).read_bytes()
+            _require_known(data, name)
             return {key: np.asarray(value, dtype=np.int64) for key, value in load_tensors(data).items()}
         except (KeyError, OSError):
             raise PolicyRefusal(
@@ -71,6 +74,20 @@ class MaskStore:
         if self._folder is None or _RUN.match(run) is None:
             raise LocalError(f"MaskStore: {run!r} is no run id")
         return self._folder / run
+
+
+def _require_known(data: bytes, name: str) -> None:
+    """Raises `ConfigError` if a newer sordino has written the file. (The metadata: safetensors' header, section 1.)"""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        about = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except ValueError:
+        return  # damaged: reading the tensors says how
+    form = str(about.get("form", FORM))
+    if form != FORM:
+        raise ConfigError(
+            f"{name}: masks of form {form[:20]}, this sordino knows form {FORM}. Upgrade sordino on the dealer's host"
+        )
 
 
 def _file(session: bytes, step: int) -> str:
