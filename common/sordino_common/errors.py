@@ -73,6 +73,12 @@ class SignatureError(RemoteError):
     code = "signature"
 
 
+class CertificateError(RemoteError):
+    """A certificate or a request for one is malformed, expired, signed by another authority, or for another key."""
+
+    code = "certificate"
+
+
 class RosterError(RemoteError):
     """A roster is malformed, stale (epoch), expired, or does not list the party in question."""
 

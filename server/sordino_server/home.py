@@ -5,6 +5,8 @@ operator.key    signs rosters; belongs offline, on another machine, once the fle
 server.key      the server's own keys
 roster.yaml     the draft that a person edits and `sordino roster` changes
 roster.cbor     the signed roster, as it is published
+ca/             the fleet's own certificate authority, if it has one (`enrolment/ca.py`)
+server.pem      the server's certificate and key for the broker
 boot            how often a server process has started here
 format          the number of this layout; absent: 1
 runs.sqlite, runs/   run records and checkpoints
@@ -237,7 +239,7 @@ def create_home(folder: Path, *, fleet: str, server: str, broker: str) -> Home:
     host, port = parse_broker(broker)
     fields = {"fleet": fleet, "server": server, "broker": {"host": host, "port": port}}
     try:
-        msgspec.convert(fields, FleetSpec)
+        spec = msgspec.convert(fields, FleetSpec)
     except msgspec.ValidationError as error:
         raise ConfigError(f"sordino init: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +249,7 @@ def create_home(folder: Path, *, fleet: str, server: str, broker: str) -> Home:
     operator.save(folder / "operator.key")
     device.save(folder / "server.key")
     write_atomically(folder / "operator.pub", (operator.public.hex() + "\n").encode())
-    write_atomically(folder / "fleet.yaml", _fleet_yaml(fleet, server, host, port).encode())
+    write_atomically(folder / "fleet.yaml", fleet_yaml(spec).encode())
     write_atomically(folder / "format", b"%d\n" % FORMAT)
     home = Home(folder)
     entry = DraftEntry(
@@ -313,14 +315,19 @@ def _entry(entry: DraftEntry) -> RosterEntry:
     )
 
 
-def _fleet_yaml(fleet: str, server: str, host: str, port: int) -> str:
+def fleet_yaml(spec: FleetSpec) -> str:
+    """fleet.yaml as `sordino init` and `sordino broker-config` write it."""
+    broker, tls = spec.broker, spec.broker.tls
+    given = {} if tls is None else {key: value for key, value in msgspec.to_builtins(tls).items() if value is not None}
+    example = "# tls: {ca: ca.pem, certificate: server.pem, key: server-key.pem}"
+    line = f"tls: {json.dumps(given)}" if given else example
     return f"""\
-fleet: {fleet}
-server: {server}
+fleet: {spec.fleet}
+server: {spec.server}
 broker:
-  host: {json.dumps(host)}
-  port: {port}
+  host: {json.dumps(broker.host)}
+  port: {broker.port}
   # username: sordino
   # password_file: broker.password     # its first line; relative to this folder
-  # tls: {{ca: ca.pem, certificate: server.pem, key: server-key.pem}}
+  {line}
 """

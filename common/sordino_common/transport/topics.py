@@ -5,7 +5,10 @@
     sordino/<fleet>/<agent>/peer/<from>  agent -> agent
     sordino/<fleet>/<name>/status        birth or death of <name>, retained
     sordino/<fleet>/<server>/roster      the signed roster, retained
+    sordino/<fleet>/<who>/request        a request to be enrolled or renewed, retained until it is read
+    sordino/<fleet>/<who>/grant          the answer to it, retained
 
+<who> is a name of the roster, or the user of a token (`token_user`), which no name can be: names have no underscore.
 A topic says who may be expected to have sent a packet; who *has* sent it is said by its signature or session alone.
 """
 
@@ -20,7 +23,9 @@ from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.base import NAME_PATTERN
 
 ROOT: Final = "sordino"
+TOKEN_BYTES: Final = 8  # of a token's id
 _NAME: Final = re.compile(NAME_PATTERN)
+_TOKEN_USER: Final = re.compile(r"_enrol-[0-9a-f]{16}\Z")
 _KNOWN: Final = 4096  # topics that are remembered; what raises is not
 
 Channel = Literal["packet", "status", "roster"]
@@ -68,6 +73,35 @@ def subscriptions(fleet: str, name: str, server: str) -> tuple[str, ...]:
     return f"{base}/{name}/cmd", f"{base}/{name}/peer/+", f"{base}/{server}/status", f"{base}/{server}/roster"
 
 
+def token_user(token: bytes) -> str:
+    """The broker's user for who holds the token of this id; the common name of the token's certificate."""
+    return f"_enrol-{token.hex()}"
+
+
+def request_topic(fleet: str, who: str) -> str:
+    """Where `who`, a name or a token's user, leaves its request."""
+    return f"{ROOT}/{_check(fleet)}/{_check_who(who)}/request"
+
+
+def grant_topic(fleet: str, who: str) -> str:
+    """Where the answer to the request of `who` lies."""
+    return f"{ROOT}/{_check(fleet)}/{_check_who(who)}/grant"
+
+
+def requests_filter(fleet: str) -> str:
+    """The requests of everybody: for the server."""
+    return f"{ROOT}/{_check(fleet)}/+/request"
+
+
+def requester_of(topic: str, *, fleet: str) -> str:
+    """Who left a request on `topic`. Raises `CodecError` for another topic."""
+    match topic.split("/"):
+        case [root, in_fleet, who, "request"] if (root, in_fleet) == (ROOT, fleet) and _is_who(who):
+            return who
+        case _:
+            raise CodecError(f"topic {topic[:200]!r} holds no request of fleet {fleet}")
+
+
 @lru_cache(maxsize=_KNOWN)
 def read_topic(topic: str, *, fleet: str, server: str) -> Origin:
     """Whom a packet on `topic` claims to come from. Raises `CodecError` for a topic that is none of the fleet's."""
@@ -90,3 +124,13 @@ def _check(name: str) -> str:
     if not _NAME.match(name):
         raise LocalError(f"topics: {name[:80]!r} is not a name (lower-case letters, digits and '-', at most 63)")
     return name
+
+
+def _is_who(who: str) -> bool:
+    return bool(_NAME.match(who) or _TOKEN_USER.match(who))
+
+
+def _check_who(who: str) -> str:
+    if not _is_who(who):
+        raise LocalError(f"topics: {who[:80]!r} is neither a name nor a token's user")
+    return who

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import typer
 
+from sordino_server.cli.broker import broker_config
 from sordino_server.cli.dealer import dealer_app
 from sordino_server.cli.fleet import agents, init
 from sordino_server.cli.plans import plan_app, plans
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(init)
+app.command("broker-config")(broker_config)
 app.command()(agents)
 app.command()(plans)
 app.command()(train)
