@@ -120,6 +120,7 @@ fingerprint with you before `sordino roster add`. Then:
 def _run(arguments: argparse.Namespace) -> int:
     from sordino_agent.config import load_agent_config
     from sordino_agent.service import run
+    from sordino_common.daemon.notify import Notifier
 
     # Under systemd the journal has its own clock.
     clock = "" if "JOURNAL_STREAM" in os.environ else "time=%(asctime)s "
@@ -128,7 +129,12 @@ def _run(arguments: argparse.Namespace) -> int:
         level=logging.DEBUG if arguments.verbose else logging.INFO,
         format=f"{clock}level=%(levelname)s logger=%(name)s %(message)s",
     )
-    return run(load_agent_config(_config_path(arguments)))
+    notifier = Notifier.from_environment(os.environ)
+    try:
+        return run(load_agent_config(_config_path(arguments)), notifier)
+    except SordinoError as error:
+        notifier.status(str(error))  # it stays in `systemctl status` when the process is gone
+        raise
 
 
 def _check(arguments: argparse.Namespace) -> int:

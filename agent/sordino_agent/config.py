@@ -67,6 +67,10 @@ class LoadedConfig:
         self.folder = path.resolve().parent
         self._marks = marks
 
+    def with_config(self, config: AgentConfig) -> LoadedConfig:
+        """The same file, read as `config`."""
+        return LoadedConfig(self.path, config, self._marks)
+
     @property
     def state_dir(self) -> Path:
         return self.resolve(self.config.agent.state_dir)

@@ -84,6 +84,7 @@ _ANSWERS: Final = (
     m.SumShare,
 )
 _REASON_CHARS: Final = 1000
+NOT_YET: Final = "not connected yet"  # the reason before the first attempt has ended
 _TELL_MOST: Final = 20  # refused packets that the log names, in
 _TELL_EVERY_S: Final = 60.0  # this time; `HealthReport.refusals` counts them all
 
@@ -127,7 +128,7 @@ class AgentCore:
         self.name: Final = name
         self.refusals = 0
         self.connected = False
-        self.connection_reason = "not connected yet"
+        self.connection_reason = NOT_YET
         self._server = server
         self._roster_server: str | None = None
         self._policy = policy

@@ -28,6 +28,7 @@ log = logging.getLogger("sordino.agent")
 
 START_S: Final = 60.0  # importing NumPy from a cold SD card takes seconds
 GRACE_S: Final = 2.0  # one node of a Plan is much shorter
+LATE_S: Final = 5.0  # from a kill until the pipe's end is seen
 REAP_S: Final = 1.0  # between the end of a worker's pipe and the end of its process
 _READ_BYTES: Final = 1 << 16  # a buffer of more would be fetched from the system and given back for every frame
 _WRITE_PARTS: Final = 16
@@ -75,11 +76,21 @@ class ProcessExecutor:
         self._holds = 0
         self._worker: _Worker | None = None
         self._timer: Timer | None = None  # the running task's deadline, or the idle worker's end
+        self._due_s: float | None = None  # when that timer comes
 
     @property
     def worker_pid(self) -> int | None:
         """The worker's process, while there is one."""
         return self._worker.pid if self._worker is not None else None
+
+    def overdue(self) -> str | None:
+        """A complaint if a task is past its time and its worker has not been got rid of; slow is not overdue."""
+        late_s = 0.0 if self._due_s is None else self._loop.now_s() - self._due_s
+        if self._running is None or late_s <= LATE_S:
+            return None
+        return (
+            f"`{self._running.task.kind}` was to end {late_s:.0f} s ago, and process {self.worker_pid} is still there"
+        )
 
     def submit(self, task: Task, on_done: OnDone) -> Cancel:
         job = _Job(task, on_done)
@@ -166,9 +177,14 @@ class ProcessExecutor:
         worker = self._worker
         if worker is not None and not worker.ending and not self._holds:
             if worker.outdated:
-                worker.end()
+                self._retire(worker)
             else:
-                self._set_timer(self._idle_s, worker.end)
+                self._set_timer(self._idle_s, lambda: self._retire(worker))
+
+    def _retire(self, worker: _Worker) -> None:
+        """Ask it to end. One that does not (it was stopped, or hangs in a library's end) must not keep its memory."""
+        worker.end()
+        self._set_timer(GRACE_S, worker.kill)
 
     def _cancel(self, job: _Job) -> None:
         if job in self._queue:
@@ -231,7 +247,8 @@ class ProcessExecutor:
     def _set_timer(self, after_s: float | None, callback: Callable[[], None] = lambda: None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if after_s is None else self._loop.call_at(self._loop.now_s() + after_s, callback)
+        self._due_s = None if after_s is None else self._loop.now_s() + after_s
+        self._timer = None if self._due_s is None else self._loop.call_at(self._due_s, callback)
 
 
 def too_long_failure(job: _Job, limit_s: float) -> Failure:

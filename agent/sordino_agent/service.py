@@ -5,12 +5,16 @@ Imports no NumPy: what computes is a worker process that comes and goes.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Final
+
+import msgspec
 
 from sordino_agent import __version__
 from sordino_agent.aggregate.journal import SumJournal
@@ -26,8 +30,9 @@ from sordino_agent.config import (
     LoadedConfig,
     load_agent_config,
 )
-from sordino_agent.core import AgentCore
+from sordino_agent.core import NOT_YET, AgentCore
 from sordino_agent.ledger import Ledger
+from sordino_agent.liveness import StateProbe, low_disk, status_line
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
@@ -39,6 +44,9 @@ from sordino_common.channel.files import write_atomically
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import RosterBook
 from sordino_common.clock import Timer
+from sordino_common.daemon.liveness import Liveness
+from sordino_common.daemon.notify import Notifier
+from sordino_common.daemon.signals import STOPS, Signals
 from sordino_common.errors import ConfigError, LocalError, RosterError, SordinoError
 from sordino_common.transport.base import Transport
 from sordino_common.transport.endpoint import Endpoint
@@ -51,15 +59,26 @@ log = logging.getLogger("sordino.agent")
 STATUS_EVERY_S: Final = 60.0  # while nothing changes
 STATUS_LEAST_S: Final = 2.0  # between two writes, however much changes
 FAREWELL_S: Final = 5.0  # for answers that are under way when the agent stops
+_LEAVE_S: Final = 10.0  # beyond both: closing databases and connection on a slow card
+# What a reload can't change: it was built into what runs.
+FIXED: Final = ("agent", "operator_key", "roster", "broker", "broker_password_file", "limits", "executor")
 
 
 class Service:
     """One agent, from `open` until `closed`. `transport` is a parameter so that tests can do without a broker."""
 
-    def __init__(self, loaded: LoadedConfig, reactor: Reactor, *, transport: Transport | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedConfig,
+        reactor: Reactor,
+        *,
+        transport: Transport | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         """Reads key and roster, counts the boot. Raises `ConfigError` and, for a bad roster, `RemoteError`s."""
         self._loaded = loaded
         self._reactor = reactor
+        self._notifier = notifier or Notifier()
         config = loaded.config
         identity = DeviceKey.load(loaded.state_file(KEY_FILE))
         self._book = roster_book(loaded, wall_s=reactor.wall_s)
@@ -110,6 +129,20 @@ class Service:
         self.core.watch(self._changed)
         self._state = "starting"
         self._started_s = reactor.wall_s()
+        self._told_ready = False
+        self._told_complaint: str | None = None
+        self._reload_note = ""
+        self._liveness = Liveness(
+            reactor,
+            self._notifier,
+            probes={
+                "state": StateProbe(
+                    loaded.state_dir, [loaded.state_file(name) for name in (JOURNAL_FILE, LEDGER_FILE, SUMS_FILE)]
+                ),
+                "worker": self._executor.overdue,
+            },
+            on_beat=self._beat,
+        )
         self._status_timer: Timer | None = None
         self._status_due_s = 0.0
         log.info(
@@ -130,6 +163,7 @@ class Service:
         self._state = "running"
         self.core.start()
         self._endpoint.open()
+        self._liveness.start()
         self._write_status()
 
     @property
@@ -142,6 +176,7 @@ class Service:
             return
         self._state = "draining"
         log.info("event=drain reason=%s running=%d", reason, len(self.core.running))
+        self._notifier.stopping(self._loaded.config.drain_s + FAREWELL_S + _LEAVE_S)
         deadline = self._reactor.call_at(self._reactor.now_s() + self._loaded.config.drain_s, self.core.cancel_all)
 
         def leave() -> None:
@@ -153,6 +188,7 @@ class Service:
 
     def finish(self) -> None:
         """After `closed`: end the worker, and say in the status file that nobody is there any more."""
+        self._liveness.stop()
         self._executor.close()
         self._journal.close()
         self._ledger.close()
@@ -172,24 +208,31 @@ class Service:
         log.info("event=model-received run=%s file=%s", run, folder / f"{run}.npz")
 
     def reload(self) -> None:
-        """Policy and datasets from the file again. An error is logged, and everything stays as it was."""
+        """Policy, datasets, models and drain_s from the file again. A bad file changes nothing: it is said in log and
+        status, and what ran goes on. What can't be changed in a running agent keeps its value, and that is said too."""
+        self._notifier.reloading()
+        self._reload_note = self._reload()
+        self._write_status()
+        self._notifier.ready()
+
+    def _reload(self) -> str:
+        """What the status has to say about it."""
+        running = self._loaded.config
         try:
             loaded = load_agent_config(self._loaded.path)
         except ConfigError as error:
             log.error("event=reload-failed reason=%r", str(error))  # noqa: TRY400  the text says it all
-            return
-        old, new = self._loaded.config, loaded.config
-        fixed = [
-            name
-            for name in ("agent", "operator_key", "broker", "broker_password_file", "limits", "executor")
-            if getattr(old, name) != getattr(new, name)
-        ]
+            return f"reload refused, the former configuration stays in force: {error}"
+        fixed = [name for name in FIXED if getattr(running, name) != getattr(loaded.config, name)]
+        kept = {name: getattr(running, name) for name in FIXED}
+        self._loaded = loaded.with_config(msgspec.structs.replace(loaded.config, **kept))
+        self._executor.replace_setup(worker_setup(self._loaded))
+        self.core.reconfigure(loaded.config.policy, loaded.budgets())
+        log.info("event=reloaded datasets=%d", len(loaded.config.datasets))
         if fixed:
             log.warning("event=reload-needs-restart sections=%s", ",".join(fixed))
-        self._loaded = loaded
-        self._executor.replace_setup(worker_setup(loaded))
-        self.core.reconfigure(new.policy, loaded.budgets())
-        log.info("event=reloaded datasets=%d", len(new.datasets))
+            return f"restart to apply the new {', '.join(fixed)}"
+        return ""
 
     # --- status ----------------------------------------------------------------------------------------------------
 
@@ -235,19 +278,41 @@ class Service:
 
     def _changed(self) -> None:
         """Write soon, but not more often than every `STATUS_LEAST_S`."""
-        self._set_status_timer(max(self._reactor.now_s(), self._status_due_s))
+        if not self._told_ready and (self.core.connected or self.core.connection_reason != NOT_YET):
+            # The broker has answered, or can't be reached, which the status tells: the agent serves as far as it can.
+            self._told_ready = True
+            self._write_status()
+            self._notifier.ready()
+        else:
+            self._set_status_timer(max(self._reactor.now_s(), self._status_due_s))
+
+    def _beat(self, complaint: str | None) -> None:
+        """With the watchdog's beats coming, the status needs no timer of its own while nothing changes."""
+        since_s = self._reactor.now_s() + STATUS_LEAST_S - self._status_due_s
+        if complaint != self._told_complaint or since_s >= STATUS_EVERY_S:
+            self._told_complaint = complaint
+            self._write_status()
 
     def _write_status(self, *, last: bool = False) -> None:
+        status = self.status()
         try:
-            write_status(self._loaded.state_file(STATUS_FILE), self.status())
+            write_status(self._loaded.state_file(STATUS_FILE), status)
         except OSError as error:  # a full disk must not end the daemon
             log.warning("event=status-not-written reason=%r", error.strerror)
+        self._tell(status)
         self._status_due_s = self._reactor.now_s() + STATUS_LEAST_S
         if self._status_timer is not None:
             self._status_timer.cancel()
             self._status_timer = None
-        if not last:
+        if not last and self._liveness.interval_s is None:
             self._set_status_timer(self._reactor.now_s() + STATUS_EVERY_S)
+
+    def _tell(self, status: Status) -> None:
+        if self._notifier.listened:
+            notes = [self._reload_note] if self._reload_note else []
+            with contextlib.suppress(OSError):  # the folder is gone: the probe says so
+                notes += filter(None, [low_disk(self._loaded.state_dir)])
+            self._notifier.status(status_line(status, complaint=self._liveness.complaint, notes=notes))
 
     def _set_status_timer(self, when_s: float) -> None:
         if self._status_timer is not None:
@@ -255,57 +320,28 @@ class Service:
         self._status_timer = self._reactor.call_at(when_s, self._write_status)
 
 
-def run(loaded: LoadedConfig) -> int:
+def run(loaded: LoadedConfig, notifier: Notifier | None = None) -> int:
     """Be the daemon until a signal says otherwise. Returns the exit code."""
+    # The watchdog's SIGABRT, or a fault in a library, leaves in the log where each thread was. No values.
+    faulthandler.enable(sys.stderr)
     with Reactor() as reactor:
-        service = Service(loaded, reactor)
-        signals = _Signals(reactor)
+        service = Service(loaded, reactor, notifier=notifier)
+        with Signals(reactor, (*STOPS, signal.SIGHUP)) as signals:
 
-        def done() -> bool:
-            for number in signals.taken():
-                if number == signal.SIGHUP:
-                    service.reload()
-                else:
-                    service.stop(signal.Signals(number).name)
-            return service.closed
+            def done() -> bool:
+                for number in signals.taken():
+                    if number == signal.SIGHUP:
+                        service.reload()
+                    else:
+                        service.stop(number.name)
+                return service.closed
 
-        try:
-            service.open()
-            reactor.run_until(done, deadline_s=float("inf"))
-        finally:
-            signals.restore()
-            service.finish()
+            try:
+                service.open()
+                reactor.run_until(done, deadline_s=float("inf"))
+            finally:
+                service.finish()
     return 0
-
-
-class _Signals:
-    """SIGTERM, SIGINT and SIGHUP as a list that the loop reads: a handler may interrupt anything, so it only notes.
-
-    A second SIGTERM or SIGINT ends the process as the system would."""
-
-    def __init__(self, reactor: Reactor) -> None:
-        self._reactor = reactor
-        self._arrived: list[int] = []
-        self._stops = 0
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
-
-    def taken(self) -> list[int]:
-        """What arrived since the last time."""
-        arrived, self._arrived = self._arrived, []
-        return arrived
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._stops += number != signal.SIGHUP
-        if self._stops > 1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._arrived.append(number)
-        self._reactor.wake()
 
 
 def worker_setup(loaded: LoadedConfig) -> WorkerSetup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -223,6 +224,35 @@ def test_an_idle_worker_ends_and_comes_back(reactor: Reactor, make: Maker) -> No
     executor.submit(DescribeTask(), outcomes.append)
     wait(reactor, outcomes, 2)
     assert isinstance(outcomes[1], Done)
+
+
+def test_an_idle_worker_that_does_not_end_is_killed(
+    reactor: Reactor, make: Maker, monkeypatch: pytest.MonkeyPatch, datasets: tuple[DatasetSpec, ...]
+) -> None:
+    monkeypatch.setattr("sordino_agent.process.GRACE_S", 0.05)
+    executor, outcomes = make(), list[Outcome]()
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)
+    stopped = executor.worker_pid
+    assert stopped is not None
+    os.kill(stopped, signal.SIGSTOP)
+    executor.replace_setup(WorkerSetup(datasets=datasets, executor="numpy", memory_bytes=MEMORY))
+    assert reactor.run_until(lambda: executor.worker_pid is None, deadline_s=reactor.now_s() + 60)
+
+
+def test_slow_is_not_overdue_and_a_worker_that_survives_its_kill_is(
+    reactor: Reactor, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, outcomes = make(limit_s=0.2), list[Outcome]()
+    monkeypatch.setattr("sordino_agent.process._Worker.kill", lambda _: None)  # as in an uninterruptible wait
+    executor.submit(train_task(steps=1 << 30), outcomes.append)
+    assert executor.overdue() is None
+    monkeypatch.setattr("sordino_agent.process.LATE_S", 0.0)
+    assert reactor.run_until(lambda: executor.overdue() is not None, deadline_s=reactor.now_s() + 60)
+    assert re.match(r"`train` was to end 0 s ago, and process \d+ is still there", executor.overdue() or "")
+    monkeypatch.undo()
+    executor.close()
+    assert executor.overdue() is None
 
 
 def test_a_worker_that_is_held_stays(reactor: Reactor, make: Maker, datasets: tuple[DatasetSpec, ...]) -> None:
