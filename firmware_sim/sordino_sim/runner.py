@@ -120,6 +120,7 @@ def simulate(
             store_folder=store_folder or Path(scratch) / "runs",
             transport=transport,
             with_baseline=with_baseline,
+            publish=store_folder is not None,
         )
     if tamper is not None and not tamper.happened:
         raise ConfigError("--tamper: nothing was tampered with, the run was over before; name an earlier step")
@@ -135,6 +136,7 @@ def _drive(
     store_folder: Path,
     transport: TransportName,
     with_baseline: bool,
+    publish: bool,
 ) -> Simulated:
     """Run the scenario's job on `company`; after a `server-kill`, start the server again and resume."""
     job = scenario.job
@@ -176,6 +178,7 @@ def _drive(
                     pooled=public_pool(job) if with_baseline else None,
                     world=company.world() if job.spec.needs_world else None,
                     owned=scenario.owned if with_baseline else lambda rows: None,
+                    publish=publish,
                 )
                 break
             except ServerKilled:

@@ -35,7 +35,7 @@ from sordino_server.rounds.effects import (
     Sent,
     Tell,
 )
-from sordino_server.rounds.events import Answered, Note, Observer, Outcome, silent
+from sordino_server.rounds.events import Answered, Note, Observer, Outcome, Waiting, silent
 from sordino_server.waits import Gathering, Hearing, Question, printable
 
 _REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
@@ -125,6 +125,33 @@ class Conductor:
     def online(self) -> Mapping[str, int]:
         """Members that are online, with their boot numbers."""
         return self._online_of(self._members())
+
+    @property
+    def members(self) -> Sequence[str]:
+        """Names of the data agents in the current roster."""
+        return self._members()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker was there when it was last heard of."""
+        return self._connected
+
+    @property
+    def bytes_now(self) -> tuple[int, int]:
+        """Payload bytes (received, sent) since the generator was started."""
+        up, down = self._traffic()
+        return up - self._base[0], down - self._base[1]
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Whom, and what, it waits for at this moment."""
+        match self._pending:
+            case Question() | Hearing() as pending:
+                return pending.told(self._loop.now_s())
+            case Gathering() as gathering:
+                return gathering.told(self._loop.now_s(), self._present())
+            case None:
+                return None
 
     def _online_of(self, names: Sequence[str]) -> dict[str, int]:
         wanted = set(names)
@@ -340,7 +367,9 @@ class Conductor:
         now_s = self._loop.now_s()
         if now_s >= self._reminded_s + self._remind_s:
             self._reminded_s = now_s
-            self._remind(now_s)
+            waiting = self.waiting
+            if waiting is not None:
+                self._tell(waiting)
         self._review()
 
     # --- listening -------------------------------------------------------------------------------------------------
@@ -373,8 +402,8 @@ class Conductor:
         return Present(boots=self.online, members=frozenset(self._members()), others=self._online_of(self._others()))
 
     def _bytes(self) -> dict[str, int]:
-        up, down = self._traffic()
-        return {"bytes_up": up - self._base[0], "bytes_down": down - self._base[1]}
+        up, down = self.bytes_now
+        return {"bytes_up": up, "bytes_down": down}
 
     def _answered(self, question: Question, name: str, outcome: Outcome, note: str) -> None:
         self._tell(
@@ -388,15 +417,6 @@ class Conductor:
                 **self._bytes(),
             )
         )
-
-    def _remind(self, now_s: float) -> None:
-        match self._pending:
-            case Question() | Hearing() as waiting:
-                self._tell(waiting.told(now_s))
-            case Gathering() as gathering:
-                self._tell(gathering.told(now_s, self._present()))
-            case None:
-                pass
 
     def _tell(self, event: Any) -> None:
         self.observer(event)

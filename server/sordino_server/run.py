@@ -21,11 +21,12 @@ from sordino_common.clock import Loop
 from sordino_common.errors import ConfigError, LocalError, SordinoError
 from sordino_server.baseline import Baseline, Owned, Pooled, run_baseline
 from sordino_server.conductor import Conductor, Interrupted
+from sordino_server.dashboard.publisher import Publisher
 from sordino_server.job import Job, job_from_json, job_to_json
 from sordino_server.job_privacy import require_runnable
 from sordino_server.model import Traced, make_model, model_digest, trace_job
 from sordino_server.rounds.effects import Checkpoint, Effect, Result
-from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, silent
+from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, both, silent
 from sordino_server.rounds.fedavg import federated_averaging
 from sordino_server.rounds.fedavg_secure import secure_averaging
 from sordino_server.rounds.roll import DataMismatch
@@ -103,12 +104,14 @@ def run_job(
     stopwatch: Callable[[], float] = time.perf_counter,
     world: World | None = None,
     owned: Callable[[Sequence[tuple[str, int]]], Owned | None] = lambda rows: None,
+    publish: bool = False,
 ) -> RunResult:
     """Train the job to its end (from the last checkpoint of `run`, if `resume`) and compare with plain PyTorch.
 
     `members`: the data agents of the roster, for the record. `pooled`: the rows for the baseline; without them there is
     none. `world`: for jobs on shares and secure sums. `owned`: each owner's rows, for the baseline on shares.
-    `stopwatch`: real time, whatever the loop's. Raises the named errors; the run's record says how it ended."""
+    `stopwatch`: real time, whatever the loop's. `publish`: keep the run's live file for who watches from outside.
+    Raises the named errors; the run's record says how it ended."""
     if re.match(r"^[a-z0-9][a-z0-9-]{0,79}\Z", run) is None:
         raise ConfigError(f"run id {run!r}: expected lower-case letters, digits and hyphens, at most 80")
     require_runnable(job.spec, job.error)
@@ -158,6 +161,17 @@ def run_job(
             store.finish(run, "running")
         before_s = store.elapsed_s(run)
         began_s = stopwatch()
+        publisher = None
+        if publish:
+            publisher = Publisher(
+                store.folder,
+                run,
+                dataset=job.spec.data.dataset,
+                conductor=conductor,
+                loop=loop,
+                privacy=lambda: _privacy_now(private, statistics),
+            )
+            observer = both(observer, publisher)
         observer(
             RunStarted(
                 run=run,
@@ -173,11 +187,22 @@ def run_job(
         if warning is not None:
             observer(warning)
         conductor.observer = observer
+
+        def begin(releases: int) -> None:
+            store.begin(run, releases)
+            if publisher is not None:
+                publisher.spend()
+
+        def over(status: str, error: str) -> None:
+            store.finish(run, status, error=error)
+            if publisher is not None:
+                publisher.close(status, error)
+
         conductor.start(
             rounds(checkpoint),
             run=run,
             save=lambda state: store.save(run, state, elapsed_s=before_s + stopwatch() - began_s),
-            begin=lambda releases: store.begin(run, releases),
+            begin=begin,
             next_sum=lambda: store.next_sum(run),
         )
         try:
@@ -185,15 +210,17 @@ def run_job(
             final: Checkpoint = conductor.result()
         except DataMismatch as mismatch:  # seen on the devices, mended in the job file
             wrong = job.error(mismatch.key, str(mismatch))
-            store.finish(run, "failed", error=_one_line(wrong))
+            over("failed", _one_line(wrong))
             raise wrong from mismatch
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            store.finish(run, "interrupted" if stopped else "failed", error=_one_line(error))
+            over("interrupted" if stopped else "failed", _one_line(error))
             raise
         seconds = before_s + stopwatch() - began_s
         records = store.records(run)
         baseline = None
+        if publisher is not None:
+            publisher.compare()
         if shares is not None and final.shared is not None:
             theirs = owned(final.shared.rows) if shares.comparable else None
             if theirs is not None and owned_by(theirs, final.shared.rows):
@@ -216,9 +243,18 @@ def run_job(
         if private is not None:
             summary |= private.summary(rounds=len(records))
         store.finish(run, "done", summary=summary)
+        if publisher is not None:
+            publisher.close("done")
     observer(RunDone(summary=summary))
     tensors = store.tensors(run) if final.params else {}
     return RunResult(run=run, job=job, summary=summary, records=records, baseline=baseline, tensors=tensors)
+
+
+def _privacy_now(private: PrivateRun | None, statistics: StatisticsRun | None) -> Mapping[str, Any] | None:
+    """What was spent by the releases that have begun."""
+    if statistics is not None:
+        return statistics.spent()
+    return None if private is None else private.spent()
 
 
 def summarise(

@@ -50,6 +50,10 @@ class PrivateRun:
         code = {} if self.job.spec.secure is not None else {"security": "local-noise"}
         return {**code, "privacy": self.private.guarantee.summary(begun=self.releases.begun, rounds=rounds)}
 
+    def spent(self) -> dict[str, Any]:
+        """`privacy` as of now."""
+        return self.private.guarantee.summary(begun=self.releases.begun, rounds=0)
+
     def _rounds(self, run: str, resumed: Checkpoint | None) -> Generator[Effect, Result, Checkpoint]:
         spec, traced, noise = self.job.spec, self.private.traced, self._local_noise()
         if noise is not None and spec.secure is None:

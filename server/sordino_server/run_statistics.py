@@ -88,9 +88,10 @@ class StatisticsRun:
     def summary(self, final: Checkpoint) -> dict[str, Any]:
         """`statistics` and `privacy`."""
         # A closed form against a closed form: how long each takes says nothing.
-        return {"statistics": final.findings, "privacy": self._privacy(), "overhead_vs_torch": None}
+        return {"statistics": final.findings, "privacy": self.spent(), "overhead_vs_torch": None}
 
-    def _privacy(self) -> dict[str, Any] | None:
+    def spent(self) -> dict[str, Any] | None:
+        """`privacy` as of now."""
         privacy, secure, one = self.job.spec.privacy, self.job.spec.secure, self.mechanism
         if privacy is None or secure is None or one is None:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -56,6 +57,7 @@ SCHEMA: Final = Schema(
     steps=(_NUMBERS, _NUMBERS),  # 2 was written with and without the table of sums
     advice="Put it back from a backup, together with the folder runs beside it",
 )
+_PEEK_S: Final = 0.4  # whoever only looks whether a run is held (`_as_it_is`) has its lock for some microseconds
 _KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -191,10 +193,15 @@ class RunStore:
         home = self.folder / "runs" / run
         home.mkdir(parents=True, exist_ok=True)
         with (home / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(f"run {run} is being trained by another process") from None
+            give_up_s = time.monotonic() + _PEEK_S
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if time.monotonic() > give_up_s:
+                        raise ConfigError(f"run {run} is being trained by another process") from None
+                    time.sleep(_PEEK_S / 20)
             yield
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -224,12 +231,13 @@ class RunStore:
             return row
         return replace(row, status="stopped")
 
-    def records(self, run: str) -> tuple[RoundRecord, ...]:
-        """The finished rounds in order, with who took part."""
+    def records(self, run: str, *, after: int = 0) -> tuple[RoundRecord, ...]:
+        """The finished rounds above number `after`, in order, with who took part."""
         shares: dict[int, dict[str, Share]] = {}
         for number, agent, outcome, rows, steps, loss, seconds, note in self._db.execute(
-            "SELECT round, agent, outcome, rows, steps, loss, seconds, note FROM shares WHERE run=? ORDER BY agent",
-            (run,),
+            "SELECT round, agent, outcome, rows, steps, loss, seconds, note FROM shares WHERE run=? AND round>?"
+            " ORDER BY agent",
+            (run, after),
         ):
             shares.setdefault(number, {})[agent] = Share(
                 outcome=outcome, rows=rows, steps=steps, loss=loss, seconds=seconds, note=note
@@ -249,8 +257,8 @@ class RunStore:
             )
             for number, loss, metrics, steps, attempts, up, down, seconds, test_rows in self._db.execute(
                 "SELECT round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds, test_rows"
-                " FROM rounds WHERE run=? ORDER BY round",
-                (run,),
+                " FROM rounds WHERE run=? AND round>? ORDER BY round",
+                (run, after),
             )
         )
 

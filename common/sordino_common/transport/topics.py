@@ -63,11 +63,16 @@ def roster_topic(fleet: str, server: str) -> str:
     return f"{ROOT}/{_check(fleet)}/{_check(server)}/roster"
 
 
+def status_filter(fleet: str) -> str:
+    """Matches the births and deaths of everybody."""
+    return f"{ROOT}/{_check(fleet)}/+/status"
+
+
 def subscriptions(fleet: str, name: str, server: str) -> tuple[str, ...]:
     """What `name` listens on: the server to all agents, an agent to its own topics and the server's."""
     base = f"{ROOT}/{_check(fleet)}"
     if name == server:
-        return f"{base}/+/reply", f"{base}/+/status"
+        return f"{base}/+/reply", status_filter(fleet)
     _check(name)
     _check(server)
     return f"{base}/{name}/cmd", f"{base}/{name}/peer/+", f"{base}/{server}/status", f"{base}/{server}/roster"

@@ -15,6 +15,7 @@ from sordino_server.cli.privacy import privacy_app
 from sordino_server.cli.roster import roster_app
 from sordino_server.cli.running import run_cli
 from sordino_server.cli.runs import export_model, runs, show
+from sordino_server.cli.top import top
 from sordino_server.cli.train import train
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command()(train)
 app.command()(runs)
 app.command()(show)
 app.command("export")(export_model)
+app.command()(top)
 app.add_typer(roster_app, name="roster")
 app.add_typer(dealer_app, name="dealer")
 app.add_typer(plan_app, name="plan")

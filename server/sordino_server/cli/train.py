@@ -89,6 +89,7 @@ def train(
                 pooled=pooled,
                 world=connection.world() if loaded.spec.needs_world else None,
                 owned=lambda rows: None if pooled is None else owned_in_order(pooled, rows),
+                publish=True,
             )
         if report is not None:
             write_report(result, report)
