@@ -57,6 +57,7 @@ SCHEMA: Final = Schema(
     steps=(_NUMBERS, _NUMBERS),  # 2 was written with and without the table of sums
     advice="Put it back from a backup, together with the folder runs beside it",
 )
+RUNS_FILE: Final = "runs.sqlite"
 _PEEK_S: Final = 0.4  # whoever only looks whether a run is held (`_as_it_is`) has its lock for some microseconds
 _KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
 
@@ -82,14 +83,15 @@ class RunRow:
 
 
 class RunStore:
-    """Runs under `folder` (`runs.sqlite`, `runs/<run>/`). `wall_s` dates the records."""
+    """Runs under `folder` (`runs.sqlite`, `runs/<run>/`). `wall_s` dates the records. `read_only`: to look at records
+    that others write; they have to be there."""
 
-    def __init__(self, folder: Path, *, wall_s: Any) -> None:
+    def __init__(self, folder: Path, *, wall_s: Any, read_only: bool = False) -> None:
         self.folder = folder
         self._wall_s = wall_s
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "runs.sqlite"
-        self._db = open_database(path, SCHEMA)
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._db = open_database(folder / RUNS_FILE, SCHEMA, read_only=read_only)
         self._db.execute("PRAGMA foreign_keys=ON")
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -226,13 +227,13 @@ def save(store: RunStore, run: str, number: int, *names: str) -> None:
 
 
 def test_a_view_joins_records_and_live_files(tmp_path: Path) -> None:
-    with store_with_runs(tmp_path) as store, store.hold("r-3"):
+    with ExitStack() as stack, store_with_runs(tmp_path) as store, store.hold("r-3"):
         one = {"unit": "record", "epsilon": 0.5, "delta": 1e-5, "releases": 9}
         store.finish("r-1", "done", summary={"privacy": {**one, "device": None}})
         store.begin("r-2", 4)
         store.finish("r-2", "failed", error="no quorum: ada")
         store.begin("r-3", 1)
-        source = Source(tmp_path, version="0.1.0", wall_s=lambda: NOW_S)
+        source = stack.enter_context(Source(tmp_path, version="0.1.0", wall_s=lambda: NOW_S))
         save(store, "r-3", 1, "ada", "bob")
         first = source.view()
         assert first.datasets[0].uncounted == 2  # r-2 and r-3 have released something, nobody has said what it cost
@@ -273,8 +274,8 @@ def test_looking_never_keeps_a_run_from_going_on(tmp_path: Path) -> None:
         peek = (home / "lock").open("w")
         fcntl.flock(peek, fcntl.LOCK_SH)
         threading.Timer(0.05, peek.close).start()
-        with store.hold("r-1"):
-            assert Source(tmp_path, version="1").view().runs_by_status == {"running": 1, "stopped": 2}
+        with store.hold("r-1"), Source(tmp_path, version="1") as source:
+            assert source.view().runs_by_status == {"running": 1, "stopped": 2}
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

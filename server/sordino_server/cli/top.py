@@ -46,7 +46,7 @@ def top(
             home = Home(fleet)
             births, reactor = stack.enter_context(listening(home, mqtt_settings(home)))
         reactor = reactor or stack.enter_context(Reactor())
-        source = Source(fleet, version=installed_version(), births=births)
+        source = stack.enter_context(Source(fleet, version=installed_version(), births=births))
         if once or as_json:
             if births is not None:
                 listener = births

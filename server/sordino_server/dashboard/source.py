@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from sordino_common.channel.roster import Roster
-from sordino_common.errors import ConfigError, SordinoError
+from sordino_common.errors import SordinoError
 from sordino_server.dashboard.births import Births
 from sordino_server.dashboard.live import Live, Notice, Spending, live_path, read_live
 from sordino_server.dashboard.view import AgentView, DatasetView, Point, RunView, State, View
 from sordino_server.home import Home
-from sordino_server.store import RunRow, RunStore
+from sordino_server.store import RUNS_FILE, RunRow, RunStore
 
 RUNS: Final = 12  # shown; all are counted
 SILENT_S: Final = 30.0  # a live file is written every 5 s
@@ -56,7 +56,8 @@ class _Read:
 class Source:
     """Of the fleet directory `folder`, or of a folder of run records that `sordino-sim run --store` has left.
 
-    `births`: who listens to the broker, if anybody does. Raises `ConfigError` if the folder is neither."""
+    One thread's, and to be closed. `births`: who listens to the broker, if anybody does. Raises `ConfigError` if the
+    folder is neither."""
 
     def __init__(
         self, folder: Path, *, version: str, births: Births | None = None, wall_s: Callable[[], float] = time.time
@@ -66,26 +67,41 @@ class Source:
         self._births = births
         self._wall_s = wall_s
         self._home = None
-        if (folder / "fleet.yaml").exists() or not (folder / "runs.sqlite").exists():
+        if (folder / "fleet.yaml").exists() or not (folder / RUNS_FILE).exists():
             self._home = Home(folder)
         self._read: dict[str, _Read] = {}
+        self._costed: dict[str, tuple[float, str, tuple[Spending, ...], bool]] = {}
+        self._store: RunStore | None = None  # opened once there are records
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def view(self, *, runs: int = RUNS) -> View:
         """The fleet now. What can't be read is named in `trouble`; raises `ConfigError` if run records can't be."""
         now_s = self._wall_s()
         trouble: list[str] = []
         roster = self._roster(trouble)
-        if self._home is None and not (self.folder / "runs.sqlite").exists():
-            raise ConfigError(f"{self.folder / 'runs.sqlite'}: gone")
-        with RunStore(self.folder, wall_s=self._wall_s) as store:
-            rows = store.runs()
-            live = {row.run: _live(self.folder, row.run, trouble) for row in rows if row.status == "running"}
-            recent = tuple(reversed(rows[-runs:])) if runs else ()
-            shown = [row for row in rows if row.status == "running" and row not in recent]
+        if self._store is None and (self.folder / RUNS_FILE).exists():
+            self._store = RunStore(self.folder, wall_s=self._wall_s, read_only=True)
+        store = self._store
+        rows = () if store is None else store.runs()
+        recent = tuple(reversed(rows[-runs:])) if runs else ()
+        shown = [row for row in rows if row.status == "running" and row not in recent]
+        views: tuple[RunView, ...] = ()
+        datasets: tuple[DatasetView, ...] = ()
+        if store is not None:
             views = tuple(self._run(store, row, now_s, trouble) for row in (*shown, *recent))
             datasets = _datasets(self._costs(store, rows, trouble))
         first = next((run for run in views if run.active), views[0] if views else None)
-        told = None if first is None else live.get(first.run) or _live(self.folder, first.run, trouble)
+        told = None if first is None else _live(self.folder, first.run, trouble)
         tally = {} if first is None else self._read[first.run].tally
         statuses: dict[str, int] = {}
         for row in rows:
@@ -162,8 +178,12 @@ class Source:
     ) -> Iterable[tuple[str, tuple[Spending, ...], bool]]:
         """(dataset, ε of its units, whether there is more that is not known) of every run."""
         for row in rows:
-            spent, uncounted = _cost(row, _live(self.folder, row.run, trouble), store)
-            yield str(_at(_spec(row), "data", "dataset") or "?"), spent, uncounted
+            known = self._costed.get(row.run)
+            if known is None or known[0] != row.changed_s or row.status == "running":
+                spent, uncounted = _cost(row, _live(self.folder, row.run, trouble), store)
+                known = (row.changed_s, str(_at(_spec(row), "data", "dataset") or "?"), spent, uncounted)
+                self._costed[row.run] = known
+            yield known[1:]
 
     def _agents(
         self, roster: Roster | None, live: Live | None, tally: Mapping[str, list[int]]
