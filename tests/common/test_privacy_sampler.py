@@ -8,6 +8,7 @@ import ast
 import inspect
 import json
 import math
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from hypothesis import strategies as st
 
 from helpers_privacy import chi_square_excess, correlation_excess, frequency_excess, seeded
 from sordino_common.errors import LocalError
-from sordino_common.privacy import bernoulli, discrete_gaussian, grid, words
-from sordino_common.privacy.bernoulli import bernoulli_exp, geometric
+from sordino_common.privacy import discrete_gaussian, exponential, grid, words
 from sordino_common.privacy.discrete_gaussian import noise_bound
+from sordino_common.privacy.exponential import bernoulli_exp, decide, exp_bounds, floor_log
 from sordino_common.privacy.words import Words
 
 SAMPLES = 200_000
@@ -62,10 +63,16 @@ def test_variance_within_one_percent(sigma_squared: int) -> None:
 def _block_with_minus_zero() -> Any:
     """`_block` without the rejection of -0."""
     text = inspect.getsource(discrete_gaussian._block)
-    assert text.count("~(negative & (y == np.uint64(0)))") == 1
+    assert text.count("(y | ~signs) != np.int64(0)") == 1
     scope = dict(vars(discrete_gaussian))
-    exec(text.replace("~(negative & (y == np.uint64(0)))", "y >= np.uint64(0)"), scope)
+    exec(text.replace("(y | ~signs) != np.int64(0)", "y >= np.int64(0)"), scope)
     return scope["_block"]
+
+
+def _gamma_of_laplace(shape: Any, y: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """U/t alone: only the first of the two rejections."""
+    gamma = (y - (v << shape.tau)) << (50 - shape.tau)
+    return gamma, gamma
 
 
 def twin(mutate: str, sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -79,7 +86,7 @@ def twin(mutate: str, sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> np
     if mutate == "rounded continuous Gaussian":
         return np.round(rng.normal(size=SAMPLES) * math.sqrt(sigma_squared)).astype(np.int64)
     if mutate == "Laplace":
-        monkeypatch.setattr(discrete_gaussian._Enclosure, "gamma", lambda _, y: (np.zeros_like(y), np.zeros_like(y)))
+        monkeypatch.setattr(discrete_gaussian._Enclosure, "gamma", _gamma_of_laplace)
     elif mutate == "minus zero kept":
         monkeypatch.setattr(discrete_gaussian, "_block", _block_with_minus_zero())
     samples = sample(sigma_squared, SAMPLES, random)
@@ -123,41 +130,114 @@ def test_broken_twins_are_caught(mutate: str, sigma_squared: int, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "gamma", [Fraction(0), Fraction(1, 7), Fraction(1, 2), Fraction(1), Fraction(7, 3), Fraction(4)]
+    "gamma", [Fraction(0), Fraction(1, 7), Fraction(1, 2), Fraction(1), Fraction(7, 3), Fraction(4), Fraction(40)]
 )
-@pytest.mark.parametrize(("bits", "widen"), [(44, 0), (44, 1), (3, 0), (1, 3), (1, 100)])
-def test_bernoulli_is_exact_however_wide_the_interval(gamma: Fraction, bits: int, widen: int) -> None:
-    trials = 100_000 if bits == 44 else 20_000  # wide intervals are settled one by one
-    scaled = gamma * (1 << bits)
-    low = np.full(trials, max(0, math.floor(scaled) - widen), dtype=np.uint64)
-    high = np.full(trials, math.ceil(scaled) + widen, dtype=np.uint64)
+@pytest.mark.parametrize("widen_bits", [0, 30, 46, 50, 56])
+def test_coins_are_exact_however_wide_the_interval(gamma: Fraction, widen_bits: int) -> None:
+    trials = 100_000 if widen_bits < 40 else 20_000  # wide intervals are settled one by one
+    scaled = gamma * (1 << 50)
+    low = np.full(trials, math.floor(scaled) - (1 << widen_bits), dtype=np.int64)
+    high = np.full(trials, math.ceil(scaled) + (1 << widen_bits), dtype=np.int64)
     hits = bernoulli_exp(
-        Words(seeded(f"{gamma}/{bits}/{widen}")), low, high, lambda _: (gamma.numerator, gamma.denominator), bits=bits
+        Words(seeded(f"{gamma}/{widen_bits}")), low, high, lambda _: (gamma.numerator, gamma.denominator)
     )
     if gamma == 0:
         assert hits.all()
+    elif gamma == 40:
+        assert not hits.any()
     else:
         assert frequency_excess(int(hits.sum()), trials, math.exp(-gamma)) < 1.0
 
 
-def test_bernoulli_keeps_each_elements_own_gamma() -> None:
+def test_coins_keep_each_elements_own_gamma() -> None:
     gammas = [Fraction(n, 5) for n in range(12)] * 5_000
-    low = np.array([math.floor(g * 16) for g in gammas], dtype=np.uint64)
-    high = np.array([math.ceil(g * 16) for g in gammas], dtype=np.uint64)
+    low = np.array([math.floor(g * 16) << 46 for g in gammas], dtype=np.int64)
+    high = np.array([math.ceil(g * 16) << 46 for g in gammas], dtype=np.int64)
     exact = [(g.numerator, g.denominator) for g in gammas]
-    hits = bernoulli_exp(Words(seeded("own")), low, high, exact.__getitem__, bits=4)
+    hits = bernoulli_exp(Words(seeded("own")), low, high, exact.__getitem__)
     for n in range(12):
         assert frequency_excess(int(hits[n::12].sum()), 5_000, math.exp(-n / 5) if n else 1 - 1e-12) < 1.0
 
 
-def test_geometric() -> None:
-    counts = np.bincount(geometric(Words(seeded("geometric")), 200_000, most=64).astype(np.int64), minlength=10)
+@given(st.fractions(0, 100, max_denominator=1 << 60), st.integers(0, 1 << 40))
+@settings(max_examples=500, deadline=None)
+def test_a_coin_is_the_comparison_of_its_word_with_the_true_chance(gamma: Fraction, width: int) -> None:
+    """Around exp(-γ), found here to 400 bits, every word's answer is the true one; only a word that agrees with all of
+    exp(-γ)'s first bits needs more."""
+    low_chance, high_chance = exp_bounds(gamma.numerator, gamma.denominator, 400)
+    edge = low_chance >> 336
+    firsts = [edge + d for d in (-(1 << 40), -(1 << 34), -(1 << 33), -2, -1, 1, 2, 1 << 33, 1 << 34, 1 << 40)]
+    firsts = [first for first in firsts if 0 <= first < 1 << 64]
+    low = np.full(len(firsts), math.floor(gamma * (1 << 50)) - width, dtype=np.int64)
+    high = np.full(len(firsts), math.ceil(gamma * (1 << 50)) + width, dtype=np.int64)
+
+    answers = decide(
+        _Rest(firsts), np.array(firsts, dtype=np.uint64), low, high, lambda _: (gamma.numerator, gamma.denominator)
+    )
+
+    for first, answer in zip(firsts, answers.tolist(), strict=True):
+        # U lies in [top, top + 1) 2^-31 by its word's first 31 bits, and further by what `_Rest` adds: zeros.
+        assert answer == ((first >> 33) << 369 < low_chance or gamma == 0), (first, edge, high_chance)
+
+
+class _Rest(Words):
+    """Words whose further bits are zeros: U is what its first 31 bits say."""
+
+    def __init__(self, firsts: list[int]) -> None:
+        pass
+
+    def take(self, count: int) -> np.ndarray:
+        return np.zeros(count, dtype=np.uint64)
+
+
+@given(st.fractions(0, 4000), st.integers(1, 400))
+@settings(deadline=None)
+def test_exp_bounds_enclose(gamma: Fraction, bits: int) -> None:
+    low, high = exp_bounds(gamma.numerator, gamma.denominator, bits)
+    finer_low, finer_high = exp_bounds(gamma.numerator, gamma.denominator, bits + 100)
+    assert 0 <= low <= high <= low + 3
+    assert low << 100 <= finer_low + 3
+    assert finer_high - 3 <= high << 100
+    with localcontext() as context:
+        context.prec = 200
+        true = (-Decimal(gamma.numerator) / Decimal(gamma.denominator)).exp() * 2**bits
+        assert low <= true <= high
+
+
+def test_the_tables_are_below_the_truth_by_less_than_an_ulp() -> None:
+    for table, parts in zip(exponential._tables(), (1 << 6, 1 << 18), strict=True):
+        for at in (0, 1, 2, 63, 64, 1000, 1373, len(table) - 1):
+            low, high = exp_bounds(at, parts, 100)
+            assert int(table[at]) << 69 <= high
+            assert low < (int(table[at]) + 1) << 69
+    assert int(exponential._tables()[0][-1]) == 0
+
+
+def test_floor_log() -> None:
+    source = Words(seeded("floor of the logarithm"))
+    counts = np.bincount(floor_log(source, source.take(200_000)), minlength=10)
     for value in range(8):
         assert frequency_excess(int(counts[value]), 200_000, math.exp(-value) * (1 - math.exp(-1))) < 1.0
 
 
+def test_floor_log_at_its_thresholds() -> None:
+    """A word beside a threshold decides; one on it asks for more bits, here all zeros or all ones."""
+    for k in range(1, 45):
+        edge = exp_bounds(k, 1, 200)[0] >> 136
+        beside = np.array([edge - 1, edge + 1], dtype=np.uint64)
+        if k < 43:  # exp(-44) 2^64 is 1.4: there is no room between the last ones
+            assert floor_log(_Fixed(0), beside).tolist() == [k, k - 1]
+        on = np.array([edge], dtype=np.uint64)
+        assert floor_log(_Fixed(0), on).tolist() == [k]
+        assert floor_log(_Fixed((1 << 64) - 1), on).tolist() == [k - 1]
+    # Past the table: the word is 0 and further bits say how far.
+    for k in (45, 50, 60):
+        further = (exp_bounds(k, 1, 128)[0] + exp_bounds(k + 1, 1, 128)[0]) // 2
+        assert floor_log(_Fixed(further), np.zeros(1, dtype=np.uint64)).tolist() == [k]
+
+
 class _Fixed(Words):
-    """Words that repeat a cycle of tops."""
+    """Words that repeat a cycle."""
 
     def __init__(self, *cycle: int) -> None:
         self._cycle, self._at = cycle, 0
@@ -168,42 +248,26 @@ class _Fixed(Words):
 
 
 def test_broken_sources_end() -> None:
-    with pytest.raises(LocalError, match="9 events of chance 1/e in a row: the random source is broken"):
-        geometric(_Fixed(0, 0, 1 << 63), 4, most=8)  # U < 1, U < 1/2, not U < 1/3: K = 3 is odd, each time
-    with pytest.raises(LocalError, match=r"a Bernoulli\(exp\(-γ\)\) took 1024 draws: the random source is broken"):
-        geometric(_Fixed(0), 4, most=8)
+    with pytest.raises(LocalError, match="-ln U > 60: the random source is broken"):
+        floor_log(_Fixed(0), np.zeros(4, dtype=np.uint64))
 
 
-def test_words_below_a_bound() -> None:
-    source = Words(seeded("below"))
-    for bound in (1, 2, 3, 5, 1 << 40, (1 << 40) + 1, 1 << 63):
-        drawn = source.below(bound, 50_000)
-        assert int(drawn.max()) < bound
-        if bound <= 5:
-            for value in range(bound):
-                chance = 1 / bound if bound > 1 else 1 - 1e-12
-                assert frequency_excess(int((drawn == value).sum()), 50_000, chance) < 1.0
-
-
-@given(st.integers(1, 1 << 80), st.integers(0, 257 << 40), st.integers(0, 3))
+@given(st.integers(1, 1 << 80), st.integers(0, (61 << 40) - 1), st.booleans())
 @settings(max_examples=2_000, deadline=None)
-def test_gamma_is_enclosed(sigma_squared: int, y: int, near: int) -> None:
+def test_gamma_is_enclosed(sigma_squared: int, y: int, near: bool) -> None:
     shape = discrete_gaussian._Enclosure(sigma_squared)
-    y = y % (257 * shape.t) if near else min(257 * shape.t - 1, shape.whole + y % 3)
-    (low,), (high,) = shape.gamma(np.array([y], dtype=np.uint64))
+    assert sigma_squared <= 2 * 4**shape.tau < 4 * sigma_squared
+    y %= (5 if near else 61) << shape.tau
+    v = y >> shape.tau
+    (low,), (high,) = shape.gamma(np.array([y], dtype=np.int64), np.array([v], dtype=np.int64))
     numerator, denominator = shape.exact(y)
-    assert int(low) * denominator <= numerator << 44 <= int(high) * denominator
+    t = 2**shape.tau
+    first = Fraction(y % t, t)
+    assert Fraction(numerator, denominator) == first + (y - Fraction(sigma_squared, t)) ** 2 / (2 * sigma_squared)
+    assert int(low) * denominator <= numerator << 50 <= int(high) * denominator
     assert int(high) < 1 << 62
-    if numerator <= 4 * denominator:  # where candidates fall: a few in a million are settled one by one
-        assert int(high) - int(low) < 1 << 27
-
-
-@given(st.integers(1, (1 << 40) + 1), st.integers(0, 1 << 40))
-@settings(deadline=None)
-def test_quotients_are_exact(t: int, u: int) -> None:
-    u %= t
-    (quotient,), (exact,) = discrete_gaussian._scaled_quotient(np.array([u], dtype=np.uint64), t)
-    assert (int(quotient), bool(exact)) == ((u << 44) // t, (u << 44) % t == 0)
+    if near:  # where candidates fall: about one in a million is settled one by one
+        assert int(high) - int(low) < 1 << 31
 
 
 class _Whole(np.ndarray):
@@ -229,11 +293,11 @@ def test_no_float_in_the_path(sigma_squared: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(words, "expand_ring", lambda *args: honest(*args).view(_Whole))
     _Whole.seen = 0
     sample(sigma_squared, 3_000, seeded("types"))
-    assert _Whole.seen > 100
+    assert _Whole.seen > 30
 
 
 def test_no_float_in_the_source() -> None:
-    for module in (bernoulli, discrete_gaussian, words):
+    for module in (exponential, discrete_gaussian, words):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         for node in ast.walk(tree):
             assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), ast.dump(node)

@@ -1,24 +1,25 @@
 """Exact samples of the discrete Gaussian N_Z(0, σ²): P(x) ∝ exp(-x²/(2σ²)) for x in Z. Integers only.
 
-Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), Algorithms 1 to 3, on vectors. With t = floor(σ) + 1:
+By rejection from the discrete Laplace distribution, as in Canonne, Kamath, Steinke 2020 (arXiv 2004.00010, Algorithms
+2 and 3), with both of its rejections made at once. t = 2^τ is the power of two with σ²/2 <= t² < 2σ², and
 
-    U uniform in {0..t-1}, kept with probability exp(-U/t);  V = number of successes of Bernoulli(1/e) in a row;
-    Y = ± (U + t V), where -0 is rejected:                    discrete Laplace of scale t              (Algorithm 2)
-    kept with probability exp(-γ),  γ = (|Y| - σ²/t)²/(2σ²):  N_Z(0, σ²)                              (Algorithm 3)
+    U uniform in {0..t-1};   V = v with probability ∝ exp(-v);   |Y| = U + t V, with a random sign, -0 rejected;
+    Y is kept with probability exp(-γ),   γ = Y²/(2σ²) + σ²/(2t²) - V = U/t + (|Y| - σ²/t)²/(2σ²) >= 0.
 
-Every candidate is independent of every other, so the first n that are kept are n independent samples. The chances are
-decided exactly (`bernoulli`): here γ and U/t are enclosed in intervals of integers, with the exact fraction at hand.
+Each y comes from one (U, V, sign), so P(Y = y is drawn and kept) ∝ exp(-V) exp(-γ) ∝ exp(-y²/(2σ²)): as it should
+be, for every such t. Between 0.41 and 0.48 of the candidates are kept. Every candidate is independent of every other,
+so the first n that are kept are n independent samples. The chances are decided exactly (`exponential`): γ is enclosed
+in an interval of integers, with the exact fraction at hand.
 
 Why no floats: rounding in a textbook sampler shows through in the low bits and breaks privacy (Mironov 2012); on
 integers the distribution is the one that the proof speaks of.
 
-Enclosure of γ. Let d = | |Y| - σ²/t | and c = 1/(σ √2), so γ = (d c)². |Y| < 257 t (V <= 256; more has a chance of
-e^-257 and raises) and t <= 2σ, so d c < 257 √2 < 2^8.51. With 2^j d in [D, D+1] for integers D < 2^31 and 2^k c in
-[C, C+1] for C < 2^32, (D C) >> s and (((D+1)(C+1)) >> s) + 1 enclose w = d c 2^22, where s = j + k - 22; w < 2^30.6,
-and w² < 2^61.1 encloses γ 2^44. All products fit in uint64.
+Enclosure of γ 2^50. With c = 1/(σ √2), Y²/(2σ²) = (Y c)². |Y| < 61 t (V <= 60) and t < √2 σ, so |Y| c < 61 < 2^6.
+With y = |Y| >> j below 2^31 (exact for j = 0) and C = floor(2^k c) <= 2^32, (y C) >> s and (((y+w)(C+1)) >> s) + 1
+enclose |Y| c 2^25, where s = k - j - 25 and w = 1 if j > 0; their squares stay below 61² 2^50 (1 + 2^-20) < 2^62.
 
-Bounds: 1 <= σ² <= 2^80. Samples are int64: |x| < 257 · (2^40 + 1) < 2^49. Memory: blocks of 2^16 candidates, and the
-result. Not constant-time: how long it takes depends on the rejections.
+Bounds: 1 <= σ² <= 2^80. Samples are int64: |x| < 61 · 2^40 < 2^46. Memory: blocks of 2^14 candidates, and the result.
+A block's time hardly depends on what is drawn; the number of blocks does.
 """
 
 from __future__ import annotations
@@ -31,14 +32,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_common.errors import LocalError
-from sordino_common.privacy.bernoulli import FRACTION_BITS, bernoulli_exp, geometric
+from sordino_common.privacy.exponential import GAMMA_BITS, I64, MAX_FLOOR, decide, floor_log
 from sordino_common.privacy.mechanism import MAX_SIGMA_SQUARED
-from sordino_common.privacy.words import U64, RandomBytes, Words
+from sordino_common.privacy.words import RandomBytes, Words
 
-_MAX_V: Final = 256
-_ROOT_BITS: Final = FRACTION_BITS // 2
-_BLOCK: Final = 1 << 16
-_DIGIT: Final = 22  # bits of a quotient at a time: a remainder below 2^41 shifted by 22 stays below 2^63
+_BLOCK: Final = 1 << 14  # what a block works on stays in a processor's cache
+_ROOT_BITS: Final = GAMMA_BITS // 2
 
 
 def discrete_gaussian(sigma_squared: int, count: int, random: RandomBytes = os.urandom) -> npt.NDArray[np.int64]:
@@ -55,8 +54,8 @@ def discrete_gaussian(sigma_squared: int, count: int, random: RandomBytes = os.u
     out = np.empty(count, dtype=np.int64)
     filled = 0
     while filled < count:
-        # About 0.48 of the candidates are kept; one and a half times too many is cheaper than a second pass.
-        got = _block(words, shape, min(_BLOCK, 5 * (count - filled) // 2 + 64))[: count - filled]
+        # At least 0.41 of the candidates are kept; some too many are cheaper than a second pass.
+        got = _block(words, shape, min(_BLOCK, 11 * (count - filled) // 4 + 64))[: count - filled]
         out[filled : filled + got.size] = got
         filled += got.size
     return out
@@ -76,67 +75,43 @@ def noise_bound(sigma_squared: int, length: int, aggregators: int = 1, *, chance
 
 
 class _Enclosure:
-    """The constants of one σ²: t, and how γ is enclosed (see the module's text)."""
+    """The constants of one σ²: t = 2^tau, and how γ is enclosed (see the module's text)."""
 
     def __init__(self, sigma_squared: int) -> None:
         self.sigma_squared = sigma_squared
-        self.t = math.isqrt(sigma_squared) + 1
-        self.whole, self.part = divmod(sigma_squared, self.t)  # σ²/t = whole + part/t
-        self.j = 31 - ((_MAX_V + 1) * self.t).bit_length()
-        # The largest k with c 2^k < 2^32: c² 2^(2k) = 2^(2k) / (2σ²) < 2^64.
+        self.tau = (-(-sigma_squared // 2) - 1).bit_length() + 1 >> 1  # the least with 2 · 4^tau >= σ²
+        self.j = max(0, self.tau + MAX_FLOOR.bit_length() - 31)
+        # The largest k with c 2^k <= 2^32: c² 2^(2k) = 2^(2k) / (2σ²) <= 2^64.
         self.k = (64 + (2 * sigma_squared).bit_length() - 1) // 2
         self.c = math.isqrt((1 << (2 * self.k)) // (2 * sigma_squared))
-        # |Y| - whole - part/t times 2^j, floored part: part 2^j / t when j > 0.
-        self.part_scaled = (self.part << self.j) // self.t if self.j > 0 else 0
-        self.s = self.j + self.k - _ROOT_BITS
+        self.s = self.k - self.j - _ROOT_BITS
+        self.constant = (sigma_squared << GAMMA_BITS) >> (2 * self.tau + 1)  # σ²/(2t²), floor
 
-    def gamma(self, y: U64) -> tuple[U64, U64]:
-        """(low, high) with low <= γ 2^44 <= high."""
-        # |Y| - σ²/t lies in (e - 1, e] with e = |Y| - whole, and is e - part/t exactly.
-        whole = np.uint64(self.whole)
-        above = y > whole
-        e = np.where(above, y - whole, whole - y)
-        if self.j > 0:
-            j, part = np.uint64(self.j), np.uint64(self.part_scaled)
-            # above: 2^j e - 2^j part/t in [2^j e - part_scaled - 1, 2^j e - part_scaled]; below: the sum.
-            least = np.where(above, (e << j) - part - np.uint64(1), (e << j) + part)
-        else:
-            down = np.uint64(-self.j)
-            # above: (e - part/t) >> -j in [(e-1) >> -j, (e >> -j) + 1]; below: e + part/t < e + 1.
-            least = np.where(above, e - np.uint64(1), e) >> down
-        width = np.uint64(1 if self.j > 0 else 2)
+    def gamma(self, y: I64, v: I64) -> tuple[I64, I64]:
+        """(low, high) with low <= γ 2^50 <= high, for y = |Y| and v = V."""
         c, s = np.uint64(self.c), np.uint64(self.s)
-        low = (least * c) >> s
-        high = (((least + width) * (c + np.uint64(1))) >> s) + np.uint64(1)
-        return low * low, high * high
+        least = y.view(np.uint64) >> np.uint64(self.j)
+        low = ((least * c) >> s).view(np.int64)
+        most = least + np.uint64(1 if self.j else 0)
+        high = (((most * (c + np.uint64(1))) >> s) + np.uint64(1)).view(np.int64)
+        rest = np.int64(self.constant) - (v << np.int64(GAMMA_BITS))
+        return low * low + rest, high * high + (rest + np.int64(1))
 
     def exact(self, y: int) -> tuple[int, int]:
-        """γ as a fraction: (y t - σ²)² / (2 σ² t²)."""
-        return (y * self.t - self.sigma_squared) ** 2, 2 * self.sigma_squared * self.t**2
+        """γ as a fraction: (y² t² + σ⁴ - 2 σ² t² V) / (2 σ² t²)."""
+        square = 1 << (2 * self.tau)
+        double = 2 * self.sigma_squared * square
+        return y * y * square + self.sigma_squared**2 - double * (y >> self.tau), double
 
 
-def _block(words: Words, shape: _Enclosure, candidates: int) -> npt.NDArray[np.int64]:
-    t = shape.t
-    u = words.below(t, candidates)
-    low, exact_division = _scaled_quotient(u, t)
-    u = u[bernoulli_exp(words, low, low + ~exact_division, lambda at: (int(u[at]), t))]
-    y = u + np.uint64(t) * geometric(words, u.size, most=_MAX_V)
-    negative = (words.take(y.size) >> np.uint64(63)).astype(np.bool_)
-    kept = ~(negative & (y == np.uint64(0)))
-    y, negative = y[kept], negative[kept]
-    low, high = shape.gamma(y)
-    kept = bernoulli_exp(words, low, high, lambda at: shape.exact(int(y[at])))
-    out: npt.NDArray[np.int64] = y[kept].astype(np.int64)
-    out[negative[kept]] *= -1
+def _block(words: Words, shape: _Enclosure, candidates: int) -> I64:
+    first, second, third = words.take(3 * candidates).reshape(3, candidates)
+    v = floor_log(words, second)
+    y = (first & np.uint64((1 << shape.tau) - 1)).view(np.int64) + (v << np.int64(shape.tau))
+    signs = first.view(np.int64) >> np.int64(63)  # -1 or 0, by a bit that U doesn't use
+    low, high = shape.gamma(y, v)
+    kept = decide(words, third, low, high, lambda at: shape.exact(int(y[at])))
+    kept &= (y | ~signs) != np.int64(0)  # -0 is rejected
+    y, signs = y[kept], signs[kept]
+    out: I64 = (y ^ signs) - signs
     return out
-
-
-def _scaled_quotient(u: U64, t: int) -> tuple[U64, npt.NDArray[np.bool_]]:
-    """(floor(u 2^44 / t), whether the division was exact) for u < t <= 2^40 + 1, by long division."""
-    divisor, digit = np.uint64(t), np.uint64(_DIGIT)
-    quotient, rest = np.zeros_like(u), u
-    for _ in range(FRACTION_BITS // _DIGIT):
-        shifted = rest << digit
-        part = shifted // divisor
-        quotient, rest = (quotient << digit) | part, shifted - part * divisor
-    return quotient, rest == np.uint64(0)

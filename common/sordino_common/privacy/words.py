@@ -30,15 +30,3 @@ class Words:
         """`count` fresh words, uint64[count]."""
         self._draws += 1
         return expand_ring(self._seed, label("privacy words", self._draws), (count,)).view(np.uint64)
-
-    def below(self, bound: int, count: int) -> U64:
-        """`count` uniform integers in [0, bound), 1 <= bound <= 2^63, by rejection: exactly uniform."""
-        mask = np.uint64((1 << (bound - 1).bit_length()) - 1)
-        limit = np.uint64(bound)
-        out = self.take(count) & mask
-        bad = np.flatnonzero(out >= limit)
-        while bad.size:
-            again = self.take(bad.size) & mask
-            out[bad] = again
-            bad = bad[again >= limit]
-        return out
