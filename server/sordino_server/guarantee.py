@@ -3,44 +3,50 @@
 A release of the unit *record* is a step's sum over a Poisson sample, on the grid: Δ² = `privacy.rows.row_bound`. Of the
 unit *device* it is a clipped update on the grid: Δ² = `privacy.grid_bound`. Both follow from the number of
 parameters and grid_bits alone, so server and device compute them each for themselves, and a device charges its own
-ledger with its own. σ² is one party's noise: in a secure sum every helper and the server add it, of which one honest
-party's counts; so the sum holds (helpers + 1) times as much. The guarantee composes every release that was begun
-(`rounds.releases`), void ones included.
+ledger with its own. Of a statistics job it is the one sum of all answers: Δ² = `privacy.row_queries`. σ² is one
+party's noise: in a secure sum every helper and the server add it, of which one honest party's counts; so the sum holds
+(helpers + 1) times as much. The guarantee composes every release that was begun (`rounds.releases`), void ones
+included. `sordino privacy plan` prints this same object's figures, before there is a model (`accounting.privacy_plan`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from sordino_common.errors import LocalError
 from sordino_common.messages import RecordTerms
 from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import Mechanism, Unit, threshold_of
+from sordino_common.privacy.row_queries import sensitivity_squared
 from sordino_common.privacy.rows import row_bound
 from sordino_server.accounting.accountant import Accountant, account
-from sordino_server.accounting.calibrate import calibrate, sigma_squared_for
-from sordino_server.job import JobSpec
+from sordino_server.accounting.adversary import NOT_COVERED, adversary
+from sordino_server.accounting.calibrate import TargetOutOfReach, calibrate, sigma_squared_for
+from sordino_server.job import Job, JobSpec
 from sordino_server.job_privacy import DevicePrivacySpec, PrivacySpec
-
-NOT_COVERED: Final = (
-    "held-out rows, over which exact sums are formed for the metrics",
-    "how many rows each device has, who takes part, and when",
-    "the choice of settings after looking at earlier runs on the same rows",
-)
+from sordino_server.job_statistics import queries_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
     """Of one unit. `one`: the mechanism of one release, of which `releases` are planned. `target`: the ε asked for,
-    None if the job states the noise."""
+    None if the job states the noise. `clip_norm`: None where public ranges bound what a row adds. `adversary`: whom it
+    holds against."""
 
     one: Mechanism
     releases: int
     target: float | None
-    clip_norm: float
+    clip_norm: float | None
     noise_from: str
+    adversary: str
+
+    @property
+    def clip(self) -> float:
+        """The clip norm of a promise that has one."""
+        if self.clip_norm is None:
+            raise LocalError("this promise has no clip norm: ranges bound what a row adds")
+        return self.clip_norm
 
     def spent(self, begun: int) -> tuple[Mechanism, ...]:
         """All of `begun` releases."""
@@ -55,7 +61,6 @@ class Guarantee:
     second: Promise | None
     delta: float
     accountant: Accountant
-    adversary: str
     grid_bits: int
 
     @property
@@ -73,7 +78,7 @@ class Guarantee:
         if one.unit != "record":
             raise LocalError("record_terms: the job protects no records")
         return RecordTerms(
-            clip_norm=self.first.clip_norm,
+            clip_norm=self.first.clip,
             grid_bits=self.grid_bits,
             sampling_threshold=one.sampling_threshold,
             sigma_squared=one.sigma_squared,
@@ -85,7 +90,6 @@ class Guarantee:
         second = None if self.second is None else self._figures(self.second, begun)
         return {
             **self._figures(self.first, begun),
-            "adversary": self.adversary,
             "rounds": rounds,
             "not_covered": list(NOT_COVERED),
             "device": second,
@@ -107,51 +111,58 @@ class Guarantee:
             "pld_epsilon": found.pld,
             "target_epsilon": promise.target,
             "releases": one.count * begun,
+            "adversary": promise.adversary,
             "noise_from": promise.noise_from,
             "sigma_squared": one.sigma_squared,
             "sensitivity_squared": one.sensitivity_squared,
         }
 
 
-def guarantee_of(
-    spec: JobSpec, *, gradient_length: int, update_length: int, spent: Sequence[Mechanism] = ()
-) -> Guarantee:
+def guarantee_of(job: Job, *, gradient_length: int = 1, update_length: int = 1) -> Guarantee:
     """The guarantee of a job whose trained parameters have `gradient_length` entries, all its parameters
-    `update_length`. `spent`: what is released besides, of the job's unit. Raises `TargetOutOfReach`."""
-    privacy, secure = spec.privacy, spec.secure
+    `update_length`; ε depends on σ/Δ alone, so the lengths move Δ and σ, not ε. A statistics job has neither. Raises
+    `ConfigError` at the line of a target that no noise keeps."""
+    privacy, mode = job.spec.privacy, job.spec.mode
     if privacy is None:
         raise LocalError("guarantee_of: the job has no privacy block")
-    helpers = 0 if secure is None else secure.helpers
-    added = f"each of {helpers} helper{'s' if helpers != 1 else ''} and the server"
-    local = privacy.unit == "record" and privacy.noise_at == "device"
-    if privacy.unit == "record":
-        assert privacy.sampling_rate is not None
-        assert spec.train.local_steps is not None
-        template = Mechanism(
-            unit="record",
-            sensitivity_squared=row_bound(gradient_length, privacy.grid_bits),
-            sigma_squared=1,
-            sampling_threshold=threshold_of(privacy.sampling_rate),
-            count=spec.train.local_steps if local else 1,
-        )
-        noise_from = "the device, in each of its steps" if local else added
-    else:
-        template = _device(update_length, privacy)
-        noise_from = added
-    first = _promise(template, privacy, privacy, spec.train.rounds, noise_from=noise_from, spent=spent)
+    try:
+        if mode == "statistics":
+            first = _statistics(job.spec, privacy)
+        else:
+            first = _first(job.spec, privacy, gradient_length=gradient_length, update_length=update_length)
+    except TargetOutOfReach as error:
+        raise job.error("privacy.epsilon", str(error)) from None
     second = None
     if privacy.device is not None:
-        second = _promise(
-            _device(update_length, privacy), privacy, privacy.device, spec.train.rounds, noise_from=added, spent=()
-        )
+        try:
+            second = _promise(_device(update_length, privacy), job.spec, privacy.device, local=False)
+        except TargetOutOfReach as error:
+            raise job.error("privacy.device.epsilon", str(error)) from None
     return Guarantee(
-        first=first,
-        second=second,
-        delta=privacy.delta,
-        accountant=privacy.accountant,
-        adversary=_adversary(privacy, helpers, local=local),
-        grid_bits=privacy.grid_bits,
+        first=first, second=second, delta=privacy.delta, accountant=privacy.accountant, grid_bits=privacy.grid_bits
     )
+
+
+def _statistics(spec: JobSpec, privacy: PrivacySpec) -> Promise:
+    """One release, of all rows."""
+    template = Mechanism(unit="record", sensitivity_squared=sensitivity_squared(queries_of(spec)), sigma_squared=1)
+    return replace(_promise(template, spec, privacy, local=False, releases=1), clip_norm=None)
+
+
+def _first(spec: JobSpec, privacy: PrivacySpec, *, gradient_length: int, update_length: int) -> Promise:
+    if privacy.unit == "device":
+        return _promise(_device(update_length, privacy), spec, privacy, local=False)
+    local = privacy.noise_at == "device"
+    assert privacy.sampling_rate is not None
+    assert spec.train.local_steps is not None
+    template = Mechanism(
+        unit="record",
+        sensitivity_squared=row_bound(gradient_length, privacy.grid_bits),
+        sigma_squared=1,
+        sampling_threshold=threshold_of(privacy.sampling_rate),
+        count=spec.train.local_steps if local else 1,
+    )
+    return _promise(template, spec, privacy, local=local)
 
 
 def _device(length: int, privacy: PrivacySpec) -> Mechanism:
@@ -161,41 +172,30 @@ def _device(length: int, privacy: PrivacySpec) -> Mechanism:
 
 def _promise(
     template: Mechanism,
-    privacy: PrivacySpec,
+    spec: JobSpec,
     block: PrivacySpec | DevicePrivacySpec,
-    rounds: int,
     *,
-    noise_from: str,
-    spent: Sequence[Mechanism],
+    local: bool,
+    releases: int | None = None,
 ) -> Promise:
-    """With the noise that is stated, or that the target takes over all rounds."""
+    """With the noise that is stated, or that the target takes over all releases (by default one a round)."""
+    privacy = spec.privacy
+    assert privacy is not None
+    planned = spec.train.rounds if releases is None else releases
     if block.noise_multiplier is not None:
         sigma_squared = sigma_squared_for(block.noise_multiplier, template.sensitivity_squared)
     else:
         assert block.epsilon is not None
-        whole = replace(template, count=template.count * rounds)
-        found = calibrate(whole, epsilon=block.epsilon, delta=privacy.delta, spent=spent, accountant=privacy.accountant)
+        whole = replace(template, count=template.count * planned)
+        found = calibrate(whole, epsilon=block.epsilon, delta=privacy.delta, accountant=privacy.accountant)
         sigma_squared = found.sigma_squared
+    helpers = 0 if spec.secure is None else spec.secure.helpers
+    added = f"each of {helpers} helper{'s' if helpers != 1 else ''} and the server"
     return Promise(
         one=replace(template, sigma_squared=sigma_squared),
-        releases=rounds,
+        releases=planned,
         target=block.epsilon,
         clip_norm=block.clip_norm,
-        noise_from=noise_from,
-    )
-
-
-def _adversary(privacy: PrivacySpec, helpers: int, *, local: bool) -> str:
-    after = "and whoever sees the model or these figures afterwards"
-    if local:
-        also = "" if helpers == 0 else " Single devices' noised updates are hidden in secure sums besides."
-        return f"Holds against the server, the helpers, the broker, {after}: every device adds its noise itself.{also}"
-    if helpers == 1:
-        return (
-            f"Holds against the server as long as the helper is honest, against the helper, the broker, {after}: each "
-            "of helper and server adds the whole noise."
-        )
-    return (
-        f"Holds against the server together with all but one of the {helpers} helpers, against the broker, {after}: "
-        "each of helpers and server adds the whole noise, so one honest party is enough."
+        noise_from="the device, in each of its steps" if local else added,
+        adversary=adversary(helpers=helpers, local=local),
     )

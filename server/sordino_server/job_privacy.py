@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -49,7 +48,7 @@ class PrivacySpec(_Strict, frozen=True, kw_only=True):
     `sampling_rate`: record only; every row is in a step with this probability, independently (Poisson).
     `noise`: record only; `device`: every device adds full noise in each of its local steps; `aggregate`: the helpers
     and the server add it to the fleet's sum, one round is one step. `grid_bits`: the clip norm is 2^grid_bits steps of
-    the integer grid. `standardize_share`: what `data.standardize: fleet` may spend of the budget, as 1/σ²."""
+    the integer grid."""
 
     unit: Literal["record", "device"]
     epsilon: Epsilon | None = None
@@ -61,7 +60,6 @@ class PrivacySpec(_Strict, frozen=True, kw_only=True):
     grid_bits: Annotated[int, Meta(ge=8, le=24)] = 16
     device: DevicePrivacySpec | None = None
     accountant: Literal["pld", "rdp"] = "pld"
-    standardize_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
 
     @property
     def noise_at(self) -> Literal["aggregate", "device"]:
@@ -71,8 +69,8 @@ class PrivacySpec(_Strict, frozen=True, kw_only=True):
 
 class DataRangesSpec(_Strict, frozen=True, kw_only=True):
     """Public bounds [lo, hi] of what the columns hold; values outside are clipped to them. One pair for all features,
-    or one for each. They bound what a row adds to the sums of `standardize: fleet`. Choose them from what is known of
-    the quantity, not from the rows."""
+    or one for each. They bound what a row adds to the sums of a statistics job. Choose them from what is known of the
+    quantity, not from the rows."""
 
     features: Annotated[tuple[float | Range, ...], Meta(min_length=1, max_length=4095)]
     target: Range | None = None
@@ -99,11 +97,6 @@ def is_secure(spec: JobSpec) -> bool:
     return spec.secure is not None
 
 
-def scaled_by_fleet(spec: JobSpec) -> bool:
-    """Whether scaling constants come from the rows of the fleet, and so cost privacy."""
-    return "fleet" in (spec.data.standardize, spec.data.target_standardize)
-
-
 def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
     if spec.validate is not None:
         yield (
@@ -117,9 +110,9 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
     privacy = spec.privacy
     if spec.mode == "statistics":
         return  # `job_statistics` checks the block
+    if spec.data.ranges is not None:
+        yield "data.ranges", "is only used in mode statistics, to bound what a row adds to a sum"
     if privacy is None:
-        if spec.data.ranges is not None:
-            yield "data.ranges", "is only used with privacy, to bound what a row adds to the sums of standardize: fleet"
         return
     if spec.mode != "federated":
         yield "privacy", f"is offered in mode federated, not in {spec.mode}"
@@ -127,7 +120,17 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
     if privacy.clip_norm < LEAST_CLIP:
         yield "privacy.clip_norm", f"mode federated needs a clip norm, at least {LEAST_CLIP:g}"
     yield from (_record_problems(spec, privacy) if privacy.unit == "record" else _device_problems(spec, privacy))
-    yield from _range_problems(spec, privacy)
+    for key in ("standardize", "target_standardize"):
+        if getattr(spec.data, key) == "fleet":
+            yield (
+                f"data.{key}",
+                (
+                    "fleet has every device send its columns' sums without noise, which no epsilon covers. Say given, "
+                    "with figures that are known without looking at the rows, or with the `scaling` that a job of mode "
+                    "statistics finds (statistics: {moments: {}}, with a privacy block and an epsilon of its own, paid "
+                    "from the same budget on the devices); or say none"
+                ),
+            )
 
 
 def one_of(key: str, block: PrivacySpec | DevicePrivacySpec) -> Iterator[tuple[str, str]]:
@@ -191,48 +194,3 @@ def _device_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str,
         yield "privacy.noise", "for unit device, noise is added by the aggregators of the sum; leave it out"
     if privacy.device is not None:
         yield "privacy.device", "is the second unit beside unit: record; here it is the first"
-
-
-def _range_problems(spec: JobSpec, privacy: PrivacySpec) -> Iterator[tuple[str, str]]:
-    data, ranges = spec.data, spec.data.ranges
-    if ranges is None:
-        if scaled_by_fleet(spec):
-            key = "standardize" if data.standardize == "fleet" else "target_standardize"
-            yield (
-                f"data.{key}",
-                (
-                    "fleet, under privacy, needs data.ranges: public bounds [lo, hi] of the columns, which bound what "
-                    "a row adds to the sums. Or say given, or none"
-                ),
-            )
-        return
-    if not scaled_by_fleet(spec):
-        yield "data.ranges", "is only used with standardize: fleet or target_standardize: fleet"
-    features = ranges.of_features(len(data.features))
-    if features is None:
-        yield (
-            "data.ranges.features",
-            f"expected one [lo, hi] for all, or a list of {len(data.features)}, one for each feature",
-        )
-        return
-    one = not isinstance(ranges.features[0], tuple)
-    pairs = [("data.ranges.features" + ("" if one else f".{at}"), pair) for at, pair in enumerate(features)]
-    if ranges.target is not None:
-        pairs.append(("data.ranges.target", ranges.target))
-    for key, (low, high) in pairs:
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            yield key, f"expected [lo, hi] with lo < hi, got [{low:g}, {high:g}]"
-    if data.target_standardize == "fleet" and ranges.target is None:
-        yield "data.ranges", "target_standardize: fleet needs data.ranges.target too"
-
-
-def require_runnable(spec: JobSpec, error: Callable[[str, str], ConfigError]) -> None:
-    """Refuse, when a run begins, what can be loaded and planned but is not built, so that nobody trains less privately
-    than they asked."""
-    if spec.privacy is not None and spec.mode != "statistics" and scaled_by_fleet(spec):
-        key = "standardize" if spec.data.standardize == "fleet" else "target_standardize"
-        raise error(
-            f"data.{key}",
-            "fleet, under privacy, is not built yet: the columns' moments would leave without noise. Say given, with "
-            "figures that are known without looking at the rows, or none",
-        )

@@ -37,7 +37,7 @@ def trace_private(job: Job, model: nn.Module) -> PrivateTraced:
     trainable = tuple(name in trained for name in traced.names)
     sizes = [param.size for param in traced.params]
     guarantee = guarantee_of(
-        spec,
+        job,
         gradient_length=sum(size for size, used in zip(sizes, trainable, strict=True) if used),
         update_length=sum(sizes),
     )

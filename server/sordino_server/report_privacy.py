@@ -23,9 +23,11 @@ def privacy_card(privacy: Mapping[str, Any]) -> str:
     rows = [("whose privacy", escape(_UNITS[privacy["unit"]])), *_figures(privacy)]
     second = privacy.get("device")
     if second is not None:
-        rows += [("and", escape(_UNITS["device"])), *_figures(second)]
+        rows += [("and", escape(_UNITS["device"])), ("against", escape(second["adversary"])), *_figures(second)]
     rows.append(("not covered", escape("; ".join(privacy["not_covered"]))))
-    return card("Differential privacy", table(("", ""), rows, header=False), escape(privacy["adversary"]))
+    return card(
+        "Differential privacy", table(("", ""), rows, header=False), escape(f"Holds against {privacy['adversary']}.")
+    )
 
 
 def _figures(entry: Mapping[str, Any]) -> list[tuple[str, str]]:

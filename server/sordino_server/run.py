@@ -23,7 +23,6 @@ from sordino_server.baseline import Baseline, Owned, Pooled, run_baseline
 from sordino_server.conductor import Conductor, Interrupted
 from sordino_server.dashboard.publisher import Publisher
 from sordino_server.job import Job, job_from_json, job_to_json
-from sordino_server.job_privacy import require_runnable
 from sordino_server.model import Traced, make_model, model_digest, trace_job
 from sordino_server.rounds.effects import Checkpoint, Effect, Result
 from sordino_server.rounds.events import Note, Observer, RoundRecord, RunDone, RunStarted, both, silent
@@ -114,7 +113,6 @@ def run_job(
     Raises the named errors; the run's record says how it ended."""
     if re.match(r"^[a-z0-9][a-z0-9-]{0,79}\Z", run) is None:
         raise ConfigError(f"run id {run!r}: expected lower-case letters, digits and hyphens, at most 80")
-    require_runnable(job.spec, job.error)
     model = make_model(job)
     shares: SharedRun | None = None
     statistics: StatisticsRun | None = None

@@ -97,7 +97,7 @@ class PrivateRun:
         first, second = guarantee.first, guarantee.second
         if step is not None:
             return Gradients(
-                clip_norm=first.clip_norm,
+                clip_norm=first.clip,
                 grid_bits=guarantee.grid_bits,
                 sampling_threshold=first.one.sampling_threshold,
                 sigma_squared=first.one.sigma_squared,
@@ -105,7 +105,7 @@ class PrivateRun:
             )
         device = first if second is None else second
         return Updates(
-            clip_norm=device.clip_norm,
+            clip_norm=device.clip,
             grid_bits=guarantee.grid_bits,
             sigma_squared=device.one.sigma_squared,
             trainable=self.private.trainable,
@@ -114,7 +114,8 @@ class PrivateRun:
 
 
 def private_run(job: Job, model: nn.Module, world: World | None, *, begun: int) -> PrivateRun:
-    """`begun`: releases of the run before this process. Raises `PlanError`, `TargetOutOfReach`."""
+    """`begun`: releases of the run before this process. Raises `PlanError`, and `ConfigError` for a
+    target that no noise keeps."""
     private = trace_private(job, model)
     releases = Releases(planned=private.guarantee.first.releases, begun=begun)
     return PrivateRun(job=job, private=private, releases=releases, world=world)

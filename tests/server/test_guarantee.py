@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from sordino_common.errors import LocalError
 from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism
+from sordino_common.privacy.row_queries import sensitivity_squared
 from sordino_common.privacy.rows import row_bound
 from sordino_server.accounting.accountant import account
 from sordino_server.guarantee import Guarantee, guarantee_of
 from sordino_server.job import load_job
+from sordino_server.job_statistics import queries_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOCAL = ("privacy.noise=device", "train.local_steps=4", "train.rounds=5")
 
 
 def promised(*changes: str, name: str = "boston-dp") -> Guarantee:
-    return guarantee_of(load_job(EXAMPLES / f"{name}.yaml", overrides=changes).spec, gradient_length=14,
-                        update_length=17)  # fmt: skip
+    return guarantee_of(load_job(EXAMPLES / f"{name}.yaml", overrides=changes), gradient_length=14, update_length=17)
 
 
 def test_a_target_is_kept_over_all_rounds_and_hardly_more_than_needed() -> None:
@@ -42,7 +44,7 @@ def test_the_summary_has_all_that_the_interface_names() -> None:
     assert (spent["rounds"], spent["releases"], spent["unit"], spent["device"]) == (30, 31, "record", None)
     assert spent["epsilon"] > 0.5, "a release that was begun and lost counts"
     assert any("held-out rows" in text for text in spent["not_covered"])
-    assert "2 helpers" in spent["adversary"] and "one honest party is enough" in spent["adversary"]
+    assert "2 helpers" in spent["adversary"] and "one honest helper is enough" in spent["adversary"]
     assert spent["noise_from"] == "each of 2 helpers and the server"
     assert promised().summary(begun=0, rounds=0)["epsilon"] == 0.0
 
@@ -72,7 +74,7 @@ def test_noise_of_devices_counts_every_local_step() -> None:
     assert (terms.sigma_squared, terms.sampling_threshold) == (one.sigma_squared, one.sampling_threshold)
     assert (terms.clip_norm, terms.grid_bits, terms.apply_plan) == (1.0, 16, b"\x07" * 32)
     spent = guarantee.summary(begun=5, rounds=5)
-    assert "every device adds its noise itself" in spent["adversary"]
+    assert "Each device adds the whole noise before anything leaves it" in spent["adversary"]
 
 
 def test_devices_are_protected_by_the_whole_updates_bound() -> None:
@@ -109,5 +111,21 @@ def test_a_stated_noise_is_what_is_used_and_its_epsilon_is_told() -> None:
 
 
 def test_with_one_helper_it_holds_only_as_long_as_that_one_is_honest() -> None:
-    adversary = promised("secure_aggregation={helpers: 1}").adversary
-    assert "against the server as long as the helper is honest" in adversary
+    adversary = promised("secure_aggregation={helpers: 1}").first.adversary
+    assert "the server as long as the helper is honest" in adversary
+
+
+def test_a_statistics_job_promises_one_release_with_no_clip_norm() -> None:
+    job = load_job(EXAMPLES / "boston-statistics.yaml")
+    first = guarantee_of(job).first
+    assert (first.releases, first.one.count, first.clip_norm) == (1, 1, None)
+    assert first.one.sensitivity_squared == sensitivity_squared(queries_of(job.spec))
+    with pytest.raises(LocalError, match="no clip norm"):
+        _ = first.clip
+
+
+@pytest.mark.parametrize("lengths", [(1, 1), (14, 17), (1_000_000, 2_000_000)])
+def test_epsilon_does_not_depend_on_the_length_of_the_model(lengths: tuple[int, int]) -> None:
+    job = load_job(EXAMPLES / "boston-dp.yaml", overrides=["privacy.epsilon=null", "privacy.noise_multiplier=9.5"])
+    told = guarantee_of(job, gradient_length=lengths[0], update_length=lengths[1]).summary(begun=30, rounds=30)
+    assert told["epsilon"] == pytest.approx(guarantee_of(job).summary(begun=30, rounds=30)["epsilon"], rel=1e-6)

@@ -8,7 +8,7 @@ import pytest
 
 from sordino_common.errors import ConfigError
 from sordino_server.job import job_from_json, job_to_json, load_job
-from sordino_server.job_privacy import DataRangesSpec, DevicePrivacySpec, PrivacySpec, is_secure, require_runnable
+from sordino_server.job_privacy import DataRangesSpec, DevicePrivacySpec, PrivacySpec, is_secure
 
 RECORD = """\
 job: toy
@@ -78,13 +78,9 @@ def test_noise_in_the_sum_of_a_step(tmp_path: Path) -> None:
     assert job.spec.privacy.noise_at == "aggregate"
 
 
-@pytest.mark.parametrize("features", ["[0, 1]", "[[0, 1], [-5, 5.5]]"])
-def test_ranges(tmp_path: Path, features: str) -> None:
-    edits = ("standardize: none", f"ranges: {{features: {features}, target: [0, 50]}}\n  target_standardize: fleet")
-    job = load_job(written(tmp_path, RECORD, edits))
-    assert job.spec.data.ranges is not None
-    expected = ((0, 1), (0, 1)) if features == "[0, 1]" else ((0, 1), (-5, 5.5))
-    assert job.spec.data.ranges.of_features(2) == expected
+def test_ranges_of_one_pair_or_of_one_for_each() -> None:
+    assert DataRangesSpec(features=(0.0, 1.0)).of_features(2) == ((0.0, 1.0), (0.0, 1.0))
+    assert DataRangesSpec(features=((0.0, 1.0), (-5.0, 5.5))).of_features(2) == ((0.0, 1.0), (-5.0, 5.5))
     assert DataRangesSpec(features=((0.0, 1.0), 3.0)).of_features(2) is None
 
 
@@ -138,40 +134,21 @@ REFUSALS = {
         ("clip_norm: 1.0", "clip_norm: 1.0\n  device: {clip_norm: 1}"),
         r":22:3: privacy.device: give exactly one of epsilon",
     ),
-    "fleet without ranges": (
+    "scaled by the fleet": (
         RECORD,
-        NONE,
-        r"data.standardize: fleet, under privacy, needs data.ranges: public bounds \[lo, hi\]",
+        ("standardize: none", "standardize: fleet"),
+        r":10:3: data.standardize: fleet has every device send its columns' sums .*a job of mode statistics finds",
     ),
-    "target of the fleet without ranges": (
-        RECORD,
+    "scaled by the fleet by default": (RECORD, NONE, r":5:1: data.standardize: fleet has every device send"),
+    "target scaled by the fleet": (
+        DEVICE,
         ("standardize: none", "standardize: none\n  target_standardize: fleet"),
-        r":11:3: data.target_standardize: fleet, under privacy, needs data.ranges",
+        r":11:3: data.target_standardize: fleet has every device send its columns' sums without noise",
     ),
     "ranges for nothing": (
         RECORD,
         ("standardize: none", "standardize: none\n  ranges: {features: [0, 1]}"),
-        r":11:3: data.ranges: is only used with standardize: fleet or target_standardize: fleet",
-    ),
-    "no range for the target": (
-        RECORD,
-        ("standardize: none", "ranges: {features: [0, 1]}\n  target_standardize: fleet"),
-        r":10:3: data.ranges: target_standardize: fleet needs data.ranges.target too",
-    ),
-    "too few ranges": (
-        RECORD,
-        ("standardize: none", "ranges: {features: [[0, 1]]}"),
-        r":10:12: data.ranges.features: expected one \[lo, hi\] for all, or a list of 2, one for each feature",
-    ),
-    "mixed ranges": (
-        RECORD,
-        ("standardize: none", "ranges: {features: [[0, 1], 4]}"),
-        r"features: expected one",
-    ),
-    "empty range": (
-        RECORD,
-        ("standardize: none", "ranges: {features: [[0, 1], [2, 2]]}"),
-        r":10:31: data.ranges.features.1: expected \[lo, hi\] with lo < hi, got \[2, 2\]",
+        r":11:3: data.ranges: is only used in mode statistics",
     ),
     "validate": (
         RECORD,
@@ -218,28 +195,14 @@ def test_both_units_with_noise_in_the_sum(tmp_path: Path) -> None:
 
 def test_ranges_without_privacy(tmp_path: Path) -> None:
     text = RECORD[: RECORD.index("privacy:")]
-    with pytest.raises(ConfigError, match=r":10:3: data.ranges: is only used with privacy, to bound what a row adds"):
-        load_job(written(tmp_path, text, ("standardize: none", "ranges: {features: [0, 1]}")))
-
-
-@pytest.mark.parametrize("text", [RECORD, DEVICE])
-def test_such_jobs_run(tmp_path: Path, text: str) -> None:
-    job = load_job(written(tmp_path, text))
-    require_runnable(job.spec, job.error)
-
-
-FLEET = ("standardize: none", "standardize: fleet\n  ranges: {features: [0, 1]}")
-
-
-def test_scaling_by_the_fleet_is_refused_when_it_is_run_until_it_is_built(tmp_path: Path) -> None:
-    job = load_job(written(tmp_path, RECORD, FLEET))
-    with pytest.raises(ConfigError, match=r"data.standardize: fleet, under privacy, is not built yet: the columns'"):
-        require_runnable(job.spec, job.error)
+    with pytest.raises(ConfigError, match=r":11:3: data.ranges: is only used in mode statistics, to bound what a row"):
+        load_job(written(tmp_path, text, ("standardize: none", "standardize: none\n  ranges: {features: [0, 1]}")))
 
 
 def test_the_command_refuses_before_it_calls_anyone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sordino_server.cli import app, run_cli
 
-    path = written(tmp_path, RECORD, FLEET)
-    assert run_cli(app, ["train", str(path), "--fleet", str(tmp_path / "none")], program="sordino") == 2
-    assert "under privacy, is not built yet" in capsys.readouterr().err
+    path = written(tmp_path, RECORD, ("standardize: none", "standardize: fleet"))
+    for command in (["train", str(path), "--fleet", str(tmp_path / "none")], ["privacy", "plan", str(path)]):
+        assert run_cli(app, command, program="sordino") == 2
+        assert ":10:3: data.standardize: fleet has every device send its columns' sums" in capsys.readouterr().err

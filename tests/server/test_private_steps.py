@@ -7,8 +7,10 @@ from collections.abc import Generator
 import numpy as np
 import pytest
 
+from helpers_private import private_command
+from helpers_sums import sum_terms
 from sordino_common.errors import ConfigError, LocalError
-from sordino_common.messages import Cancel, Describe, Described, Message
+from sordino_common.messages import Describe, Described, Message, RowQuery, SumNoise, SumStatistics
 from sordino_server.rounds.effects import (
     Answers,
     Ask,
@@ -26,7 +28,7 @@ from sordino_server.rounds.effects import (
 )
 from sordino_server.rounds.events import RoundRecord
 from sordino_server.rounds.private_steps import mean_gradient, moved, require_finite
-from sordino_server.rounds.releases import Releases
+from sordino_server.rounds.releases import Releases, release_of
 
 RECORD = RoundRecord(
     round=1, loss=None, metrics={}, shares={}, steps=0, attempts=1, bytes_up=0, bytes_down=0, seconds=0.0
@@ -63,14 +65,29 @@ def test_what_does_not_fit_is_refused() -> None:
 # --- counting ------------------------------------------------------------------------------------------------------
 
 
-def identify(message: Message) -> bytes | None:
-    return str(message.round).encode() if isinstance(message, Cancel) else None
+def release(number: int) -> Message:
+    """A command of the release `number`."""
+    return private_command(round=number)
 
 
-def asking(*rounds: int) -> Ask:
-    messages: dict[str, Message] = {f"agent-{k}": Cancel(run="r", round=number) for k, number in enumerate(rounds)}
+def asking(*numbers: int) -> Ask:
+    messages: dict[str, Message] = {f"agent-{k}": release(number) for k, number in enumerate(numbers)}
     return Ask(purpose="p", messages={**messages, "z": Describe()}, expects=Described, quorum=0, deadline_s=1.0,
                straggler_s=1.0)  # fmt: skip
+
+
+def statistics(noise: SumNoise | None) -> Message:
+    count = RowQuery(kind="count", columns=(), bits=0)
+    return SumStatistics(terms=sum_terms(length=1, noise=noise), round=1, dataset="rows", columns=(), queries=(count,))
+
+
+def test_what_a_release_is() -> None:
+    assert release_of(release(3)) == b"3/0"
+    noised = statistics(SumNoise(sigma_squared=4))
+    assert isinstance(noised, SumStatistics) and release_of(noised) == noised.terms.session
+    assert release_of(statistics(None)) is None, "exact sums are not counted: they have no epsilon"
+    assert release_of(private_command(privacy=None)) is None
+    assert release_of(Describe()) is None
 
 
 def drive(rounds: Generator[Effect, Result, object], releases: Releases) -> tuple[list[Effect], object]:
@@ -87,14 +104,14 @@ def drive(rounds: Generator[Effect, Result, object], releases: Releases) -> tupl
 
 
 def test_a_release_is_on_disk_before_its_first_command_leaves() -> None:
-    releases = Releases(planned=5, identify=identify)
+    releases = Releases(planned=5)
     state = Checkpoint(params=(), scaling=Scaling(), steps=0, record=RECORD)
 
     def rounds() -> Generator[Effect, Result, str]:
         yield from ask(asking(1, 1, 1))
         yield from tell("agent-0", Describe())
         yield from ask(asking(1))  # the same release, somebody late
-        yield from tell("agent-1", Cancel(run="r", round=2))
+        yield from tell("agent-1", release(2))
         yield from save(state)
         yield from ask(asking(3, 4))
         return "end"
@@ -109,7 +126,7 @@ def test_a_release_is_on_disk_before_its_first_command_leaves() -> None:
 
 
 def test_what_began_before_a_crash_still_counts() -> None:
-    releases = Releases(planned=3, identify=identify, begun=3)
+    releases = Releases(planned=3, begun=3)
 
     def rounds() -> Generator[Effect, Result, None]:
         yield from ask(asking(7))

@@ -309,14 +309,8 @@ def test_a_sweep_over_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "record-level differential privacy" in (tmp_path / "sweep.html").read_text()
 
 
-def test_scaling_by_the_fleets_rows_is_refused_under_privacy() -> None:
-    text = "data.standardize=fleet", "data.offset=[]", "data.scale=[]", "data.ranges={features: [0, 1000]}"
-    with pytest.raises(ConfigError, match=r"data.standardize: fleet, under privacy, is not built yet"):
-        simulate(quick(*text))
-
-
 def test_noise_that_no_setting_reaches_is_refused_with_the_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"epsilon 0.0001 at delta 1e-05 can't be kept over 3 releases"):
+    with pytest.raises(ConfigError, match=r"--set privacy.epsilon: epsilon 0.0001 at delta 1e-05 can't be kept over 3"):
         simulate(quick("privacy.epsilon=0.0001"))
 
 

@@ -55,6 +55,21 @@ def test_without_noise_the_findings_are_those_of_the_pooled_rows(exact: Simulate
     assert summary["security"] == "secure-aggregation"
 
 
+def test_the_scaling_that_is_found_is_what_a_private_job_takes(exact: Simulated) -> None:
+    found = exact.summary["statistics"]["scaling"]
+    names = ("RM", "LSTAT", "PTRATIO")
+    changes = [
+        f"data.features=[{', '.join(names)}]",
+        "model.args={inputs: 3}",
+        *(f"data.{key}={found[key]}" for key in ("offset", "scale", "target_offset", "target_scale")),
+    ]
+    data = load_job(EXAMPLE.with_name("boston-dp.yaml"), overrides=changes).spec.data
+    moments = exact.summary["statistics"]["moments"]
+    assert data.offset == tuple(moments[name]["mean"] for name in names)
+    assert data.scale == tuple(moments[name]["deviation"] for name in names)
+    assert (data.target_offset, data.target_scale) == (moments["MEDV"]["mean"], moments["MEDV"]["deviation"])
+
+
 def test_without_noise_ridge_is_least_squares_on_the_pooled_rows(exact: Simulated) -> None:
     summary = exact.summary
     assert summary["metrics"]["test_mse"] == pytest.approx(summary["baseline"]["test_mse"], rel=0.02)

@@ -1,8 +1,8 @@
-"""A private job before anything runs: its releases, their ε, and what other noise would cost.
+"""A private job before anything runs: what its guarantee says, and what other noise would cost.
 
-The noise is stated relative to the clip norm, so no model and no fleet is needed: mechanisms here have the nominal
-sensitivity of the grid, 2^grid_bits. What a run reports comes from the mechanisms that it has drawn from, whose
-sensitivity has the (computed) rounding of the grid in it, at the same noise multiplier.
+The figures are those of the `Guarantee` that the run itself is given (`sordino_server.guarantee`). It is made here for
+a model of one parameter, as no model and no fleet is needed: the noise multiplier and ε are the same for any other,
+only the grid's rounding and σ² grow with the model.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from typing import Any, Final
 
 from sordino_common.errors import LocalError
 from sordino_common.privacy.budget import Budget
-from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism, Unit, threshold_of
+from sordino_common.privacy.mechanism import Mechanism, Unit
 from sordino_common.privacy.rdp import ZERO, compose, curve
-from sordino_common.privacy.zcdp import rho_of_epsilon
-from sordino_server.accounting.accountant import Accounted, account, epsilon_by
-from sordino_server.accounting.calibrate import TargetOutOfReach, calibrate, sigma_squared_for
-from sordino_server.job import Job, JobSpec
-from sordino_server.job_privacy import DevicePrivacySpec, PrivacySpec, scaled_by_fleet
+from sordino_server.accounting.accountant import Accountant, Accounted, account
+from sordino_server.guarantee import Guarantee, Promise, guarantee_of
+from sordino_server.job import Job
 
 _LEVELS: Final = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)  # of the planned noise
 
@@ -34,28 +32,30 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitPlan:
-    """Of one unit. `target`: the ε asked for, None if the job states its noise. `steps`: all noised releases of
-    training; `scaling`: the release of scaling constants, if the job makes one. `ledger_epsilon`: the least
-    budget of a device, unspent and at this δ, that affords all of it by the device's own (Rényi) reckoning."""
+    """Of one unit. `steps`: all noised releases. `ledger_epsilon`: the least budget of a device, unspent and at this δ,
+    that affords all of it by the device's own (Rényi) reckoning."""
 
-    unit: Unit
-    target: float | None
+    promise: Promise
     delta: float
-    clip_norm: float
     steps: Mechanism
-    scaling: Mechanism | None
     found: Accounted
     levels: tuple[Level, ...]
     ledger_epsilon: float
 
     @property
-    def bound(self) -> str:
-        """What the noise multiplier multiplies."""
-        return f"the clip norm {self.clip_norm:g}" if self.clip_norm else "the most that a row can add"
+    def unit(self) -> Unit:
+        return self.steps.unit
 
     @property
-    def mechanisms(self) -> tuple[Mechanism, ...]:
-        return (self.steps,) if self.scaling is None else (self.scaling, self.steps)
+    def target(self) -> float | None:
+        """The ε asked for; None if the job states its noise."""
+        return self.promise.target
+
+    @property
+    def bound(self) -> str:
+        """What the noise multiplier multiplies."""
+        clip = self.promise.clip_norm
+        return "the most that a row can add" if clip is None else f"the clip norm {clip:g}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,13 +65,14 @@ class UnitPlan:
             "accountant": self.found.accountant,
             "target_epsilon": self.target,
             "noise_multiplier": self.steps.noise_multiplier,
-            "clip_norm": self.clip_norm or None,
+            "clip_norm": self.promise.clip_norm,
             "sampling_rate": self.steps.sampling_rate if self.unit == "record" else None,
             "releases": self.steps.count,
             "pld_epsilon": self.found.pld,
             "rdp_epsilon": self.found.rdp,
             "moments_epsilon": self.found.moments,
-            "scaling_noise_multiplier": None if self.scaling is None else self.scaling.noise_multiplier,
+            "adversary": self.promise.adversary,
+            "noise_from": self.promise.noise_from,
             "ledger_epsilon": self.ledger_epsilon,
             "levels": [
                 {
@@ -106,20 +107,11 @@ def plan_privacy(job: Job) -> PrivacyPlan:
     privacy = spec.privacy
     if privacy is None:
         raise job.error("mode", "this job has no privacy block: there is nothing to plan")
-    try:
-        first = _unit_plan(spec, privacy, privacy, privacy.unit)
-    except TargetOutOfReach as error:
-        raise job.error("privacy.epsilon", str(error)) from None
-    second = None
-    if privacy.device is not None:
-        try:
-            second = _unit_plan(spec, privacy, privacy.device, "device")
-        except TargetOutOfReach as error:
-            raise job.error("privacy.device.epsilon", str(error)) from None
+    guarantee = guarantee_of(job)
     return PrivacyPlan(
         job=spec.job,
-        first=first,
-        second=second,
+        first=_unit_plan(guarantee, guarantee.first),
+        second=None if guarantee.second is None else _unit_plan(guarantee, guarantee.second),
         noise_at="aggregate" if spec.mode == "statistics" else privacy.noise_at,
         helpers=0 if spec.secure is None else spec.secure.helpers,
         rounds=spec.train.rounds,
@@ -127,9 +119,9 @@ def plan_privacy(job: Job) -> PrivacyPlan:
     )
 
 
-def ledger_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
-    """The least ε (within 1 %) of a fresh device budget at `delta` that affords all of `mechanisms`."""
-    cost = compose(curve(mechanism) for mechanism in mechanisms)
+def ledger_epsilon(mechanism: Mechanism, delta: float) -> float:
+    """The least ε (within 1 %) of a fresh device budget at `delta` that affords `mechanism`."""
+    cost = compose([curve(mechanism)])
     high = 1e-3
     while not Budget(epsilon=high, delta=delta).affords(ZERO, cost):
         high *= 2.0
@@ -142,58 +134,20 @@ def ledger_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     return high
 
 
-def _unit_plan(spec: JobSpec, privacy: PrivacySpec, block: PrivacySpec | DevicePrivacySpec, unit: Unit) -> UnitPlan:
-    nominal = 1 << (2 * privacy.grid_bits)
-    local_steps = spec.train.local_steps or 1
-    template = Mechanism(
-        unit=unit,
-        sensitivity_squared=nominal,
-        sigma_squared=nominal,
-        sampling_threshold=threshold_of(privacy.sampling_rate or 1.0) if unit == "record" else FULL_SAMPLING,
-        count=spec.train.rounds * (local_steps if unit == "record" else 1),
-    )
-    scales = block is privacy and scaled_by_fleet(spec)
-    scaling: Mechanism | None = None
-    if block.noise_multiplier is not None:
-        steps = dataclasses.replace(template, sigma_squared=sigma_squared_for(block.noise_multiplier, nominal))
-        if scales:
-            # Training alone is worth ρ; it has the rest of the share.
-            rho = rho_of_epsilon(epsilon_by([steps], privacy.delta, privacy.accountant), privacy.delta)
-            scaling = _scaling(template, rho * privacy.standardize_share / (1.0 - privacy.standardize_share))
-    else:
-        assert block.epsilon is not None
-        if scales:
-            rho = rho_of_epsilon(block.epsilon, privacy.delta)
-            scaling = _scaling(template, rho * privacy.standardize_share)
-        steps = calibrate(
-            template,
-            epsilon=block.epsilon,
-            delta=privacy.delta,
-            spent=() if scaling is None else (scaling,),
-            accountant=privacy.accountant,
-        )
-    mechanisms = (steps,) if scaling is None else (scaling, steps)
+def _unit_plan(guarantee: Guarantee, promise: Promise) -> UnitPlan:
+    delta, accountant = guarantee.delta, guarantee.accountant
+    (steps,) = promise.spent(promise.releases)
     return UnitPlan(
-        unit=unit,
-        target=block.epsilon,
-        delta=privacy.delta,
-        clip_norm=block.clip_norm,
+        promise=promise,
+        delta=delta,
         steps=steps,
-        scaling=scaling,
-        found=account(mechanisms, privacy.delta, accountant=privacy.accountant),
-        levels=tuple(_level(steps, scaling, privacy, factor) for factor in _LEVELS),
-        ledger_epsilon=ledger_epsilon(mechanisms, privacy.delta),
+        found=account([steps], delta, accountant=accountant),
+        levels=tuple(_level(steps, delta, accountant, factor) for factor in _LEVELS),
+        ledger_epsilon=ledger_epsilon(steps, delta),
     )
 
 
-def _scaling(template: Mechanism, rho: float) -> Mechanism:
-    """One unsampled release worth ρ = Δ²/(2σ²)."""
-    sigma_squared = max(1, round(template.sensitivity_squared / (2.0 * rho)))
-    return dataclasses.replace(template, sigma_squared=sigma_squared, sampling_threshold=FULL_SAMPLING, count=1)
-
-
-def _level(steps: Mechanism, scaling: Mechanism | None, privacy: PrivacySpec, factor: float) -> Level:
+def _level(steps: Mechanism, delta: float, accountant: Accountant, factor: float) -> Level:
     other = dataclasses.replace(steps, sigma_squared=max(1, round(steps.sigma_squared * factor**2)))
-    mechanisms = (other,) if scaling is None else (scaling, other)
-    found = account(mechanisms, privacy.delta, accountant=privacy.accountant)
+    found = account([other], delta, accountant=accountant)
     return Level(noise_multiplier=other.noise_multiplier, found=found)

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import ConfigError
+from sordino_server.accounting.adversary import NOT_COVERED
 from sordino_server.accounting.privacy_plan import Level, PrivacyPlan, UnitPlan
-from sordino_server.accounting.privacy_words import adversary, paragraph
+from sordino_server.accounting.privacy_words import paragraph
 from sordino_server.charts import Line, line_chart
 from sordino_server.page import card, page, table, tile
 from sordino_server.progress import number
@@ -31,7 +32,7 @@ def plan_json(plan: PrivacyPlan) -> dict[str, Any]:
         "local_steps": plan.local_steps,
         "noise": plan.noise_at,
         "helpers": plan.helpers,
-        "adversary": adversary(plan),
+        "not_covered": list(NOT_COVERED),
         "paragraph": paragraph(plan),
         "device": None if plan.second is None else plan.second.to_json(),
     }
@@ -124,8 +125,7 @@ def _facts(unit: UnitPlan) -> list[tuple[str, str]]:
     ]
     if unit.unit == "record":
         facts.append(("sampling rate", f"{unit.steps.sampling_rate:g} (Poisson)"))
-    if unit.scaling is not None:
-        facts.append(("scaling constants", f"noise multiplier {number(unit.scaling.noise_multiplier)}, one release"))
+    facts.append(("holds against", unit.promise.adversary))
     facts.append(
         ("a device's budget", f"at least epsilon {number(unit.ledger_epsilon)} at delta {unit.delta:g}, unspent")
     )

@@ -1,9 +1,10 @@
-"""A privacy plan in words: against whom it holds, and a paragraph for a data protection officer."""
+"""A privacy plan in words: a paragraph for a data protection officer."""
 
 from __future__ import annotations
 
 import math
 
+from sordino_server.accounting.adversary import NOT_COVERED
 from sordino_server.accounting.privacy_plan import PrivacyPlan, UnitPlan
 from sordino_server.progress import number
 
@@ -11,25 +12,6 @@ _UNIT = {
     "record": "one record (one row of one device's data)",
     "device": "one device (all of its rows together)",
 }
-
-
-def adversary(plan: PrivacyPlan) -> str:
-    """Whom the guarantee of the job's unit holds against, and what it rests on."""
-    if plan.noise_at == "device":
-        return (
-            "the server, the helpers, the broker, the other devices, and whoever is later given the model. Each device "
-            "adds the whole noise before anything leaves it, so nobody else has to be trusted"
-        )
-    if plan.helpers == 1:
-        return (
-            "the server as long as the helper is honest, the broker, the other devices, and whoever is later given the "
-            "model. Helper and server each add the whole noise; if they work together, nothing is promised"
-        )
-    return (
-        f"the server, even together with all but one of the {plan.helpers} helpers, the broker, the other devices, and "
-        "whoever is later given the model. Every helper and the server add the whole noise, so one honest helper is "
-        "enough; if the server and all helpers work together, nothing is promised"
-    )
 
 
 def paragraph(plan: PrivacyPlan) -> str:
@@ -42,22 +24,17 @@ def paragraph(plan: PrivacyPlan) -> str:
     said = [
         promise,
         _meaning(first),
-        f"This holds against {adversary(plan)}.",
+        f"This holds against {first.promise.adversary}.",
     ]
-    if plan.second is not None:
-        second = plan.second
-        whom = f"together with all but one of the {plan.helpers} helpers"
+    second = plan.second
+    if second is not None:
         said.append(
             f"Beside it, {_UNIT['device']} is protected with epsilon {_up(second)} at delta {second.delta:g}, against "
-            f"the server {whom if plan.helpers > 1 else 'as long as the helper is honest'}."
+            f"{second.promise.adversary}."
         )
-    if first.scaling is not None:
-        said.append("The constants by which columns are scaled come from the rows too; their release is included.")
     said.append(
-        "Not covered: how many rows each device has, which devices take part and when, and the exact error figures on "
-        "rows held out for evaluation, which only devices send whose owners allow it. Training the same data again, "
-        "also to choose settings, adds to what is spent: each device keeps its own account and refuses what passes "
-        "the budget that its owner has set."
+        f"Not covered: {'; '.join(NOT_COVERED)}. Training the same data again adds to what is spent: each device keeps "
+        "its own account and refuses what passes the budget that its owner has set."
     )
     return " ".join(said)
 

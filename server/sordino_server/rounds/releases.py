@@ -11,11 +11,11 @@ a run on a bad day ends a few rounds early and keeps its epsilon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from sordino_common.messages import Message, RecordTerms, SumGradient, SumUpdate, Train
+from sordino_common.messages import Message, RecordTerms, SumGradient, SumStatistics, SumUpdate, Train
 from sordino_server.job import TrainSpec
 from sordino_server.rounds.effects import (
     Ask,
@@ -32,17 +32,14 @@ from sordino_server.rounds.events import Note
 from sordino_server.rounds.roll import Program
 
 T = TypeVar("T")
-ReleaseId = Callable[[Message], bytes | None]
 
 
 @dataclass(slots=True, kw_only=True)
 class Releases:
-    """`begun` of `planned` releases. `identify(message)` names the release that a command asks for, None if it asks
-    for none: commands with the same name are of one release."""
+    """`begun` of `planned` releases."""
 
     planned: int
     begun: int = 0
-    identify: ReleaseId = field(default_factory=lambda: release_of)
 
     @property
     def left(self) -> int:
@@ -64,7 +61,7 @@ class Releases:
             told = (effect.message,) if isinstance(effect, Tell) else ()
             # One message object goes to many agents: look at each object once.
             for message in {id(message): message for message in (*asked, *told)}.values():
-                name = self.identify(message)
+                name = release_of(message)
                 if name is not None and name not in known:
                     known.add(name)
                     self.begun += 1
@@ -77,12 +74,15 @@ class Releases:
 
 
 def release_of(command: Message) -> bytes | None:
-    """The release that a command asks for: a secure sum by its session, a round's attempt by its numbers. Sums of
-    metrics are exact and no releases: they are of held-out rows, which no epsilon covers."""
+    """The release that a command asks for, None if for none: a secure sum by its session, a round's attempt by its
+    numbers; commands of one name are of one release. Sums of metrics are exact and no releases: they are of held-out
+    rows, which no epsilon covers."""
     match command:
         case SumGradient():
             return command.terms.session
         case SumUpdate() if command.privacy is not None or command.terms.noise is not None:
+            return command.terms.session
+        case SumStatistics() if command.terms.noise is not None:
             return command.terms.session
         case Train() if command.privacy is not None:
             return f"{command.round}/{command.attempt}".encode()

@@ -30,7 +30,7 @@ from sordino_server.rounds.roll import Roll
 from sordino_server.rounds.scaling import given_scaling
 from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
 from sordino_server.rounds.spdz import World
-from sordino_server.statistics.estimates import histogram_of, moments_of
+from sordino_server.statistics.estimates import histogram_of, moments_of, scaling_of
 from sordino_server.statistics.quantiles import quantiles
 from sordino_server.statistics.ridge import Ridge, ridge
 
@@ -160,10 +160,12 @@ def findings_of(spec: JobSpec, columns: Sequence[RangedColumn], answers: Sequenc
         found["ridge"] = _line(columns, rest.pop(0))
     if spec.statistics.moments is not None:
         answer = rest.pop(0)
+        moments = moments_of(answer.query, columns, answer.entries, answer.noise)
         found["moments"] = {
             one.name: {"mean": one.mean, "deviation": one.variance**0.5, "mean_error": one.mean_error}
-            for one in moments_of(answer.query, columns, answer.entries, answer.noise)
+            for one in moments
         }
+        found["scaling"] = scaling_of(moments, columns)
     if spec.statistics.count is not None:
         answer = rest.pop(0)
         found["count"] = {"rows": float(answer.entries[0]), "error": answer.noise}

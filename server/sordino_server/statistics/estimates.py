@@ -61,6 +61,17 @@ def moments_of(query: RowQuery, columns: Sequence[RangedColumn], entries: Real, 
     return found
 
 
+def scaling_of(moments: Sequence[ColumnMoments], columns: Sequence[RangedColumn]) -> dict[str, list[float] | float]:
+    """What a job's `data` block takes with `standardize: given` and `target_standardize: given`; the last column is the
+    target. A deviation that drowns in the noise (an estimate of 0) is replaced by half of the public range."""
+    offset = [float(one.mean) for one in moments]
+    scale = [
+        math.sqrt(one.variance) if one.variance > 0.0 else column.high / 2 - column.low / 2
+        for one, column in zip(moments, columns, strict=True)
+    ]
+    return {"offset": offset[:-1], "scale": scale[:-1], "target_offset": offset[-1], "target_scale": scale[-1]}
+
+
 def histogram_of(query: RowQuery, column: RangedColumn, entries: Real, noise: float) -> Histogram:
     edges = np.linspace(column.low, column.high, (1 << query.bits) + 1)
     return Histogram(
