@@ -313,6 +313,13 @@ CONTRIBUTOR_REFUSES: dict[str, tuple[dict[str, object], Policy, Roster, str, str
         "policy",
         "helpers helper-0 and helper-1 stand in one zone, zone-0",
     ),
+    "a helper in the server's zone": (
+        {},
+        POLICY,
+        fleet(helper_1={"zone": "default"}),
+        "policy",
+        "helper helper-1 stands in the zone of the server server, default",
+    ),
     "words that wrap": ({"bound": 1 << 30}, POLICY, ROSTER, "codec", "let it wrap"),
     "another length": ({"length": 40}, POLICY, ROSTER, "command", "has 11 entries, the terms of the sum say 40"),
     "a bound that does not fit": ({"bound": 100}, POLICY, ROSTER, "limit", "secure_aggregation.largest in the job"),
@@ -374,6 +381,33 @@ def test_a_helper_that_loses_its_role_meanwhile_gets_no_seed() -> None:
     (refused,) = made.answers(correlation)
     assert isinstance(refused, m.Refused)
     assert "helper-0 has the roles data" in refused.reason
+
+
+@pytest.mark.parametrize("zone", ["default", "zone-1"])
+def test_helpers_that_came_to_stand_together_meanwhile_get_no_seed(zone: str) -> None:
+    made = owner()
+    correlation = made.tell(update())
+    made.core.on_roster(fleet(helper_0={"zone": zone}))
+    while made.loop.step():
+        pass
+    (refused,) = made.answers(correlation)
+    assert isinstance(refused, m.Refused)
+    assert "stand" in refused.reason and f"zone{', zone-1' if zone == 'zone-1' else ' of the server'}" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("people", "changes", "text"),
+    [
+        (fleet(helper_0={"zone": "default"}), {}, "helper helper-0 stands in the zone of the server server, default"),
+        (fleet(helper_1={"zone": "default"}), {}, "helper helper-1 stands in the zone of the server server, default"),
+        (fleet(helper_1={"zone": "zone-0"}), {}, "helpers helper-0 and helper-1 stand in one zone, zone-0"),
+        (ROSTER, {"helpers": ("helper-0", "pi-1")}, "pi-1 has the roles data in the roster"),
+    ],
+)
+def test_a_helper_does_not_help_beside_the_server(people: Roster, changes: dict[str, object], text: str) -> None:
+    seed = m.SealedSeed(name="pi-0", box=b"unopened")
+    refused = helper(roster=people).ask(m.SumSeeds(terms=terms(**changes), seeds=(seed,)))
+    assert isinstance(refused, m.Refused) and text in refused.reason
 
 
 # --- the budget ----------------------------------------------------------------------------------------------------

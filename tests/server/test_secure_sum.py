@@ -14,6 +14,7 @@ from helpers_sums import Helper, contribution_of, names, rounded_gaussian, seede
 from sordino_common import messages as m
 from sordino_common.aggregate.contributor import mask
 from sordino_common.aggregate.seeds import read_seed
+from sordino_common.channel.roster import Roster
 from sordino_common.errors import FleetUnavailable
 from sordino_server.rounds.effects import (
     Effect,
@@ -39,12 +40,15 @@ from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
 from sordino_server.rounds.spdz import World
 
 HELPERS = ("helper-0", "helper-1", "helper-2")
-FLEET = roster(
-    entries=[
-        entry("hub", roles=("server",)),
-        *(entry(name, roles=("helper",), zone=f"zone-{k}") for k, name in enumerate(HELPERS)),
-    ]
-)
+
+
+def fleet(server_zone: str = "default") -> Roster:
+    return roster(
+        entries=[
+            entry("hub", roles=("server",), zone=server_zone),
+            *(entry(name, roles=("helper",), zone=f"zone-{k}") for k, name in enumerate(HELPERS)),
+        ]
+    )
 
 
 @dataclass
@@ -87,6 +91,7 @@ class Script:
     queue: deque[tuple[float, Said | Gone]] = field(default_factory=deque)
     helpers: dict[tuple[bytes, str], Helper] = field(default_factory=dict)
     online: tuple[str, ...] = HELPERS
+    server_zone: str = "default"
     sums: int = 0
 
     def run(self, generator: Generator[Effect, Result, SumResult]) -> SumResult:
@@ -167,8 +172,8 @@ class Script:
         return "\n".join(event.text for event in self.events if isinstance(event, Note))
 
 
-def world() -> World:
-    return World(server="hub", roster=lambda: FLEET, random=seeded(5), stopwatch=lambda: 0.0)
+def world(known: Roster) -> World:
+    return World(server="hub", roster=lambda: known, random=seeded(5), stopwatch=lambda: 0.0)
 
 
 def request(**changes: object) -> SumRequest:
@@ -182,8 +187,8 @@ def request(**changes: object) -> SumRequest:
 def play(
     script: Script, *, need: int = 3, draw: Callable[[int, int], np.ndarray] = rounded_gaussian(2), **changes: object
 ) -> SumResult:
-    team = Team(sorted(script.x), need)
-    return script.run(secure_sum(team, request(**changes), run="toy-1", world=world(), draw=draw))  # type: ignore[arg-type]
+    team, known = Team(sorted(script.x), need), world(fleet(script.server_zone))
+    return script.run(secure_sum(team, request(**changes), run="toy-1", world=known, draw=draw))  # type: ignore[arg-type]
 
 
 def data(count: int, length: int = 5, bound: int = 1000) -> dict[str, np.ndarray]:
@@ -249,6 +254,13 @@ def test_helpers_are_chosen_from_different_zones_and_replaced_when_lost() -> Non
     assert "helper helper-1 is lost: went offline; 2 attempts left" in script.notes()
     with pytest.raises(FleetUnavailable, match=r"wants 2 helpers.*helper-1 in zone-1 \(offline\)"):
         play(Script(x, online=("helper-0",)))
+
+
+def test_no_helper_is_chosen_from_the_servers_zone() -> None:
+    script = Script(data(6), server_zone="zone-0")
+    assert play(script).terms.helpers == ("helper-1", "helper-2")
+    with pytest.raises(FleetUnavailable, match=r"helper-0 in zone-0 \(online, the zone of this server\), helper-1 in"):
+        play(Script(data(6), server_zone="zone-0", online=("helper-0", "helper-1")))
 
 
 def test_a_device_that_is_gone_is_not_waited_for() -> None:

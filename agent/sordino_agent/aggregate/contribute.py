@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sordino_agent.aggregate.policy import helper_entry, require_contribution
+from sordino_agent.aggregate.policy import helpers_of, require_contribution
 from sordino_agent.aggregate.tasks import SumFacts
 from sordino_agent.desk import Asker, Desk
 from sordino_agent.errors import Conflict
@@ -94,17 +94,17 @@ class Contributor:
             self._sessions.popitem(last=False)
 
     def _seal(self, facts: SumFacts, terms: m.SumTerms, roster: Roster) -> tuple[bytes, ...]:
-        """A box for every helper, under the roster of now: who has lost the role meanwhile gets no seed."""
+        """A box for every helper, under the roster of now: who has lost role or zone meanwhile gets no seed."""
         sender = roster.entry(self._name)
         return tuple(
             seal_box(
                 seed_plaintext(seed, terms),
                 identity=self._identity,
                 sender=sender,
-                receiver=helper_entry(roster, helper),
+                receiver=helper,
                 session=terms.session,
                 round=terms.index,
                 kind=BOX_KIND,
             )
-            for helper, seed in zip(terms.helpers, facts.seeds, strict=True)
+            for helper, seed in zip(helpers_of(roster, terms), facts.seeds, strict=True)
         )

@@ -22,28 +22,44 @@ def require_contribution(policy: Policy, limits: Limits, terms: SumTerms, *, ros
             f"the sum has {len(terms.helpers)} helper{'s' if len(terms.helpers) != 1 else ''}; this device demands "
             f"{policy.min_helpers} (policy.min_helpers)"
         )
-    zones: dict[str, str] = {}
-    for name in terms.helpers:
-        entry = helper_entry(roster, name)
-        if entry.zone in zones:
-            raise PolicyRefusal(
-                f"helpers {zones[entry.zone]} and {name} stand in one zone, {entry.zone}: whoever holds it could open "
-                "single contributions; the operator can give them different zones in the roster"
-            )
-        zones[entry.zone] = name
+    helpers_of(roster, terms)
     _require_size(limits, terms)
     check_terms(terms)
 
 
 def require_help(policy: Policy, limits: Limits, terms: SumTerms, *, roster: Roster, helper: str) -> None:
-    """Raise as `require_contribution` unless this device helps under these terms."""
+    """Raise as `require_contribution` unless this device helps under these terms; whether it is one of their helpers is
+    `HelperSum`'s to see."""
     policy.require_job("help")
-    helper_entry(roster, helper)
+    _helper(roster, helper)
+    helpers_of(roster, terms)
     _require_cohort(policy, terms)
     _require_size(limits, terms)
 
 
-def helper_entry(roster: Roster, name: str) -> RosterEntry:
+def helpers_of(roster: Roster, terms: SumTerms) -> tuple[RosterEntry, ...]:
+    """The roster's entries of the sum's helpers, each in a zone of its own and none in the server's: one of them must
+    be honest, and whoever holds a zone holds all that stands in it. Raises `RosterError` or `PolicyRefusal`."""
+    server = roster.server
+    zones: dict[str, str] = {}
+    entries = tuple(_helper(roster, name) for name in terms.helpers)
+    for entry in entries:
+        if entry.zone == server.zone:
+            raise PolicyRefusal(
+                f"helper {entry.name} stands in the zone of the server {server.name}, {entry.zone}: whoever holds it "
+                "could open single contributions; the operator can give the helper, or the server, another zone in the "
+                "roster (roster.yaml, then `sordino roster sign`)"
+            )
+        if entry.zone in zones:
+            raise PolicyRefusal(
+                f"helpers {zones[entry.zone]} and {entry.name} stand in one zone, {entry.zone}: whoever holds it could "
+                "open single contributions; the operator can give them different zones in the roster"
+            )
+        zones[entry.zone] = entry.name
+    return entries
+
+
+def _helper(roster: Roster, name: str) -> RosterEntry:
     """The roster's entry of a helper. Raises `RosterError` or `PolicyRefusal` if it is none."""
     try:
         entry = roster.entry(name)

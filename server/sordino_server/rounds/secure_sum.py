@@ -1,6 +1,6 @@
 """One secure sum over the fleet: Σ_U x_i (+ noise), and of single devices nothing.
 
-    choose     who contributes (the roll says), who helps: online, role helper, each in a zone of its own
+    choose     who contributes (the roll says), who helps: online, role helper, each in a zone of its own, not in ours
     ask        every contributor gets its command, with the terms in it
     relay      each contribution's boxes go to the helpers at once; its vector is added when all of them hold its seeds
     cut        when all have settled, or the straggler's time after the quorum is over, or at the deadline
@@ -216,9 +216,11 @@ def _no_sum(
 def _helpers(
     request: SumRequest, roster: Roster, lost: Mapping[str, str]
 ) -> Generator[Effect, Result, tuple[str, ...]]:
-    """So many that are online, each in a zone of its own. Raises `FleetUnavailable`, naming who there is."""
+    """So many that are online, each in a zone of its own and none in the server's, as contributors and helpers demand.
+    Raises `FleetUnavailable`, naming who there is."""
+    ours = roster.server.zone
     able = {e.name: e.zone for e in roster.entries if "helper" in e.roles and "server" not in e.roles}
-    candidates = {name: zone for name, zone in sorted(able.items()) if name not in lost}
+    candidates = {name: zone for name, zone in sorted(able.items()) if name not in lost and zone != ours}
     present = yield from look()
     if len(_pick(candidates, present.everybody, request.helpers)) < request.helpers:
         present = yield from gather(
@@ -235,12 +237,14 @@ def _helpers(
     chosen = _pick(candidates, present.everybody, request.helpers)
     if len(chosen) < request.helpers:
         known = ", ".join(
-            f"{name} in {zone} ({lost.get(name) or ('online' if name in present.everybody else 'offline')})"
+            f"{name} in {zone} ({lost.get(name) or ('online' if name in present.everybody else 'offline')}"
+            f"{', the zone of this server' if zone == ours else ''})"
             for name, zone in sorted(able.items())
         )
         raise FleetUnavailable(
-            f"{request.purpose}: the job wants {request.helpers} helpers, each in a zone of its own; the roster of "
-            f"epoch {roster.epoch} has {known or 'none'}. Give more agents the role helper, or lower "
+            f"{request.purpose}: the job wants {request.helpers} helpers, each in a zone of its own and none in this "
+            f"server's; the roster of epoch {roster.epoch} has {known or 'none'}. Give more agents the role helper and "
+            "other zones (`sordino roster add --zone`, or roster.yaml and `sordino roster sign`), or lower "
             "secure_aggregation.helpers"
         )
     return chosen
