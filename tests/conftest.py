@@ -1,4 +1,4 @@
-"""What every test may ask for: a real broker, skipped with a reason where there is none."""
+"""What every test may ask for: a real broker, a real database; skipped with a reason where there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers_mosquitto import Mosquitto, require_mosquitto
+from helpers_postgres import Postgres, require_postgres
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -30,3 +31,14 @@ def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
     yield start
     for broker in running:
         broker.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL cluster of this session's own; `postgres.url()` is a new database."""
+    cluster = Postgres(require_postgres())
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()

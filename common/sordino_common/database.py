@@ -149,7 +149,10 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _damage(db: sqlite3.Connection) -> str:
-    found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    try:
+        found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except UnicodeDecodeError:  # SQLite quotes what it has found
+        return "a name in it is no text"
     return "" if found == "ok" else found
 
 

@@ -17,12 +17,13 @@ from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError
 from sordino_common.transport.reactor import Reactor
 from sordino_server.baseline import public_pool
+from sordino_server.checkpoint_files import Tensors
 from sordino_server.conductor import Conductor
 from sordino_server.job import Job
 from sordino_server.rounds.events import Event, Note, Observer, RoundDone, RunStarted, silent
 from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop, RunResult, new_run_id, run_job
-from sordino_server.store import RunStore, Tensors
+from sordino_server.store import RunStore
 from sordino_sim.broker import LocalBroker
 from sordino_sim.director import Director, ServerKilled, Stage
 from sordino_sim.faults import FaultSchedule, TransportName, load_faults

@@ -66,11 +66,12 @@ class BrokerSpec(_Strict, frozen=True, kw_only=True):
 
 
 class FleetSpec(_Strict, frozen=True, kw_only=True):
-    """fleet.yaml"""
+    """fleet.yaml. `database`: where run records are, if not in runs.sqlite (postgresql://...)."""
 
     fleet: Name
     server: Name = "server"
     broker: BrokerSpec
+    database: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)] | None = None
 
 
 class DraftEntry(_Strict, frozen=True, kw_only=True):
@@ -321,6 +322,8 @@ def fleet_yaml(spec: FleetSpec) -> str:
     given = {} if tls is None else {key: value for key, value in msgspec.to_builtins(tls).items() if value is not None}
     example = "# tls: {ca: ca.pem, certificate: server.pem, key: server-key.pem}"
     line = f"tls: {json.dumps(given)}" if given else example
+    elsewhere = "# database: postgresql://sordino@db.example/sordino    # run records there; the password in ~/.pgpass"
+    records = elsewhere if spec.database is None else f"database: {json.dumps(spec.database)}"
     return f"""\
 fleet: {spec.fleet}
 server: {spec.server}
@@ -330,4 +333,5 @@ broker:
   # username: sordino
   # password_file: broker.password     # its first line; relative to this folder
   {line}
+{records}
 """

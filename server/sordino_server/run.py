@@ -20,6 +20,7 @@ import msgspec
 from sordino_common.clock import Loop
 from sordino_common.errors import ConfigError, LocalError, SordinoError
 from sordino_server.baseline import Baseline, Owned, Pooled, run_baseline
+from sordino_server.checkpoint_files import Tensors
 from sordino_server.conductor import Conductor, Interrupted
 from sordino_server.dashboard.publisher import Publisher
 from sordino_server.job import Job, job_from_json, job_to_json
@@ -33,7 +34,7 @@ from sordino_server.rounds.spdz import World
 from sordino_server.run_private import PrivateRun, private_run
 from sordino_server.run_shares import SharedRun, owned_by, shared_run
 from sordino_server.run_statistics import StatisticsRun, statistics_run
-from sordino_server.store import RunStore, Tensors
+from sordino_server.store import RunStore
 
 
 class RunnableLoop(Loop, Protocol):
@@ -192,7 +193,7 @@ def run_job(
                 publisher.spend()
 
         def over(status: str, error: str) -> None:
-            store.finish(run, status, error=error)
+            _end_badly(store, run, status, error, observer)
             if publisher is not None:
                 publisher.close(status, error)
 
@@ -253,6 +254,15 @@ def _privacy_now(private: PrivateRun | None, statistics: StatisticsRun | None) -
     if statistics is not None:
         return statistics.spent()
     return None if private is None else private.spent()
+
+
+def _end_badly(store: RunStore, run: str, status: str, error: str, observer: Observer) -> None:
+    """Record how the run ended. If the records can't be written (which may be what ended it), that is told, and the
+    error itself is not lost; the run then counts as stopped."""
+    try:
+        store.finish(run, status, error=error)
+    except SordinoError as unwritten:
+        observer(Note(text=f"how the run ended could not be recorded: {unwritten}", level="warning"))
 
 
 def summarise(

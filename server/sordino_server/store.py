@@ -1,32 +1,44 @@
-"""What outlives the process: runs, rounds and who took part (SQLite), parameters (safetensors). One writer per run.
+"""What outlives the process: runs, rounds and who took part (a database), parameters (safetensors). One writer per run.
 
 Order of a checkpoint: the parameters' file is written under another name, fsynced, renamed, its folder fsynced; then
-one SQLite transaction (WAL, synchronous=FULL) makes the round count. A crash in between leaves a file that no row
-names. So the last row always has its file, and a run goes on from there, after kill -9 too.
+one transaction of the database makes the round count. A crash in between leaves a file that no row names. So the last
+row always has its file, and a run goes on from there, after kill -9 too.
+
+The database is SQLite in the fleet directory, or PostgreSQL (`database`). The files stay in the fleet directory.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from sordino_common.channel.files import write_atomically
-from sordino_common.database import Schema, open_database, transaction
+from sordino_common.database import Schema
 from sordino_common.errors import ConfigError
-from sordino_server.rounds.effects import Checkpoint, PrivateState, Scaling, SharedState
+from sordino_server.checkpoint_files import (
+    Tensors,
+    findings_file,
+    masks_file,
+    private_file,
+    read_findings,
+    read_masks,
+    read_private,
+    read_tensors,
+    write_findings,
+    write_masks,
+    write_private,
+    write_tensors,
+)
+from sordino_server.database import Database, Duplicate, Held, StoreUnavailable, open_records
+from sordino_server.rounds.effects import Checkpoint, Scaling
 from sordino_server.rounds.events import RoundRecord, Share
 
 _NUMBERS: Final = (
@@ -59,9 +71,20 @@ SCHEMA: Final = Schema(
 )
 RUNS_FILE: Final = "runs.sqlite"
 _PEEK_S: Final = 0.4  # whoever only looks whether a run is held (`_as_it_is`) has its lock for some microseconds
+_SAVE_ROUND: Final = """
+INSERT INTO rounds (run, round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds, total_steps,
+    elapsed_s, scaling_json, file, test_rows) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+ON CONFLICT (run, round) DO UPDATE SET loss=excluded.loss, metrics_json=excluded.metrics_json, steps=excluded.steps,
+    attempts=excluded.attempts, bytes_up=excluded.bytes_up, bytes_down=excluded.bytes_down, seconds=excluded.seconds,
+    total_steps=excluded.total_steps, elapsed_s=excluded.elapsed_s, scaling_json=excluded.scaling_json,
+    file=excluded.file, test_rows=excluded.test_rows
+"""
+_SAVE_SHARE: Final = """
+INSERT INTO shares (run, round, agent, outcome, rows, steps, loss, seconds, note) VALUES (?,?,?,?,?,?,?,?,?)
+ON CONFLICT (run, round, agent) DO UPDATE SET outcome=excluded.outcome, rows=excluded.rows, steps=excluded.steps,
+    loss=excluded.loss, seconds=excluded.seconds, note=excluded.note
+"""
 _KEEP_FILES: Final = 2  # the last checkpoint, and the one before for whoever is reading it now
-
-Tensors = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +106,18 @@ class RunRow:
 
 
 class RunStore:
-    """Runs under `folder` (`runs.sqlite`, `runs/<run>/`). `wall_s` dates the records. `read_only`: to look at records
-    that others write; they have to be there."""
+    """Runs under `folder` (`runs.sqlite`, `runs/<run>/`). `wall_s` dates the records. `database`: where the records are
+    instead of `runs.sqlite` (postgresql://...). `read_only`: to look at records of others; they have to be there.
 
-    def __init__(self, folder: Path, *, wall_s: Any, read_only: bool = False) -> None:
+    Raises `ConfigError` (address, damage, another version) and `StoreUnavailable` (away, full), its methods do too."""
+
+    def __init__(self, folder: Path, *, wall_s: Any, database: str | None = None, read_only: bool = False) -> None:
         self.folder = folder
         self._wall_s = wall_s
         if not read_only:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._db = open_database(folder / RUNS_FILE, SCHEMA, read_only=read_only)
-        self._db.execute("PRAGMA foreign_keys=ON")
+            with _disk(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        self._db: Database = open_records(folder / RUNS_FILE, database, schema=SCHEMA, read_only=read_only)
 
     def close(self) -> None:
         self._db.close()
@@ -111,80 +136,80 @@ class RunStore:
         now_s = self._wall_s()
         row = (run, job, mode, "running", now_s, now_s, job_path, job_json, model_sha256, json.dumps(names))
         try:
-            self._db.execute(
+            self._db.write(
                 "INSERT INTO runs (run, job, mode, status, created_s, changed_s, job_path, job_json, model_sha256,"
                 " names_json) VALUES (?,?,?,?,?,?,?,?,?,?)",
                 row,
             )
-        except sqlite3.IntegrityError:
-            raise ConfigError(f"there is already a run {run} in {self.folder}") from None
+        except Duplicate:
+            raise ConfigError(f"there is already a run {run} in {self._where}") from None
 
     def save(self, run: str, checkpoint: Checkpoint, *, elapsed_s: float) -> None:
         """Durable when it returns."""
         record = checkpoint.record
         names = self.row(run).names
-        home = self.folder / "runs" / run
-        home.mkdir(parents=True, exist_ok=True)
+        home = self._home(run)
         file = f"round-{record.round:06d}.safetensors"
-        # safetensors writes the memory as it lies, whatever the strides say.
-        ordered = (np.asarray(param, order="C") for param in checkpoint.params)
         # A state on shares has no parameters here, until they open.
-        tensors = dict(zip(names, ordered, strict=True)) if checkpoint.params or checkpoint.shared is None else {}
-        if checkpoint.shared is not None:
-            write_atomically(home / _masks_file(file), _save_masks(checkpoint.shared), mode=0o600)
-        if checkpoint.private is not None:
-            states = {f"{k:04d}": np.asarray(v, order="C") for k, v in enumerate(checkpoint.private.optimizer)}
-            write_atomically(home / _private_file(file), save_tensors(states))
-        if checkpoint.findings is not None:
-            write_atomically(home / _findings_file(file), json.dumps(dict(checkpoint.findings)).encode())
-        write_atomically(home / file, save_tensors(tensors, {"run": run, "round": str(record.round)}))
-        with transaction(self._db):
-            self._db.execute(
-                "INSERT OR REPLACE INTO rounds VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        hidden = checkpoint.shared is not None and not checkpoint.params
+        tensors = {} if hidden else dict(zip(names, checkpoint.params, strict=True))
+        with _disk(home / file):
+            if checkpoint.shared is not None:
+                write_masks(home / masks_file(file), checkpoint.shared)
+            if checkpoint.private is not None:
+                write_private(home / private_file(file), checkpoint.private)
+            if checkpoint.findings is not None:
+                write_findings(home / findings_file(file), checkpoint.findings)
+            write_tensors(home / file, tensors, {"run": run, "round": str(record.round)})
+        with self._db.transaction():
+            self._db.write(
+                _SAVE_ROUND,
                 (
                     *(run, record.round, record.loss, json.dumps(dict(record.metrics)), record.steps, record.attempts),
                     *(record.bytes_up, record.bytes_down, record.seconds, checkpoint.steps, elapsed_s),
                     *(json.dumps(asdict(checkpoint.scaling)), file, record.test_rows),
                 ),
             )
-            self._db.executemany(
-                "INSERT OR REPLACE INTO shares VALUES (?,?,?,?,?,?,?,?,?)",
+            self._db.write_all(
+                _SAVE_SHARE,
                 [
                     (run, record.round, agent, s.outcome, s.rows, s.steps, s.loss, s.seconds, s.note)
                     for agent, s in record.shares.items()
                 ],
             )
-            self._db.execute("UPDATE runs SET changed_s=? WHERE run=?", (self._wall_s(), run))
+            self._db.write("UPDATE runs SET changed_s=? WHERE run=?", (self._wall_s(), run))
         for old in sorted(home.glob("round-*.safetensors"))[:-_KEEP_FILES]:
             if old.name < file:
                 old.unlink(missing_ok=True)
-                (home / _masks_file(old.name)).unlink(missing_ok=True)
-                (home / _private_file(old.name)).unlink(missing_ok=True)
-                (home / _findings_file(old.name)).unlink(missing_ok=True)
+                (home / masks_file(old.name)).unlink(missing_ok=True)
+                (home / private_file(old.name)).unlink(missing_ok=True)
+                (home / findings_file(old.name)).unlink(missing_ok=True)
 
     def begin(self, run: str, releases: int) -> None:
         """Durable when it returns: so many noised releases of the run have begun. The number only grows."""
-        self._db.execute(
-            "INSERT INTO releases VALUES (?,?) ON CONFLICT (run) DO UPDATE SET begun=max(begun, excluded.begun)",
+        self._db.write(
+            "INSERT INTO releases (run, begun) VALUES (?,?) ON CONFLICT (run) DO UPDATE SET begun="
+            "CASE WHEN excluded.begun > releases.begun THEN excluded.begun ELSE releases.begun END",
             (run, releases),
         )
 
     def begun(self, run: str) -> int:
         """How many noised releases of the run have begun, after a crash as well."""
-        row = self._db.execute("SELECT begun FROM releases WHERE run=?", (run,)).fetchone()
-        return 0 if row is None else int(row[0])
+        found = self._db.rows("SELECT begun FROM releases WHERE run=?", (run,))
+        return int(found[0][0]) if found else 0
 
     def next_sum(self, run: str) -> int:
         """A number for a secure sum of the run, one above the last. Durable when it returns: never given twice."""
-        row = self._db.execute(
-            "INSERT INTO sums VALUES (?,1) ON CONFLICT (run) DO UPDATE SET next=next+1 RETURNING next", (run,)
-        ).fetchone()
-        return int(row[0])
+        ((number,),) = self._db.rows(
+            "INSERT INTO sums (run, next) VALUES (?,1) ON CONFLICT (run) DO UPDATE SET next=sums.next+1 RETURNING next",
+            (run,),
+        )
+        return int(number)
 
     def finish(
         self, run: str, status: str, *, summary: Mapping[str, object] | None = None, error: str | None = None
     ) -> None:
-        self._db.execute(
+        self._db.write(
             "UPDATE runs SET status=?, summary_json=?, error=?, changed_s=? WHERE run=?",
             (status, None if summary is None else json.dumps(summary), error, self._wall_s(), run),
         )
@@ -192,33 +217,28 @@ class RunStore:
     @contextmanager
     def hold(self, run: str) -> Iterator[None]:
         """Be the one process that writes this run. The system lets go of it when the process ends, however it ends."""
-        home = self.folder / "runs" / run
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / "lock").open("w") as lock:
-            give_up_s = time.monotonic() + _PEEK_S
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > give_up_s:
-                        raise ConfigError(f"run {run} is being trained by another process") from None
-                    time.sleep(_PEEK_S / 20)
-            yield
+        with (self._home(run) / "lock").open("w") as lock:
+            if not _locked(lock):
+                raise ConfigError(f"run {run} is being trained by another process")
+            try:
+                with self._db.hold(run):  # on other hosts as well, if the records are not only here
+                    yield
+            except Held:
+                raise ConfigError(f"run {run} is being trained by another process, on another host") from None
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def runs(self) -> tuple[RunRow, ...]:
         """All runs, the oldest first."""
-        rows = self._db.execute(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY created_s, run").fetchall()  # noqa: S608
+        rows = self._db.rows(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY created_s, run")  # noqa: S608
         return tuple(self._as_it_is(_run_row(row)) for row in rows)
 
     def row(self, run: str) -> RunRow:
-        row = self._db.execute(f"SELECT {_RUN_COLUMNS} FROM runs WHERE run=?", (run,)).fetchone()  # noqa: S608
-        if row is None:
+        found = self._db.rows(f"SELECT {_RUN_COLUMNS} FROM runs WHERE run=?", (run,))  # noqa: S608
+        if not found:
             known = ", ".join(entry.run for entry in self.runs()[-5:]) or "none yet"
-            raise ConfigError(f"there is no run {run} in {self.folder}; the latest: {known}")
-        return self._as_it_is(_run_row(row))
+            raise ConfigError(f"there is no run {run} in {self._where}; the latest: {known}")
+        return self._as_it_is(_run_row(found[0]))
 
     def _as_it_is(self, row: RunRow) -> RunRow:
         """A run that is `running` by its record, but that no process holds, has been killed."""
@@ -231,12 +251,12 @@ class RunStore:
             pass
         except OSError:
             return row
-        return replace(row, status="stopped")
+        return row if self._db.held(row.run) else replace(row, status="stopped")
 
     def records(self, run: str, *, after: int = 0) -> tuple[RoundRecord, ...]:
         """The finished rounds above number `after`, in order, with who took part."""
         shares: dict[int, dict[str, Share]] = {}
-        for number, agent, outcome, rows, steps, loss, seconds, note in self._db.execute(
+        for number, agent, outcome, rows, steps, loss, seconds, note in self._db.rows(
             "SELECT round, agent, outcome, rows, steps, loss, seconds, note FROM shares WHERE run=? AND round>?"
             " ORDER BY agent",
             (run, after),
@@ -257,7 +277,7 @@ class RunStore:
                 seconds=seconds,
                 test_rows=test_rows,
             )
-            for number, loss, metrics, steps, attempts, up, down, seconds, test_rows in self._db.execute(
+            for number, loss, metrics, steps, attempts, up, down, seconds, test_rows in self._db.rows(
                 "SELECT round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds, test_rows"
                 " FROM rounds WHERE run=? AND round>? ORDER BY round",
                 (run, after),
@@ -266,27 +286,27 @@ class RunStore:
 
     def elapsed_s(self, run: str) -> float:
         """Seconds that the run had taken when its last round was saved."""
-        row = self._db.execute("SELECT max(elapsed_s) FROM rounds WHERE run=?", (run,)).fetchone()
-        return float(row[0] or 0.0)
+        ((most,),) = self._db.rows("SELECT max(elapsed_s) FROM rounds WHERE run=?", (run,))
+        return float(most or 0.0)
 
     def checkpoint(self, run: str) -> Checkpoint | None:
         """Where the run stands; None before its first round. Raises `ConfigError` if the file is damaged."""
-        row = self._db.execute(
+        found = self._db.rows(
             "SELECT total_steps, scaling_json, file FROM rounds WHERE run=? ORDER BY round DESC LIMIT 1", (run,)
-        ).fetchone()
-        if row is None:
+        )
+        if not found:
             return None
-        steps, scaling, file = row
+        ((steps, scaling, file),) = found
         fields = json.loads(scaling)
         fields |= {"offset": tuple(fields["offset"]), "scale": tuple(fields["scale"])}
         home = self.folder / "runs" / run
-        tensors = _read(home / file)
-        masks = home / _masks_file(file)
-        shared = _read_masks(masks) if masks.exists() else None
-        kept = home / _private_file(file)
-        private = _read_private(kept, self.begun(run)) if kept.exists() else None
-        found = home / _findings_file(file)
-        findings = json.loads(found.read_bytes()) if found.exists() else None
+        tensors, _ = read_tensors(home / file)
+        masks = home / masks_file(file)
+        shared = read_masks(masks) if masks.exists() else None
+        kept = home / private_file(file)
+        private = read_private(kept, self.begun(run)) if kept.exists() else None
+        told = home / findings_file(file)
+        findings = read_findings(told) if told.exists() else None
         # Masks are written before the row: what is newer is durable with the parties, too.
         steps = steps if shared is None else shared.steps
         try:
@@ -312,6 +332,43 @@ class RunStore:
         if checkpoint.shared is not None and not checkpoint.params:
             raise ConfigError(f"the parameters of run {run} have not opened to the server: there is nothing to export")
         return dict(zip(names, checkpoint.params, strict=True))
+
+    @property
+    def _where(self) -> str:
+        return self._db.name if self._db.name != str(self.folder / RUNS_FILE) else str(self.folder)
+
+    def _home(self, run: str) -> Path:
+        """The folder of the run's files, made if it is not there."""
+        home = self.folder / "runs" / run
+        with _disk(home):
+            home.mkdir(parents=True, exist_ok=True)
+        return home
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether `file` is ours now."""
+    give_up_s = time.monotonic() + _PEEK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > give_up_s:
+                return False
+            time.sleep(_PEEK_S / 20)
+        else:
+            return True
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """An error of the file system is told with its place and what helps."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{path}: can't be written: {error.strerror}. Mend that (if the disk is full, free some room); a run goes "
+            "on from its last checkpoint with: sordino train --resume RUN"
+        ) from None
 
 
 _RUN_COLUMNS: Final = (
@@ -349,59 +406,3 @@ def export(tensors: Tensors, path: Path, *, run: str, scaling: Scaling | None = 
         write_atomically(path, save_tensors(dict(tensors), metadata))
     except OSError as error:
         raise ConfigError(f"{path}: can't be written: {error.strerror}") from None
-
-
-def _masks_file(file: str) -> str:
-    return file.replace("round-", "masks-")
-
-
-def _private_file(file: str) -> str:
-    return file.replace("round-", "private-")
-
-
-def _findings_file(file: str) -> str:
-    return file.replace("round-", "findings-").replace(".safetensors", ".json")
-
-
-def _read_private(path: Path, begun: int) -> PrivateState:
-    """`begun`: by the table, which also counts what began after the checkpoint."""
-    states = _read(path)
-    return PrivateState(optimizer=tuple(np.asarray(states[name]) for name in sorted(states)), begun=begun)
-
-
-def _save_masks(shared: SharedState) -> bytes:
-    """The server's half of a state on shares: a secret, as the other half is with the parties."""
-    about = {
-        "session": shared.session.hex(),
-        "steps": str(shared.steps),
-        "parties": json.dumps(shared.parties),
-        "rows": json.dumps(shared.rows),
-        "counters": json.dumps(dict(shared.counters)),
-    }
-    return save_tensors({name: np.asarray(value, order="C") for name, value in shared.masks.items()}, about)
-
-
-def _read_masks(path: Path) -> SharedState:
-    masks = _read(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata()
-        return SharedState(
-            session=bytes.fromhex(about["session"]),
-            steps=int(about["steps"]),
-            masks={name: np.asarray(value, dtype=np.int64) for name, value in masks.items()},
-            parties=tuple(json.loads(about["parties"])),
-            rows=tuple((name, count) for name, count in json.loads(about["rows"])),
-            counters=json.loads(about["counters"]),
-        )
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{path}: damaged: {error}") from None
-
-
-def _read(path: Path) -> Tensors:
-    try:
-        return load_tensors(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
-    except SafetensorError as error:
-        raise ConfigError(f"{path}: damaged: {error}") from None

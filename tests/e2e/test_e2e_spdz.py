@@ -22,7 +22,8 @@ import pytest
 from helpers_sim import EXAMPLES, QUICK_SHARES, boston_shares
 from helpers_training import Training
 from sordino_agent.status import read_status
-from sordino_server.store import RunStore, Tensors
+from sordino_server.checkpoint_files import Tensors
+from sordino_server.store import RunStore
 from sordino_sim.broker import LocalBroker
 from sordino_sim.fleet_dir import FleetFolder, write_fleet
 from sordino_sim.processes import DEALER, AgentProcesses

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
 
+from helpers_postgres import Postgres
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import read_roster
 from sordino_common.errors import BudgetRefused, ConfigError, FleetUnavailable, SignatureError
@@ -44,6 +46,50 @@ def fleet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     assert Home(tmp_path / "lab").operator_public().hex() in said
     assert "PRIVATE" not in said
     return tmp_path / "lab"
+
+
+def test_run_records_in_a_database(
+    fleet: Path, postgres: Postgres, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option, the environment and fleet.yaml, in this order; and what is said of an address that is none."""
+    urls = [postgres.url() for _ in range(3)]
+    for url, run in zip(urls, ("by-option", "by-environment", "by-file"), strict=True):
+        with RunStore(fleet, wall_s=lambda: 1.7e9, database=url) as store:
+            store.create(run, job="j", mode="federated", job_path="", job_json="{}", model_sha256="", names=())
+    with (fleet / "fleet.yaml").open("a") as file:
+        file.write(f"database: {urls[2]}\n")
+
+    def listed(*more: str) -> list[str]:
+        assert call("runs", "--fleet", fleet, "--json", *more) == 0
+        return [row["run"] for row in json.loads(capsys.readouterr().out)["runs"]]
+
+    assert listed() == ["by-file"]
+    monkeypatch.setenv("SORDINO_DATABASE", urls[1])
+    assert listed() == ["by-environment"]
+    assert listed("--database", urls[0]) == ["by-option"]
+    assert call("show", "by-option", "--fleet", fleet) == 2
+    assert "no run by-option in PostgreSQL database" in capsys.readouterr().err
+    assert call("show", "by-option", "--fleet", fleet, "--database", urls[0]) == 0
+    for address, words in (
+        ("mysql://h/x", "expected postgresql://USER@HOST/NAME, found 'mysql'"),
+        ("postgresql://u:secret@[h/x", "expected postgresql://USER@HOST/NAME"),
+    ):
+        assert call("runs", "--fleet", fleet, "--database", address) == 2
+        said = capsys.readouterr().err
+        assert words in said and "secret" not in said
+    gone = f"postgresql://u:secret@/x?host={fleet}"
+    assert call("runs", "--fleet", fleet, "--database", gone) == 3
+    said = capsys.readouterr().err
+    assert "no connection" in said and "Is the server running" in said and "secret" not in said
+
+
+def test_without_psycopg_the_remedy_is_named(
+    fleet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "sordino_server.database.postgres", raising=False)
+    assert call("runs", "--fleet", fleet, "--database", "postgresql://h/x") == 2
+    assert "pip install 'sordino[postgres]'" in capsys.readouterr().err
 
 
 def test_init_makes_keys_that_nobody_else_reads(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:

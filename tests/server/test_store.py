@@ -1,13 +1,13 @@
-"""Run records and checkpoints: exact round trips, crashes between the steps, one writer."""
+"""The law of run records and checkpoints, on SQLite and on PostgreSQL: exact round trips, one writer, damage is named.
+
+What crashes leave behind is in test_store_crash.py."""
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from helpers_postgres import Postgres
 from sordino_common.errors import ConfigError
 from sordino_server.rounds.effects import Checkpoint, PrivateState, Scaling
 from sordino_server.rounds.events import RoundRecord, Share
@@ -46,15 +47,33 @@ def checkpoint(number: int, *, value: float = 0.1) -> Checkpoint:
     return Checkpoint(params=params, scaling=scaling, steps=3 * number, record=record)
 
 
-def opened(folder: Path) -> RunStore:
-    return RunStore(folder, wall_s=lambda: 1_700_000_000.0)
+class Records:
+    """Run records of one kind: `records(folder)` opens those that belong to `folder`, again and again."""
+
+    def __init__(self, new_url: Callable[[], str] | None) -> None:
+        self._new_url = new_url
+        self._urls: dict[Path, str] = {}
+
+    def url(self, folder: Path) -> str | None:
+        if self._new_url is not None and folder not in self._urls:
+            self._urls[folder] = self._new_url()
+        return self._urls.get(folder)
+
+    def __call__(self, folder: Path) -> RunStore:
+        return RunStore(folder, wall_s=lambda: 1_700_000_000.0, database=self.url(folder))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def opened(request: pytest.FixtureRequest) -> Records:
+    cluster: Postgres | None = request.getfixturevalue("postgres") if request.param == "postgres" else None
+    return Records(None if cluster is None else cluster.url)
 
 
 def created(store: RunStore, run: str = "toy-1") -> None:
     store.create(run, job="toy", mode="federated", job_path="/j.yaml", job_json="{}", model_sha256="00", names=NAMES)
 
 
-def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path, opened: Records) -> None:
     with opened(tmp_path) as store:
         created(store)
         assert store.checkpoint("toy-1") is None
@@ -71,7 +90,7 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     assert files == ["round-000004.safetensors", "round-000005.safetensors"]
 
 
-def test_a_file_without_its_row_does_not_count(tmp_path: Path) -> None:
+def test_a_file_without_its_row_does_not_count(tmp_path: Path, opened: Records) -> None:
     with opened(tmp_path) as store:
         created(store)
         store.save("toy-1", checkpoint(1), elapsed_s=1.0)
@@ -88,7 +107,7 @@ def test_a_file_without_its_row_does_not_count(tmp_path: Path) -> None:
         assert again.params[0][0, 0] == np.float32(0.2)
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_named(tmp_path: Path, opened: Records) -> None:
     with opened(tmp_path) as store:
         created(store)
         store.save("toy-1", checkpoint(1), elapsed_s=1.0)
@@ -108,13 +127,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
             store.tensors("toy-3")
         with pytest.raises(ConfigError, match=r"there is no run toy-4"):
             store.tensors("toy-4")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "runs.sqlite").write_bytes(b"this is no database, but it is long enough to be looked at" * 9)
-    with pytest.raises(ConfigError, match=r"runs.sqlite: the run records can't be used"):
-        opened(tmp_path / "other")
 
 
-def test_one_process_writes_a_run(tmp_path: Path) -> None:
+def test_one_process_writes_a_run(tmp_path: Path, opened: Records) -> None:
     with opened(tmp_path) as store, opened(tmp_path) as other:
         created(store)
         assert store.row("toy-1").status == "stopped"  # running by its record, but nobody holds it
@@ -126,6 +141,25 @@ def test_one_process_writes_a_run(tmp_path: Path) -> None:
             pass
         store.finish("toy-1", "done", summary={"x": 1.5})
         assert (other.row("toy-1").status, other.row("toy-1").summary) == ("done", {"x": 1.5})
+
+
+def test_who_lists_runs_at_that_moment_does_not_keep_one_from_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = [True, True]
+    flock = fcntl.flock
+
+    def busy(file: object, how: int) -> None:
+        if how & fcntl.LOCK_EX and looking:
+            looking.pop()
+            raise BlockingIOError
+        flock(file, how)  # type: ignore[arg-type]
+
+    with RunStore(tmp_path, wall_s=lambda: 0.0) as store:
+        created(store)
+        monkeypatch.setattr(fcntl, "flock", busy)
+        with store.hold("toy-1"):
+            assert store.row("toy-1").status == "running"
 
 
 def test_export_is_a_state_dict(tmp_path: Path) -> None:
@@ -148,46 +182,7 @@ def test_export_is_a_state_dict(tmp_path: Path) -> None:
         export(tensors, tmp_path / "no" / "m.safetensors", run="toy-1")
 
 
-def test_kill_9_in_mid_save_leaves_the_last_round_whole(tmp_path: Path) -> None:
-    """A child saves rounds as fast as it can and is killed; what is found afterwards is one whole round."""
-    script = textwrap.dedent(
-        f"""
-        import sys, time
-        from pathlib import Path
-        import numpy as np
-        from sordino_server.store import RunStore
-        from sordino_server.rounds.effects import Checkpoint, Scaling
-        from sordino_server.rounds.events import RoundRecord
-        store = RunStore(Path({str(tmp_path)!r}), wall_s=time.time)
-        store.create("r", job="toy", mode="federated", job_path="", job_json="", model_sha256="", names=("w",))
-        with store.hold("r"):
-            for number in range(1, 100000):
-                record = RoundRecord(round=number, loss=0.0, metrics={{}}, shares={{}}, steps=1, attempts=1,
-                                     bytes_up=0, bytes_down=0, seconds=0.0)
-                params = (np.full(50_000, number, np.float32),)
-                store.save("r", Checkpoint(params=params, scaling=Scaling(), steps=number, record=record), elapsed_s=0)
-                print(number, flush=True)
-        """
-    )
-    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    said = 0
-    for line in child.stdout:
-        said = int(line)
-        if said == 12:
-            os.kill(child.pid, signal.SIGKILL)
-            break
-    rest = [int(line) for line in child.stdout if line.strip().isdigit()]
-    child.stdout.close()
-    child.wait()
-    with opened(tmp_path) as store, store.hold("r"):
-        back = store.checkpoint("r")
-        assert back is not None
-        assert back.record.round >= max([said, *rest])
-        assert (back.params[0] == back.record.round).all()
-
-
-def test_an_optimizer_state_comes_back_with_the_releases_that_began_after_it(tmp_path: Path) -> None:
+def test_an_optimizer_state_comes_back_with_the_releases_that_began_after_it(tmp_path: Path, opened: Records) -> None:
     states = (*(np.full((2, k + 1), k, np.float32) for k in range(12)), np.array(0.5, np.float32))
     with opened(tmp_path) as store:
         created(store)
@@ -206,3 +201,54 @@ def test_an_optimizer_state_comes_back_with_the_releases_that_began_after_it(tmp
         for number in (2, 3, 4):
             store.save("toy-1", replace(checkpoint(number), private=found.private), elapsed_s=1.0)
     assert len(list((tmp_path / "runs" / "toy-1").glob("private-*.safetensors"))) == 2
+
+
+def test_sums_are_numbered_by_run_and_releases_only_grow(tmp_path: Path, opened: Records) -> None:
+    with opened(tmp_path) as store, opened(tmp_path) as other:
+        created(store)
+        created(store, "toy-2")
+        assert [store.next_sum("toy-1"), other.next_sum("toy-1"), store.next_sum("toy-2")] == [1, 2, 1]
+        assert store.begun("toy-2") == 0
+        store.begin("toy-2", 4)
+        other.begin("toy-2", 3)
+        assert (store.begun("toy-2"), store.begun("toy-1")) == (4, 0)
+    with opened(tmp_path) as store:
+        assert (store.next_sum("toy-1"), store.next_sum("toy-2")) == (3, 2)
+
+
+def test_a_round_that_is_saved_again_replaces_the_first(tmp_path: Path, opened: Records) -> None:
+    with opened(tmp_path) as store:
+        created(store)
+        store.save("toy-1", checkpoint(1), elapsed_s=1.0)
+        again = replace(checkpoint(1), record=replace(checkpoint(1).record, loss=0.25, steps=9, bytes_up=1 << 40))
+        store.save("toy-1", again, elapsed_s=2.0)
+        assert store.records("toy-1") == (again.record,)
+        assert store.elapsed_s("toy-1") == 2.0
+
+
+def test_what_agents_say_and_losses_that_are_no_numbers_are_kept(tmp_path: Path, opened: Records) -> None:
+    """A device chooses the text of its refusal: none may keep the server from saving a round."""
+    words = "no \N{SNOWMAN} %s ? {x} '; DROP TABLE runs; --"
+    shares = {
+        "agent-0": Share(outcome="refused", note=words),
+        "agent-1": Share(outcome="refused", note="a\0b"),
+        "agent-2": Share(outcome="answered", rows=1, steps=1, loss=math.inf),
+    }
+    record = replace(checkpoint(1).record, loss=math.nan, shares=shares)
+    with opened(tmp_path) as store:
+        created(store)
+        store.save("toy-1", replace(checkpoint(1), record=record), elapsed_s=1.0)
+        (found,) = store.records("toy-1")
+    assert found.loss is None
+    assert found.shares["agent-0"].note == words
+    assert found.shares["agent-1"].note in ("a\0b", "a\ufffdb"), "PostgreSQL's text has no NUL"
+    assert found.shares["agent-2"].loss == math.inf
+
+
+def test_runs_are_listed_by_age_then_by_name(tmp_path: Path, opened: Records) -> None:
+    with opened(tmp_path) as store:
+        for run in ("b-1", "a-1", "a-10", "a-2", "Z"):
+            created(store, run)
+        assert [row.run for row in store.runs()] == ["Z", "a-1", "a-10", "a-2", "b-1"]
+        store.finish("a-2", "failed", error="agent-1: no")
+        assert (store.row("a-2").status, store.row("a-2").error) == ("failed", "agent-1: no")

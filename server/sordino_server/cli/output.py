@@ -20,12 +20,22 @@ from sordino_server.store import RunStore
 FleetOption = Annotated[Path, typer.Option("--fleet", help="The fleet directory.", envvar="SORDINO_FLEET")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        help="Run records in PostgreSQL (postgresql://...); else fleet.yaml's `database`, else runs.sqlite.",
+        envvar="SORDINO_DATABASE",
+    ),
+]
 JobArgument = Annotated[Path, typer.Argument(help="The job file.")]
 HERE: Final = Path()
 
 
-def open_store(folder: Path) -> RunStore:
-    return RunStore(Home(folder).folder, wall_s=time.time)
+def open_store(folder: Path, database: str | None = None) -> RunStore:
+    """The run records of the fleet in `folder`; `database` counts before fleet.yaml's."""
+    home = Home(folder)
+    return RunStore(home.folder, wall_s=time.time, database=database or home.spec.database)
 
 
 def table_of(*columns: str) -> Table:

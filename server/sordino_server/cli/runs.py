@@ -10,6 +10,7 @@ import typer
 
 from sordino_server.cli.output import (
     HERE,
+    DatabaseOption,
     FleetOption,
     JsonOption,
     date,
@@ -24,9 +25,9 @@ from sordino_server.rounds.effects import Scaling
 from sordino_server.store import RunRow, export
 
 
-def runs(fleet: FleetOption = HERE, as_json: JsonOption = False) -> None:
+def runs(fleet: FleetOption = HERE, as_json: JsonOption = False, database: DatabaseOption = None) -> None:
     """All runs of this fleet, the oldest first."""
-    with open_store(fleet) as store:
+    with open_store(fleet, database) as store:
         rows = store.runs()
         last = {row.run: store.records(row.run)[-1:] for row in rows}
     if as_json:
@@ -41,9 +42,9 @@ def runs(fleet: FleetOption = HERE, as_json: JsonOption = False) -> None:
     print_table(table)
 
 
-def show(run: str, fleet: FleetOption = HERE, as_json: JsonOption = False) -> None:
+def show(run: str, fleet: FleetOption = HERE, as_json: JsonOption = False, database: DatabaseOption = None) -> None:
     """One run: its rounds, who took part, how it ended."""
-    with open_store(fleet) as store:
+    with open_store(fleet, database) as store:
         row, records = store.row(run), store.records(run)
     if as_json:
         print_json(
@@ -78,9 +79,10 @@ def export_model(
     run: str,
     output: Annotated[Path, typer.Option("-o", "--output", help="A .safetensors file: a plain PyTorch state dict.")],
     fleet: FleetOption = HERE,
+    database: DatabaseOption = None,
 ) -> None:
     """Write the run's last parameters as a state dict that `load_state_dict` takes."""
-    with open_store(fleet) as store:
+    with open_store(fleet, database) as store:
         tensors = store.tensors(run)
         checkpoint = store.checkpoint(run)
     assert checkpoint is not None  # `tensors` has read it

@@ -10,11 +10,20 @@ from typing import Annotated
 import typer
 
 from sordino_common.errors import ConfigError
-from sordino_server.cli.output import HERE, FleetOption, JsonOption, SetOption, installed_version, note, say
+from sordino_server.cli.output import (
+    HERE,
+    DatabaseOption,
+    FleetOption,
+    JsonOption,
+    SetOption,
+    installed_version,
+    note,
+    open_store,
+    say,
+)
 from sordino_server.home import Home
 from sordino_server.job import load_job
 from sordino_server.progress import ProgressView, result_line
-from sordino_server.store import RunStore
 
 
 def train(
@@ -32,6 +41,7 @@ def train(
     report: Annotated[Path | None, typer.Option("--report", help="Write report.html and summary.json there.")] = None,
     baseline: Annotated[bool, typer.Option(help="Compare with plain PyTorch on the job's public data.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    database: DatabaseOption = None,
 ) -> None:
     """Train a job on the fleet."""
     changes = list(overrides or ())
@@ -53,7 +63,7 @@ def train(
     from sordino_server.run import json_text, new_run_id, resumed_job, run_job
     from sordino_server.run_shares import owned_in_order
 
-    with RunStore(home.folder, wall_s=time.time) as store:
+    with open_store(fleet, database) as store:
         if name is not None and any(row.run == name for row in store.runs()):
             row = store.row(name)
             if row.status == "done":

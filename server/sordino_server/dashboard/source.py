@@ -89,8 +89,9 @@ class Source:
         now_s = self._wall_s()
         trouble: list[str] = []
         roster = self._roster(trouble)
-        if self._store is None and (self.folder / RUNS_FILE).exists():
-            self._store = RunStore(self.folder, wall_s=self._wall_s, read_only=True)
+        database = None if self._home is None else self._home.spec.database
+        if self._store is None and (database is not None or (self.folder / RUNS_FILE).exists()):
+            self._store = RunStore(self.folder, wall_s=self._wall_s, database=database, read_only=True)
         store = self._store
         rows = () if store is None else store.runs()
         recent = tuple(reversed(rows[-runs:])) if runs else ()
