@@ -12,6 +12,7 @@ from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_
 from sordino_common.clock import Loop, Timer, VirtualLoop
 from sordino_common.errors import RemoteError
 from sordino_common.messages import Array, Message, TensorDropped, TensorValue
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 from sordino_common.transport.base import Transport
 from sordino_common.transport.endpoint import Endpoint, Incoming
 from sordino_common.transport.events import Delivered, Event, Outcome, Stuck, Unreadable
@@ -261,7 +262,15 @@ class Band:
         whole = Roster(fleet=FLEET, epoch=epoch, issued_s=now_s - 10, expires_s=now_s + 10_000_000, entries=entries)
         return sign_roster(whole, OPERATOR)
 
-    def add(self, name: str, *, boot: int = 1, signed: bytes | None = None, enrolled: bool = True) -> Party:
+    def add(
+        self,
+        name: str,
+        *,
+        boot: int = 1,
+        signed: bytes | None = None,
+        enrolled: bool = True,
+        protocol: ProtocolVersion = PROTOCOL,
+    ) -> Party:
         """Build the endpoint of `name` (in place of an earlier one) and open it."""
         book = RosterBook(fleet=FLEET, operator_key=OPERATOR.public, wall_s=self.loop.wall_s)
         if enrolled:
@@ -280,6 +289,7 @@ class Band:
             version="test",
             settings=self.settings,
             random=random.Random(f"{name} {boot}").randbytes,
+            protocol=protocol,
         )
         party = self.parties[name] = Party(endpoint, heard, transport)
         endpoint.open()

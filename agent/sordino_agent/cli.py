@@ -170,6 +170,8 @@ def _status(arguments: argparse.Namespace) -> int:
         _say(f"  NOT RUNNING; last seen {age} ago as process {status.pid} ({status.state})")
     link = "connected" if status.connected else f"NOT CONNECTED: {status.connection}"
     _say(f"  broker    {link}; server {status.server} is {'online' if status.server_online else 'not online'}")
+    if status.server_unlike:
+        _say(f"  protocol  {status.server_unlike}")
     _say(f"  roster    {'none yet' if status.roster_epoch is None else f'epoch {status.roster_epoch}'}")
     for dataset in status.datasets or ():
         _say(f"  dataset   {dataset.name}: {dataset.train_rows} rows to train on, {dataset.test_rows} to test on")

@@ -54,7 +54,7 @@ from sordino_agent.tasks import (
 )
 from sordino_common import messages as m
 from sordino_common.clock import Loop
-from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, RemoteError, SordinoError
+from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, ProtocolMismatch, RemoteError, SordinoError
 from sordino_common.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
@@ -278,6 +278,8 @@ class AgentCore:
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
         self._count_refusal(sender, error)
+        if isinstance(error, ProtocolMismatch):
+            self._on_change()  # the status file tells it
 
     def _shares(self, message: m.Message, asker: Asker) -> None:
         """A session's messages are not answered, but for the server's `SpdzClose`: what is refused is counted."""

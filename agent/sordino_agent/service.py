@@ -255,6 +255,7 @@ class Service:
             connected=self.core.connected,
             connection=self.core.connection_reason,
             server_online=self._endpoint.online(config.agent.server),
+            server_unlike=self._endpoint.unlike().get(config.agent.server, ""),
             roster_epoch=roster.epoch if roster is not None else None,
             executor=config.executor,
             worker_pid=self._executor.worker_pid,

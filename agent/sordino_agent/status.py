@@ -51,6 +51,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     bytes_received: int
     datasets: tuple[DatasetStatus, ...] | None
     datasets_unreadable: tuple[str, ...]
+    server_unlike: str = ""  # why the server can't be talked to, if its version of the protocol is the reason
     form: int = FORM
 
 

@@ -67,6 +67,14 @@ class CodecError(RemoteError):
     code = "codec"
 
 
+class ProtocolMismatch(RemoteError):
+    """A peer whose version of the protocol is not ours nor a neighbour's. The text says what to upgrade."""
+
+    exit_code = 2
+    code = "protocol"
+    peer: str = ""
+
+
 class SignatureError(RemoteError):
     """A signature does not verify under the key that the roster or the pinned operator key names."""
 

@@ -36,6 +36,7 @@ from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
 from sordino_common.errors import LocalError
 from sordino_common.messages import SpdzNumber
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 from sordino_common.plan.values import Plan
 from sordino_common.spdz.circuit import Circuit
 from sordino_common.spdz.lowering import Settings, lower
@@ -186,8 +187,10 @@ class SimulatedFleet:
         wire: Wire,
         network: SimulatedNetwork | None,
         link: LinkSettings | None = None,
+        protocols: Mapping[str, ProtocolVersion] | None = None,
     ) -> None:
-        """`network`: what `wire` asks for delays, if it is simulated; here to be cut by faults."""
+        """`network`: what `wire` asks for delays, if it is simulated; to be cut by faults. `protocols`: the version
+        that a party says it speaks, where that is not ours."""
         seed = scenario.seed
         self._scenario = scenario
         self._lower = shared_lower()
@@ -200,6 +203,7 @@ class SimulatedFleet:
         self._wire = wire
         self._network = network
         self._link = link or LinkSettings()
+        self.protocols: dict[str, ProtocolVersion] = dict(protocols or {})  # a party's next boot looks here
         self._programs = Programs(executor="numpy", limits=plan_limits(256 << 20))
         self._parsed: dict[bytes, Roster] = {}
         self._operator = simulation_operator_key(seed)
@@ -471,6 +475,7 @@ class SimulatedFleet:
             version=VERSION,
             settings=self._link,
             random=simulation_random(self._seed, name, boot),
+            protocol=self.protocols.get(name, PROTOCOL),
         )
 
     def _book(self) -> RosterBook:

@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from sordino_common.clock import VirtualLoop
-from sordino_common.errors import ConfigError
+from sordino_common.errors import ConfigError, LocalError
+from sordino_common.messages.protocol import ProtocolVersion
 from sordino_common.transport.reactor import Reactor
 from sordino_server.baseline import public_pool
 from sordino_server.checkpoint_files import Tensors
@@ -82,17 +83,21 @@ def simulate(
     store_folder: Path | None = None,
     with_baseline: bool = True,
     tamper: Tamper | None = None,
+    protocols: Mapping[str, ProtocolVersion] | None = None,
 ) -> Simulated:
     """Run the job on a fleet made for it.
 
     `memory`: on a virtual clock, through the simulated network. `mqtt`: in this process and in real time, through a
     mosquitto of our own. `processes`: the same, but every agent is a process. `faults`: a schedule instead of the job's
     own. Checkpoints go to `store_folder`, or to a folder that is gone afterwards. `tamper`: one party of the job's
-    committee cheats. Raises what `run_job` raises, and `ConfigError`."""
+    committee cheats. `protocols`: parties that speak another version (not with `processes`). Raises what `run_job`
+    raises, and `ConfigError`."""
     if tamper is not None and (not job.spec.on_shares or transport == "processes"):
         raise ConfigError("--tamper needs a job of mode spdz, and --transport memory or mqtt: real agents don't cheat")
     if tamper is not None and tamper.agent >= job.spec.shares.committee:
         raise ConfigError(f"--tamper: the committee has {job.spec.shares.committee} agents, from 0")
+    if protocols and transport == "processes":
+        raise LocalError("simulate: processes speak the version that they are of")
     scenario = scenario_of(job)
     schedule = fault_schedule(job, scenario, faults, transport=transport)
     for setting, why in scenario.without_effect(transport):
@@ -104,11 +109,13 @@ def simulate(
                 loop = VirtualLoop()
                 network = scenario.network(server=SERVER)
                 wire = MemoryWire(loop, network=network)
-                company = SimulatedFleet(scenario, loop=loop, wire=wire, network=network)
+                company = SimulatedFleet(scenario, loop=loop, wire=wire, network=network, protocols=protocols)
             case "mqtt":
                 reactor = stack.enter_context(Reactor())
                 broker = stack.enter_context(LocalBroker(Path(scratch) / "broker"))
-                company = SimulatedFleet(scenario, loop=reactor, wire=MqttWire(reactor, broker), network=None)
+                company = SimulatedFleet(
+                    scenario, loop=reactor, wire=MqttWire(reactor, broker), network=None, protocols=protocols
+                )
             case "processes":
                 company = ProcessFleet(write_fleet(scenario, Path(scratch) / "fleet"))
         if tamper is not None and isinstance(company, SimulatedFleet):

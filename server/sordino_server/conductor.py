@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from sordino_common.clock import Loop, Timer
-from sordino_common.errors import LimitExceeded, LocalError, RemoteError, SordinoError
+from sordino_common.errors import LimitExceeded, LocalError, ProtocolMismatch, RemoteError, SordinoError
 from sordino_common.messages import Cancel, Message
 from sordino_server.listening import Ear
 from sordino_server.rounds.effects import (
@@ -94,6 +94,7 @@ class Conductor:
         self._others: Callable[[], Sequence[str]] = tuple
         self._traffic: Traffic = lambda: (0, 0)
         self._boots: dict[str, int] = {}
+        self._unlike: dict[str, str] = {}  # parties of the roster whose protocol is unlike ours: why
         self._connected = True
         self._generator: Generator[Effect, Result, Any] | None = None
         self._save: Callable[[Checkpoint], None] = _no_store
@@ -212,6 +213,7 @@ class Conductor:
     def on_presence(self, name: str, online: bool, boot: int) -> None:
         before = self._boots.get(name)
         if online:
+            self._unlike.pop(name, None)
             self._boots[name] = boot
         elif before is not None and boot >= before:
             del self._boots[name]
@@ -237,6 +239,11 @@ class Conductor:
         self._review()
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
+        if isinstance(error, ProtocolMismatch) and sender not in self._boots:  # it is signed, so names are few
+            news, self._unlike[sender] = sender not in self._unlike, printable(str(error))
+            if news:
+                self._tell(Note(text=f"{sender} can't take part: {self._unlike[sender]}", level="warning"))
+            return
         now_s = self._loop.now_s()
         if now_s >= self._refused_from_s + _REFUSED_EVERY_S:
             if self._refused > _REFUSED_MOST:
@@ -308,7 +315,9 @@ class Conductor:
     def _begin_question(self, ask: Ask) -> None:
         now_s = self._loop.now_s()
         online = self._online_of((*self._members(), *self._others()))
-        question = Question(ask, now_s=now_s, online=online, gone_s=self._gone_s, settled=self._answered)
+        question = Question(
+            ask, now_s=now_s, online=online, gone_s=self._gone_s, settled=self._answered, unlike=self._unlike
+        )
         self._pending, self._reminded_s = question, now_s
         for name in question.waiting:
             self._send(question, name, ask.messages[name])
@@ -399,7 +408,12 @@ class Conductor:
                     self._endpoint.send(name, message, expires_s=30.0)
 
     def _present(self) -> Present:
-        return Present(boots=self.online, members=frozenset(self._members()), others=self._online_of(self._others()))
+        return Present(
+            boots=self.online,
+            members=frozenset(self._members()),
+            others=self._online_of(self._others()),
+            unlike=dict(self._unlike),
+        )
 
     def _bytes(self) -> dict[str, int]:
         up, down = self.bytes_now

@@ -195,7 +195,7 @@ def roll_call(fleet: Fleet, *, wait_s: float) -> tuple[dict[str, Described], dic
             )
         )
         found = {name: reply for name, reply in answers.replies.items() if isinstance(reply, Described)}
-        reasons = dict.fromkeys(present.members - present.boots.keys(), "offline")
+        reasons = {name: present.absent(name) for name in present.members - present.boots.keys()}
         return found, {**reasons, **answers.missing, **answers.refusals}
 
     return drive(fleet, generator)

@@ -19,11 +19,20 @@ Settled = Callable[["Question", str, Outcome, str], None]  # the question, who, 
 class Question:
     """An `Ask` under way: who is still awaited, who has answered what, who is gone and since when.
 
-    `online`: who is there now, with boot numbers; the others are missing at once. An agent that goes offline has
-    `gone_s` to come back; one that comes back under a new boot has forgotten the question. `settled` is told of every
-    party, as soon as it is known whether it answers."""
+    `online`: who is there now, with boot numbers; the others are missing at once, for the reason in `unlike`, if there
+    is one. An agent that goes offline has `gone_s` to come back; one that comes back under a new boot has forgotten the
+    question. `settled` is told of every party, as soon as it is known whether it answers."""
 
-    def __init__(self, ask: Ask, *, now_s: float, online: Mapping[str, int], gone_s: float, settled: Settled) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        *,
+        now_s: float,
+        online: Mapping[str, int],
+        gone_s: float,
+        settled: Settled,
+        unlike: Mapping[str, str] | None = None,
+    ) -> None:
         self.ask = ask
         self.replies: dict[str, Message] = {}
         self._started_s = now_s
@@ -33,7 +42,8 @@ class Question:
         self._forbidden: set[str] = set()
         self._unaffordable: set[str] = set()
         self._boots = {name: online[name] for name in sorted(ask.messages) if name in online}
-        self._missing = {name: "offline" for name in sorted(ask.messages) if name not in online}
+        why = unlike or {}
+        self._missing = {name: why.get(name, "offline") for name in sorted(ask.messages) if name not in online}
         self._waiting: dict[str, bytes | None] = dict.fromkeys(self._boots)  # name -> correlation
         self._gone_since: dict[str, float] = {}
         self._quorum_at: float | None = None

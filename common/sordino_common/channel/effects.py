@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sordino_common.channel.session import Session
+from sordino_common.errors import ProtocolMismatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +55,18 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unlike:
+    """A signed packet of `peer`, whose version of the protocol is not one that works with ours."""
+
+    peer: str
+    error: ProtocolMismatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RosterOffered:
     """A newer roster came from a peer, and the roster book has accepted it."""
 
     signed: bytes
 
 
-Effect = Reply | Established | Opened | Lost | Rejected | RosterOffered
+Effect = Reply | Established | Opened | Lost | Rejected | Unlike | RosterOffered

@@ -31,6 +31,8 @@ One slot per (peer, context). What arrives, what it does:
     any                Hello of a newer epoch              Reply(Reject roster-wanted)
     our Hello pending  Reject stale-epoch + roster         RosterOffered, Lost for every session, Reply(a new Hello)
     our Hello pending  Reject roster-wanted                Reply(our signed roster), Reply(our Hello)
+    any                Hello of a version unlike ours      Unlike, Reply(Reject protocol)
+    any                Accept, Reject of such a version    Unlike
     any                roster, newer                       RosterOffered, Lost for every session
 
 What somebody could send instead, and the error it gets. Whatever raises has changed nothing:
@@ -67,8 +69,17 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from sordino_common.channel.effects import Effect, Established, Lost, Opened, Rejected, Reply, RosterOffered
-from sordino_common.channel.identity import DeviceKey
+from sordino_common.channel.effects import (
+    Effect,
+    Established,
+    Lost,
+    Opened,
+    Rejected,
+    Reply,
+    RosterOffered,
+    Unlike,
+)
+from sordino_common.channel.identity import DeviceKey, verify
 from sordino_common.channel.packets import (
     MAX_CONTEXT_BYTES,
     Accept,
@@ -83,7 +94,15 @@ from sordino_common.channel.packets import (
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry
 from sordino_common.channel.session import Session, derive_session, shared_secret
 from sordino_common.channel.slots import MAX_HALF_OPEN, Pending, Slot, Slots
-from sordino_common.errors import CodecError, HandshakeError, LocalError, RosterError, SessionError
+from sordino_common.errors import (
+    CodecError,
+    HandshakeError,
+    LocalError,
+    ProtocolMismatch,
+    RosterError,
+    SessionError,
+)
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion, agreed
 
 OFFER_BYTES: Final = 128 * 1024  # a larger roster does not fit into a packet; it comes on the roster topic
 
@@ -101,12 +120,14 @@ class SessionTable:
         boot: int,
         random: Callable[[int], bytes] = os.urandom,
         max_half_open: int = MAX_HALF_OPEN,
+        protocol: ProtocolVersion = PROTOCOL,
     ) -> None:
         if roster.fleet != fleet:
             raise LocalError(f"sessions of fleet {fleet} on the roster of fleet {roster.fleet}")
         self.name: Final = name
         self.fleet: Final = fleet
         self.boot: Final = boot
+        self.protocol: Final = protocol
         self._identity = identity
         self._book = roster
         self._random = random
@@ -149,6 +170,7 @@ class SessionTable:
             slot = self._slots.create(peer, context, LocalError)
         ephemeral = X25519PrivateKey.from_private_bytes(self._random(32))
         hello = Hello(
+            protocol=self.protocol,
             fleet=self.fleet,
             sender=self.name,
             receiver=peer,
@@ -168,19 +190,22 @@ class SessionTable:
         """Take one packet of kind hello, accept, reject, sealed or roster. Raises `RemoteError`s (table above)."""
         self._follow_roster()
         kind, parts = read_packet(packet)
-        match kind:
-            case "sealed":
-                effects = self._on_sealed(parts[0], parts[1], parts[2])
-            case "hello":
-                effects = self._on_hello(parts[0], parts[1], now_s)
-            case "accept":
-                effects = self._on_accept(parts[0], parts[1])
-            case "reject":
-                effects = self._on_reject(parts[0], parts[1], now_s)
-            case "roster":
-                effects = self._on_roster(parts[0])
-            case _:
-                raise CodecError(f"sessions: a packet of kind {kind} is not for them")
+        try:
+            match kind:
+                case "sealed":
+                    effects = self._on_sealed(parts[0], parts[1], parts[2])
+                case "hello":
+                    effects = self._on_hello(parts[0], parts[1], now_s)
+                case "accept":
+                    effects = self._on_accept(parts[0], parts[1])
+                case "reject":
+                    effects = self._on_reject(parts[0], parts[1], now_s)
+                case "roster":
+                    effects = self._on_roster(parts[0])
+                case _:
+                    raise CodecError(f"sessions: a packet of kind {kind} is not for them")
+        except ProtocolMismatch as error:
+            effects = self._on_unlike(kind, parts[0], parts[1], error)
         if self._owed:
             effects, self._owed = [*self._owed, *effects], []
         return effects
@@ -196,7 +221,7 @@ class SessionTable:
     # --- what arrives -----------------------------------------------------------------------------------------
 
     def _on_hello(self, raw: bytes, signature: bytes, now_s: float) -> list[Effect]:
-        hello = read_body(Hello, raw)
+        hello = read_body(Hello, raw, protocol=self.protocol)
         roster, entry = self._addressed_to_us(hello)
         verify_body(hello, raw, signature, entry.sign_key)
         self._check_boot(hello)
@@ -218,6 +243,7 @@ class SessionTable:
         ephemeral = X25519PrivateKey.from_private_bytes(self._random(32))
         shared = shared_secret(ephemeral, hello.ephemeral, hello.sender)
         accept = Accept(
+            protocol=self.protocol,
             fleet=self.fleet,
             sender=self.name,
             receiver=hello.sender,
@@ -229,7 +255,7 @@ class SessionTable:
             ephemeral=ephemeral.public_key().public_bytes_raw(),
         )
         packet, body = signed_packet(self._identity, accept)
-        session = self._derive(shared, raw, body, hello.sender, hello.boot, hello.context, initiated=False)
+        session = self._derive(shared, raw, body, hello, initiated=False)
         slot = self._slots.get(hello.sender, hello.context)
         if slot is None:
             slot = self._slots.create(hello.sender, hello.context, HandshakeError)
@@ -239,7 +265,7 @@ class SessionTable:
         return [*lost, Reply(to=hello.sender, packet=packet)]
 
     def _on_accept(self, raw: bytes, signature: bytes) -> list[Effect]:
-        accept = read_body(Accept, raw)
+        accept = read_body(Accept, raw, protocol=self.protocol)
         roster, entry = self._addressed_to_us(accept)
         verify_body(accept, raw, signature, entry.sign_key)
         self._check_boot(accept)
@@ -254,7 +280,7 @@ class SessionTable:
             )
         self._check_same_roster(accept, roster)
         shared = shared_secret(pending.ephemeral, accept.ephemeral, accept.sender)
-        session = self._derive(shared, pending.body, raw, accept.sender, accept.boot, accept.context, initiated=True)
+        session = self._derive(shared, pending.body, raw, accept, initiated=True)
         lost = self._slots.hear(accept.sender, accept.boot)
         slot.settle()
         self._slots.make_current(slot, session)
@@ -280,7 +306,7 @@ class SessionTable:
         return effects
 
     def _on_reject(self, raw: bytes, signature: bytes, now_s: float) -> list[Effect]:
-        reject = read_body(Reject, raw)
+        reject = read_body(Reject, raw, protocol=self.protocol)
         roster, entry = self._addressed_to_us(reject)
         verify_body(reject, raw, signature, entry.sign_key)
         self._check_boot(reject)
@@ -308,6 +334,29 @@ class SessionTable:
         slot.settle()
         refused = Rejected(peer=slot.peer, context=slot.context, code=reject.code, reason=reject.reason)
         return [*self._slots.hear(reject.sender, reject.boot), refused]
+
+    def _on_unlike(self, kind: str, raw: bytes, signature: bytes, error: ProtocolMismatch) -> list[Effect]:
+        """A packet of a version unlike ours. All that is known of its layout is whose it is; that is verified, so that
+        nobody can have another called outdated. A Hello's sender is told: our Reject begins with our version."""
+        roster, entry = self._parties(error.peer)
+        verify(entry.sign_key, kind, raw, signature)
+        unlike: list[Effect] = [Unlike(peer=entry.name, error=error)]
+        if kind != "hello" or entry.name == self.name:
+            return unlike
+        reject = Reject(
+            protocol=self.protocol,
+            fleet=self.fleet,
+            sender=self.name,
+            receiver=entry.name,
+            boot=self.boot,
+            epoch=roster.epoch,
+            context=b"",
+            hello=hashlib.sha256(raw).digest(),
+            code="protocol",
+            reason=str(error)[:200],
+            signed_roster=None,
+        )
+        return [*unlike, Reply(to=entry.name, packet=signed_packet(self._identity, reject)[0])]
 
     def _on_roster(self, signed: bytes) -> list[Effect]:
         if not self._book.accept(signed):
@@ -377,26 +426,28 @@ class SessionTable:
         raise HandshakeError(f"{body.kind} from {body.sender}: answers no Hello of ours in this context")
 
     def _derive(
-        self, shared: bytes, hello: bytes, accept: bytes, peer: str, boot: int, context: bytes, *, initiated: bool
+        self, shared: bytes, hello: bytes, accept: bytes, theirs: Hello | Accept, *, initiated: bool
     ) -> Session:
         session = derive_session(
             shared=shared,
             hello=hello,
             accept=accept,
             fleet=self.fleet,
-            peer=peer,
-            peer_boot=boot,
-            context=context,
+            peer=theirs.sender,
+            peer_boot=theirs.boot,
+            context=theirs.context,
             initiated=initiated,
+            protocol=agreed(self.protocol, theirs.protocol, peer=theirs.sender),
         )
         if session.id in self._slots.by_session:
-            raise HandshakeError(f"handshake with {peer}: the session id {session.id.hex()} is in use")
+            raise HandshakeError(f"handshake with {theirs.sender}: the session id {session.id.hex()} is in use")
         return session
 
     def _reject(self, hello: Hello, hello_hash: bytes, roster: Roster) -> Reply:
         behind = hello.epoch < roster.epoch
         signed = self._book.signed
         reject = Reject(
+            protocol=self.protocol,
             fleet=self.fleet,
             sender=self.name,
             receiver=hello.sender,

@@ -4,14 +4,16 @@
     ["sealed", session id, counter, ciphertext]
     ["roster", signed roster]
 
-A body is the canonical CBOR of a list, the fields of its struct below in their order. Both levels are decoded strictly,
-so one meaning has one encoding and a hash over a body identifies it. Sealed packets are most of the traffic and have
+A body is the canonical CBOR of a list, the fields of its struct below in their order; the sender's protocol version is
+the first, and what is of a version unlike ours is not looked at any further. Both levels are decoded strictly, so one
+meaning has one encoding and a hash over a body identifies it. Sealed packets are most of the traffic and have
 one fixed shape: they are written and read by hand here, with no copy of the ciphertext, and byte for byte as the codec
 would.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
@@ -19,15 +21,17 @@ import msgspec
 from sordino_common.channel.identity import DeviceKey, verify
 from sordino_common.channel.roster import MAX_ROSTER_BYTES
 from sordino_common.errors import CodecError, LocalError
-from sordino_common.messages.base import Count, Digest, Label, Name
+from sordino_common.messages.base import NAME_PATTERN, Count, Digest, Label, Name
 from sordino_common.messages.codec import Limits, decode, encode
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion, mismatch, protocol_of
 
 MAX_CONTEXT_BYTES: Final = 256
 SESSION_ID_BYTES: Final = 16
 MAX_COUNTER: Final = (1 << 64) - 1
 
 _PACKET_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 4096, depth=1, items=8, text_bytes=16)
-_BODY_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 2048, depth=2, items=24, text_bytes=1024)
+# More than our bodies need: one of another version has to be read as far as its sender.
+_BODY_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 2048, depth=4, items=128, text_bytes=1024)
 _SEALED: Final = b"\x84\x66sealed" + bytes([0x40 + SESSION_ID_BYTES])  # CBOR: array(4), text(6), bytes(16)
 _NUMBER: Final = 0x00  # CBOR's major types, as the bits of a head: natural number
 _BYTES: Final = 0x40  # byte string
@@ -56,7 +60,7 @@ class Hello(Body, frozen=True, kw_only=True):
     """The initiator's opening. `sequence` grows with every Hello of one boot, so that an old one is known as such."""
 
     kind: ClassVar[str] = "hello"
-    version: Literal[1] = 1
+    protocol: ProtocolVersion = PROTOCOL
     fleet: Name
     sender: Name
     receiver: Name
@@ -72,7 +76,7 @@ class Accept(Body, frozen=True, kw_only=True):
     """The responder's answer to the Hello whose body hashes to `hello`."""
 
     kind: ClassVar[str] = "accept"
-    version: Literal[1] = 1
+    protocol: ProtocolVersion = PROTOCOL
     fleet: Name
     sender: Name
     receiver: Name
@@ -90,7 +94,7 @@ class Reject(Body, frozen=True, kw_only=True):
     `signed_roster` comes with the code "stale-epoch", if it is small enough to travel with it."""
 
     kind: ClassVar[str] = "reject"
-    version: Literal[1] = 1
+    protocol: ProtocolVersion = PROTOCOL
     fleet: Name
     sender: Name
     receiver: Name
@@ -98,7 +102,7 @@ class Reject(Body, frozen=True, kw_only=True):
     epoch: Count
     context: Context
     hello: Digest
-    code: Literal["stale-epoch", "roster-wanted"]
+    code: Literal["stale-epoch", "roster-wanted", "protocol"]
     reason: Label
     signed_roster: bytes | None
 
@@ -175,12 +179,23 @@ def _read_head(data: bytes, at: int, major: int) -> tuple[int, int]:
     raise CodecError(f"packet: expected {'a number' if major == _NUMBER else 'bytes'}, in shortest form, at byte {at}")
 
 
-def read_body(expected: type[B], raw: bytes) -> B:
-    """The `expected` body in `raw`, with every field within its bound. Raises `CodecError`. Not yet verified."""
+def read_body(expected: type[B], raw: bytes, *, protocol: ProtocolVersion = PROTOCOL) -> B:
+    """The `expected` body in `raw`, with every field within its bound. Raises `ProtocolMismatch` (with the sender that
+    it names, in `peer`), unless it works with `protocol`, and `CodecError`. Not yet verified."""
+    fields = decode(raw, _BODY_LIMITS)
+    theirs = protocol_of(fields)
+    if theirs is not None and not protocol.works_with(theirs):
+        raise mismatch(protocol, theirs, peer=_sender(fields))
     try:
-        return msgspec.convert(decode(raw, _BODY_LIMITS), expected, builtin_types=(bytes,))
+        return msgspec.convert(fields, expected, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise CodecError(f"{expected.kind}: {_named(expected, str(error))}") from None
+
+
+def _sender(fields: list[Any]) -> str:
+    """Whom a body of any version names as its sender: the third field, behind version and fleet, for good."""
+    name = fields[2] if len(fields) > 2 else None
+    return name if isinstance(name, str) and re.match(NAME_PATTERN, name) else "a peer that gives no name"
 
 
 def verify_body(body: Body, raw: bytes, signature: bytes, sign_key: bytes) -> None:
@@ -196,5 +211,5 @@ def roster_packet(signed: bytes) -> bytes:
 def _named(expected: type[Body], text: str) -> str:
     """msgspec says `$[3]`; say the field's name."""
     for index, name in enumerate(expected.__struct_fields__):
-        text = text.replace(f"`$[{index}]`", f"`{name}`")
+        text = text.replace(f"`$[{index}]", f"`{name}")
     return text

@@ -8,20 +8,21 @@ delivers late, or anybody replays, can't kill a newer connection, and an old Bir
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from sordino_common.channel.identity import DeviceKey
+from sordino_common.channel.identity import DeviceKey, verify
 from sordino_common.channel.packets import Body, read_body, read_packet, signed_packet, verify_body
 from sordino_common.channel.roster import Roster
-from sordino_common.errors import CodecError, RosterError
+from sordino_common.errors import CodecError, ProtocolMismatch, RosterError
 from sordino_common.messages.base import Count, Label, Name
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 
 
 class Birth(Body, frozen=True, kw_only=True):
     """`name` is connected, runs software `version` and holds the roster of `epoch`."""
 
     kind: ClassVar[str] = "birth"
-    format: Literal[1] = 1
+    protocol: ProtocolVersion = PROTOCOL
     fleet: Name
     name: Name
     boot: Count
@@ -34,7 +35,7 @@ class Death(Body, frozen=True, kw_only=True):
     """The connection of that number is gone."""
 
     kind: ClassVar[str] = "death"
-    format: Literal[1] = 1
+    protocol: ProtocolVersion = PROTOCOL
     fleet: Name
     name: Name
     boot: Count
@@ -42,27 +43,47 @@ class Death(Body, frozen=True, kw_only=True):
 
 
 def make_birth(
-    identity: DeviceKey, *, fleet: str, name: str, boot: int, connection: int, version: str, epoch: int
+    identity: DeviceKey,
+    *,
+    fleet: str,
+    name: str,
+    boot: int,
+    connection: int,
+    version: str,
+    epoch: int,
+    protocol: ProtocolVersion = PROTOCOL,
 ) -> bytes:
     """The signed packet. Raises `LocalError` if a field breaks its bound."""
-    birth = Birth(fleet=fleet, name=name, boot=boot, connection=connection, version=version, epoch=epoch)
+    birth = Birth(
+        protocol=protocol, fleet=fleet, name=name, boot=boot, connection=connection, version=version, epoch=epoch
+    )
     return signed_packet(identity, birth)[0]
 
 
-def make_death(identity: DeviceKey, *, fleet: str, name: str, boot: int, connection: int) -> bytes:
+def make_death(
+    identity: DeviceKey, *, fleet: str, name: str, boot: int, connection: int, protocol: ProtocolVersion = PROTOCOL
+) -> bytes:
     """The signed packet. Raises `LocalError` if a field breaks its bound."""
-    return signed_packet(identity, Death(fleet=fleet, name=name, boot=boot, connection=connection))[0]
+    death = Death(protocol=protocol, fleet=fleet, name=name, boot=boot, connection=connection)
+    return signed_packet(identity, death)[0]
 
 
-def read_presence(packet: bytes, roster: Roster) -> Birth | Death:
+def read_presence(packet: bytes, roster: Roster, *, protocol: ProtocolVersion = PROTOCOL) -> Birth | Death:
     """The verified content of `packet`, signed by the very party that it names.
 
-    Raises `CodecError`, `RosterError` (another fleet, a party that the roster lacks) or `SignatureError`."""
+    Raises `CodecError`, `RosterError` (another fleet, a party that the roster lacks), `SignatureError`, or, signed as
+    well, `ProtocolMismatch`."""
     kind, parts = read_packet(packet)
     if kind not in ("birth", "death"):
         raise CodecError(f"presence: expected a birth or a death, got a packet of kind {kind}")
     raw, signature = parts
-    body = read_body(Birth, raw) if kind == "birth" else read_body(Death, raw)
+    try:
+        body: Birth | Death = (
+            read_body(Birth, raw, protocol=protocol) if kind == "birth" else read_body(Death, raw, protocol=protocol)
+        )
+    except ProtocolMismatch as error:
+        verify(roster.entry(error.peer).sign_key, kind, raw, signature)
+        raise
     if body.fleet != roster.fleet:
         raise RosterError(f"{kind} of {body.name}: is for fleet {body.fleet}, this is fleet {roster.fleet}")
     verify_body(body, raw, signature, roster.entry(body.name).sign_key)

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sordino_common.channel.identity import check_box_key
 from sordino_common.channel.packets import MAX_COUNTER, SEALED_HEAD_BYTES, sealed_head
 from sordino_common.errors import HandshakeError, LocalError, SessionError
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 
 WINDOW: Final = 1024  # more than any number of packets that are in flight between two parties at a time
 TAG_BYTES: Final = 16
@@ -53,6 +54,7 @@ class Session:
         "initiated",
         "peer",
         "peer_boot",
+        "protocol",
     )
 
     def __init__(
@@ -66,7 +68,9 @@ class Session:
         initiated: bool,
         send_key: bytes,
         receive_key: bytes,
+        protocol: ProtocolVersion = PROTOCOL,
     ) -> None:
+        self.protocol: Final = protocol  # that both speak
         self.id: Final = session_id
         self.peer: Final = peer
         self.peer_boot: Final = peer_boot
@@ -177,6 +181,7 @@ def derive_session(
     peer_boot: int,
     context: bytes,
     initiated: bool,
+    protocol: ProtocolVersion = PROTOCOL,
 ) -> Session:
     """The session that follows from the shared secret and the two signed bodies (formulas at the top)."""
     transcript = hashlib.sha256(b"sordino/transcript\0")
@@ -194,4 +199,5 @@ def derive_session(
         initiated=initiated,
         send_key=forth if initiated else back,
         receive_key=back if initiated else forth,
+        protocol=protocol,
     )

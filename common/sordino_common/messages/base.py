@@ -6,7 +6,7 @@ never names a class, a module or a function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
@@ -16,6 +16,7 @@ import msgspec.inspect
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.array import Array
 from sordino_common.messages.codec import DEFAULT_LIMITS, Limits, decode, encode
+from sordino_common.messages.protocol import PROTOCOL
 
 # Bounded field types that several messages share.
 NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,62}\Z"  # agents, datasets, fleets: safe in topics and file names
@@ -33,6 +34,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `encode_message`, which refuses to write what the other side would refuse to read."""
 
     kind: ClassVar[str] = ""
+    # Minor versions of the protocol: of the message, and of fields that came later (each of these has a default).
+    since: ClassVar[int] = 0
+    added: ClassVar[Mapping[str, int]] = {}
 
 
 M = TypeVar("M", bound=type[Message])
@@ -44,13 +48,14 @@ _PAIR_HEAD: Final = b"\x82"  # CBOR: a list of two
 _TEXT: Final = 0x60  # CBOR: the head of text of no bytes
 
 
-def register(kind: str) -> Callable[[M], M]:
-    """Class decorator: give a message its kind on the wire."""
+def register(kind: str, *, since: int = 0) -> Callable[[M], M]:
+    """Class decorator: give a message its kind on the wire. `since`: the minor version that brings it."""
 
     def put(cls: M) -> M:
         if kind in _REGISTRY:
             raise LocalError(f"message kind {kind!r} is registered twice")
         cls.kind = kind
+        cls.since = since
         _REGISTRY[kind] = cls
         return cls
 
@@ -67,27 +72,31 @@ def message_types() -> dict[str, type[Message]]:
     return dict(_REGISTRY)
 
 
-def encode_message(message: Message) -> bytes:
-    """Canonical CBOR of `[kind, fields]`. Raises `LocalError` if a field breaks its own bound."""
+def encode_message(message: Message, *, minor: int = PROTOCOL.minor) -> bytes:
+    """Canonical CBOR of `[kind, fields]`, as a peer of that minor version of the protocol reads it. Raises `LocalError`
+    if a field breaks its own bound, or such a peer knows nothing of it."""
     kind = type(message).kind
     if _REGISTRY.get(kind) is not type(message):
         raise LocalError(f"{type(message).__name__} is not a registered message")
+    if type(message).since > minor:
+        raise LocalError(_too_new(f"message {kind}", type(message).since, minor))
     hands = _BY_HAND.get(kind.encode())
     written = hands[0](message) if hands is not None else None
     if written is not None:
         return written
     try:
-        fields = to_plain(message)
+        fields = to_plain(message, minor=minor)
         checked = from_plain(fields, type(message))
         if not _has_one_form(type(message)):
-            fields = to_plain(checked)  # 60 in a float field becomes 60.0
+            fields = to_plain(checked, minor=minor)  # 60 in a float field becomes 60.0
     except msgspec.ValidationError as error:
         raise LocalError(f"message {kind}: {error}") from None
     return encode([kind, fields])
 
 
-def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
-    """The message that `data` encodes. Raises `CodecError` naming kind and field; never anything else."""
+def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS, *, minor: int = PROTOCOL.minor) -> Message:
+    """The message that `data`, of a peer of that minor version, encodes. Raises `CodecError` naming kind and field;
+    never anything else."""
     if len(data) <= limits.payload_bytes and data[:1] == _PAIR_HEAD:
         hands = _BY_HAND.get(data[2 : 2 + data[1] - _TEXT]) if len(data) > 2 else None
         read = hands[1](data) if hands is not None else None
@@ -100,6 +109,8 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
     cls = _REGISTRY.get(kind)
     if cls is None:
         raise CodecError(f"message: unknown kind {kind[:80]!r}")
+    if cls.since > minor:
+        raise CodecError(_too_new(f"message {kind}", cls.since, minor))
     try:
         message = from_plain(fields, cls)
     except msgspec.ValidationError as error:
@@ -107,24 +118,75 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Message:
     except CodecError as error:  # from a message's own __post_init__
         raise CodecError(f"message {kind}: {error}") from None
     # A field with a default that is spelled out and one that is left out must not be two encodings of one message.
-    if len(fields) != len(cls.__struct_fields__):
-        missing = sorted(set(cls.__struct_fields__) - set(fields))
-        raise CodecError(f"message {kind}: missing fields {', '.join(missing)}")
+    expected = {name for name in cls.__struct_fields__ if cls.added.get(name, 0) <= minor}
+    if len(fields) != len(expected):
+        missing = sorted(expected - set(fields))
+        if missing:
+            raise CodecError(f"message {kind}: missing fields {', '.join(missing)}")
+        later = sorted(set(fields) - expected)
+        raise CodecError(_too_new(f"message {kind}: {', '.join(later)}", cls.added[later[0]], minor))
     # A nested default left out, or a whole number for a float: where there are neither, there is but one way.
-    if not _has_one_form(cls) and not _same(to_plain(message), fields):
+    if not _has_one_form(cls) and not _same(to_plain(message, minor=minor), fields):
         raise CodecError(f"message {kind}: not its one encoding: every field is written out, floats as floats")
     return message
 
 
-def to_plain(value: Any) -> Any:
-    """Structs as maps, all the way down; everything else is left to the codec."""
+def to_plain(value: Any, *, minor: int | None = None) -> Any:
+    """Structs as maps, all the way down; everything else is left to the codec. With `minor`, without the fields that
+    came later; raises `LocalError` if one of them says more than its default."""
     if isinstance(value, msgspec.Struct):
-        return {name: to_plain(getattr(value, name)) for name in value.__struct_fields__}
+        names = value.__struct_fields__
+        if minor is not None and (added := getattr(type(value), "added", None)):
+            names = tuple(name for name in names if added.get(name, 0) <= minor or _says_something(value, name, minor))
+        return {name: to_plain(getattr(value, name), minor=minor) for name in names}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return [to_plain(item, minor=minor) for item in value]
     if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: to_plain(item, minor=minor) for key, item in value.items()}
     return value
+
+
+def least_minor(value: Any) -> int:
+    """The first minor version that can say `value`. What several parties hash, they write in this one: then they agree,
+    whatever version each of them is."""
+    least = 0
+    if isinstance(value, msgspec.Struct):
+        least = getattr(type(value), "since", 0)
+        added: Mapping[str, int] = getattr(type(value), "added", {})
+        defaults = _defaults(type(value)) if added else {}
+        for name in value.__struct_fields__:
+            item = getattr(value, name)
+            if name in added and item != defaults[name]:
+                least = max(least, added[name])
+            least = max(least, least_minor(item))
+    elif isinstance(value, list | tuple):
+        least = max(map(least_minor, value), default=0)
+    elif isinstance(value, dict):
+        least = max(map(least_minor, value.values()), default=0)
+    return least
+
+
+def _says_something(value: msgspec.Struct, name: str, minor: int) -> bool:
+    """False for a field that came later and has its default; raises `LocalError` if it has not."""
+    cls = type(value)
+    if getattr(value, name) == _defaults(cls)[name]:
+        return False
+    since = cls.added[name]  # type: ignore[attr-defined]  # whoever comes here has it
+    raise LocalError(_too_new(f"{getattr(cls, 'kind', '') or cls.__name__}: {name}", since, minor))
+
+
+@cache
+def _defaults(cls: type[msgspec.Struct]) -> Mapping[str, Any]:
+    return {
+        field.name: field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        for field in msgspec.structs.fields(cls)
+        if field.default is not msgspec.NODEFAULT or field.default_factory is not msgspec.NODEFAULT
+    }
+
+
+def _too_new(what: str, since: int, minor: int) -> str:
+    major = PROTOCOL.major
+    return f"{what} is of protocol {major}.{since}, the session speaks {major}.{minor}: upgrade the older side"
 
 
 def from_plain(fields: object, cls: type[S]) -> S:

@@ -34,6 +34,7 @@ from sordino_common.messages.base import (
     RunId,
     Text,
     encode_message,
+    least_minor,
     register,
 )
 from sordino_common.messages.jobs import DataRef
@@ -175,7 +176,8 @@ def terms_of(command: SpdzOpen) -> bytes:
     """SHA-256 over all that the members of a session must have been told alike: the whole command, but for what only
     an owner is told (`data`, `model`). Owners send it along with what they mask, and the parties' check is bound to it:
     a server that tells one member of other receivers, outputs or dealers than another gets nothing."""
-    return hashlib.sha256(encode_message(msgspec.structs.replace(command, data=None, model=None))).digest()
+    told = msgspec.structs.replace(command, data=None, model=None)
+    return hashlib.sha256(encode_message(told, minor=least_minor(told))).digest()
 
 
 @register("spdz-ready")

@@ -16,7 +16,7 @@ import msgspec
 
 from sordino_common.errors import CodecError
 from sordino_common.messages.array import Array
-from sordino_common.messages.base import Count, Digest, Message, Name, RunId, Text, register, to_plain
+from sordino_common.messages.base import Count, Digest, Message, Name, RunId, Text, least_minor, register, to_plain
 from sordino_common.messages.codec import encode
 from sordino_common.messages.jobs import Arrays, DataRef, RecordTerms
 
@@ -63,7 +63,7 @@ class SumTerms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical CBOR: what seeds are sealed under."""
-        return hashlib.sha256(encode(["sordino-sum", 1, to_plain(self)])).digest()
+        return hashlib.sha256(encode(["sordino-sum", 1, to_plain(self, minor=least_minor(self))])).digest()
 
     @property
     def word_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """Encoded messages under way, shared and bounded.
 
 A message is encoded when its transmission begins, and its bytes are let go when it is acknowledged or its peer has
-gone quiet. A message sent to 50 peers (the same object) is encoded, hashed and held once.
+gone quiet. A message sent to 50 peers (the same object) is encoded, hashed and held once for each minor version of the
+protocol that they speak.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from sordino_common.errors import LimitExceeded, LocalError
 from sordino_common.messages import Array, Message, encode_message
+from sordino_common.messages.protocol import PROTOCOL
 
 _FIELD_BYTES: Final = 9  # CBOR's longest head; an estimate needs no more
 
@@ -24,6 +26,7 @@ class Encoded:
     """A message's bytes, held for `users` parcels."""
 
     message: Message
+    minor: int
     data: memoryview
     users: int = 0
     _digest: bytes = b""
@@ -41,25 +44,26 @@ class EncodedPool:
     def __init__(self, *, limit_bytes: int, max_message_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._max_message_bytes = max_message_bytes
-        self._held: dict[int, Encoded] = {}  # by id(): an entry keeps its message alive, so the id stays its own
+        # By id() and minor: an entry keeps its message alive, so the id stays its own.
+        self._held: dict[tuple[int, int], Encoded] = {}
         self.bytes = 0
 
-    def admits(self, message: Message) -> bool:
+    def admits(self, message: Message, minor: int = PROTOCOL.minor) -> bool:
         """Whether `acquire` may be called now: there is room, or the message is here anyway."""
-        return self.bytes < self._limit_bytes or id(message) in self._held
+        return self.bytes < self._limit_bytes or (id(message), minor) in self._held
 
-    def acquire(self, message: Message) -> Encoded:
-        """The message's bytes; call `release` once for each. Raises `LocalError` if it has no encoding, and
-        `LimitExceeded` if that is too long."""
-        entry = self._held.get(id(message))
+    def acquire(self, message: Message, minor: int = PROTOCOL.minor) -> Encoded:
+        """The message's bytes for a peer of that minor version; call `release` once for each. Raises `LocalError` if it
+        has no encoding, and `LimitExceeded` if that is too long."""
+        entry = self._held.get((id(message), minor))
         if entry is None:
-            data = encode_message(message)
+            data = encode_message(message, minor=minor)
             if len(data) > self._max_message_bytes:
                 raise LimitExceeded(
                     f"message {message.kind}: {len(data)} bytes encoded, at most {self._max_message_bytes} are sent"
                 )
-            entry = Encoded(message, memoryview(data))
-            self._held[id(message)] = entry
+            entry = Encoded(message, minor, memoryview(data))
+            self._held[id(message), minor] = entry
             self.bytes += len(data)
         entry.users += 1
         return entry
@@ -69,7 +73,7 @@ class EncodedPool:
             raise LocalError("EncodedPool: released more often than acquired")
         entry.users -= 1
         if entry.users == 0:
-            del self._held[id(entry.message)]
+            del self._held[id(entry.message), entry.minor]
             self.bytes -= len(entry.data)
 
 

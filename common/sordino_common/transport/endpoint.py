@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from sordino_common.channel.effects import Effect, Established, Lost, Opened, Rejected, Reply, RosterOffered
+from sordino_common.channel.effects import Effect, Established, Lost, Opened, Rejected, Reply, RosterOffered, Unlike
 from sordino_common.channel.handshake import SessionTable
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.packets import roster_packet
@@ -29,11 +29,13 @@ from sordino_common.errors import (
     HandshakeError,
     LimitExceeded,
     LocalError,
+    ProtocolMismatch,
     RemoteError,
     RosterError,
     SessionError,
 )
 from sordino_common.messages import Message
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 from sordino_common.transport.base import Transport
 from sordino_common.transport.events import Delivered, Event, Outcome, Stuck, Unreadable, Wanted
 from sordino_common.transport.greetings import Greetings
@@ -63,19 +65,15 @@ class EndpointHandler(Protocol):
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
         """`name` appeared (again, if it was online), or is gone."""
-        ...
 
     def on_connection(self, connected: bool, reason: str) -> None:
         """`reason`: why not; or, if connected, a warning (the broker's packet limit forbids the roster), else empty."""
-        ...
 
     def on_roster(self, roster: Roster) -> None:
         """A newer roster is in force."""
-        ...
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
         """A packet or message, claimed or proved to be of `sender`, was refused; or `sender` refused a session."""
-        ...
 
 
 class Endpoint:
@@ -96,6 +94,7 @@ class Endpoint:
         version: str,
         settings: LinkSettings | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        protocol: ProtocolVersion = PROTOCOL,
     ) -> None:
         settings = settings or LinkSettings()
         self.name = name
@@ -109,13 +108,14 @@ class Endpoint:
         self._loop = loop
         self._handler = handler
         self._version = version
+        self._protocol = protocol
         self._random = random
         self._sessions = SessionTable(
-            name=name, identity=identity, roster=roster, fleet=fleet, boot=boot, random=random
+            name=name, identity=identity, roster=roster, fleet=fleet, boot=boot, random=random, protocol=protocol
         )
         self._link = Link(settings=settings, counters=self.counters)
         self._greetings = Greetings(settings)
-        self._members = Membership(roster)
+        self._members = Membership(roster, protocol=protocol)
         self._outbox = Outbox(
             transport=transport, counters=self.counters, topic_of=self._topic_to, next_sealed=self._next_sealed
         )
@@ -207,6 +207,10 @@ class Endpoint:
         """All that are online, sorted, without ourselves."""
         return tuple(name for name in self._members.names() if name != self.name)
 
+    def unlike(self) -> dict[str, str]:
+        """Members that are there, or were, but speak a version of the protocol that does not work with ours: why."""
+        return dict(self._members.unlike)
+
     def unacknowledged(self) -> dict[str, int]:
         """Messages per peer that are queued or under way."""
         return self._link.unacknowledged()
@@ -250,6 +254,8 @@ class Endpoint:
             else:
                 self._perform(self._sessions.receive(payload, now_s=self._loop.now_s()), len(payload))
         except RemoteError as error:
+            if isinstance(error, ProtocolMismatch):
+                self._note_unlike(sender, error)
             self._refuse(sender, error)
             if isinstance(error, SessionError):
                 self._answer_unknown_session(sender)
@@ -276,13 +282,23 @@ class Endpoint:
                 case Rejected(peer=peer, context=context, code=code, reason=reason):
                     self._link.obstacle(peer, context, f"{peer} refused a session: {reason}")
                     self._refuse(peer, HandshakeError(f"{peer} refused a session: {reason} [{code}]"))
+                case Unlike(peer=peer, error=error):
+                    self._note_unlike(peer, error)
+                    self._refuse(peer, error)
                 case RosterOffered(signed=signed):
                     self._follow_roster(signed)
         if fault is not None:
             raise fault
 
     def _up(self, session: Session) -> None:
-        self._link.lane_up(session.peer, session.context, peer_boot=session.peer_boot, now_s=self._loop.now_s())
+        self._members.unlike.pop(session.peer, None)
+        self._link.lane_up(
+            session.peer,
+            session.context,
+            peer_boot=session.peer_boot,
+            now_s=self._loop.now_s(),
+            minor=session.protocol.minor,
+        )
         self._greetings.settle((session.peer, session.context))
 
     def _take(self, peer: str, context: bytes, plaintext: bytes, nbytes: int) -> None:
@@ -312,6 +328,14 @@ class Endpoint:
             self._greetings.hurry(name, now_s)
         if change.online or change.was_online:
             self._handler.on_presence(name, change.online, change.boot)
+
+    def _note_unlike(self, peer: str, error: ProtocolMismatch) -> None:
+        """Verified, but of any age: while the peer is there and understood, it is a packet from before its upgrade."""
+        if self.online(peer) or any(self._link.is_up(peer, context) for context in self._link.contexts(peer)):
+            return
+        self._members.unlike[peer] = str(error)
+        for context in self._link.contexts(peer):
+            self._link.obstacle(peer, context, str(error))
 
     def _follow_roster(self, signed: bytes) -> None:
         roster = self._book.require()
@@ -413,7 +437,8 @@ class Endpoint:
             self._link.obstacle(peer, context, str(error))
         else:
             told = "online" if self.online(peer) else "not seen online"
-            self._link.obstacle(peer, context, f"no session yet, {peer} is {told}")
+            unlike = self._members.unlike.get(peer)
+            self._link.obstacle(peer, context, unlike or f"no session yet, {peer} is {told}")
 
     def _next_sealed(self) -> tuple[str, bytes] | None:
         while packet := self._link.poll(self._loop.now_s()):
@@ -500,7 +525,15 @@ class Endpoint:
             connection=self._transport.connections,
             version=self._version,
             epoch=roster.epoch if roster is not None else 0,
+            protocol=self._protocol,
         )
 
     def _death(self, connection: int) -> bytes:
-        return make_death(self._identity, fleet=self.fleet, name=self.name, boot=self.boot, connection=connection)
+        return make_death(
+            self._identity,
+            fleet=self.fleet,
+            name=self.name,
+            boot=self.boot,
+            connection=connection,
+            protocol=self._protocol,
+        )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from sordino_common.errors import CodecError, LimitExceeded, LocalError, SessionError
 from sordino_common.messages import Limits, Message, decode_message
+from sordino_common.messages.protocol import PROTOCOL
 from sordino_common.transport.chunks import MAX_CHUNKS
 from sordino_common.transport.deadlines import Deadlines
 from sordino_common.transport.encoded import EncodedPool, estimate_bytes
@@ -207,19 +208,21 @@ class Link:
     def disconnected(self) -> None:
         self._connected = False
 
-    def lane_up(self, peer: str, context: bytes, *, peer_boot: int, now_s: float) -> None:
-        """There is a session with `peer`, which has booted for the `peer_boot`th time; or the peer's connection is a
-        new one, so that what was in flight to it may be gone."""
+    def lane_up(self, peer: str, context: bytes, *, peer_boot: int, now_s: float, minor: int = PROTOCOL.minor) -> None:
+        """There is a session with `peer`, which has booted for the `peer_boot`th time and speaks that minor version; or
+        the peer's connection is a new one, so that what was in flight to it may be gone."""
         try:
             lane = self._lane(peer, context)
         except LimitExceeded as error:
             raise SessionError(str(error)) from None
+        lane.sender.speak(minor)
         if lane.peer_boot not in (-1, peer_boot):
             lane.sender.restart()
             lane.receiver.reset()
         else:
             lane.sender.reconnected(now_s)
         lane.up, lane.peer_boot, lane.obstacle = True, peer_boot, ""
+        self._settle_failed(lane)
         self._wanting.pop((peer, context), None)
         self._touch(lane, now_s)
 
@@ -367,9 +370,7 @@ class Link:
             told = encode_frames(receiver.frames())
         before = sender.retransmissions
         frame = sender.next(now_s, room=self._room - len(told), chunk_bytes=self._chunk_bytes)
-        for parcel, reason in sender.failed:
-            self._settle(lane, parcel, delivered=False, reason=reason)
-        sender.failed.clear()
+        self._settle_failed(lane)
         self._count_lost(lane, before)
         # News first: who gets the packet has it delivered before it looks after its books.
         return (encode_frames([frame]) + told if frame is not None else told) or None
@@ -398,7 +399,7 @@ class Link:
         if arrived is None:
             return
         try:
-            message = decode_message(arrived.data, self._limits)
+            message = decode_message(arrived.data, self._limits, minor=lane.sender.minor)
         except CodecError as error:
             refusal = Refuse(parcel=arrived.parcel, code=error.code, reason=str(error)[:REASON_CHARS])
             lane.receiver.finish(arrived.parcel, now_s, refusal)
@@ -436,6 +437,11 @@ class Link:
         outcome = Outcome(report=parcel.on_outcome, peer=lane.peer, delivered=delivered, reason=reason)
         self._events.append(outcome)
         self._feed_starved()
+
+    def _settle_failed(self, lane: _Lane) -> None:
+        failed, lane.sender.failed = lane.sender.failed, []
+        for parcel, reason in failed:
+            self._settle(lane, parcel, delivered=False, reason=reason)
 
     def _feed_starved(self) -> None:
         """Encoded bytes were let go: lanes that waited for room get their turn."""

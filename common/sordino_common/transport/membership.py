@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sordino_common.channel.presence import Birth, Death, PresenceBook, read_presence
 from sordino_common.channel.roster import Roster, RosterBook
 from sordino_common.errors import RosterError
+from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 
 _UNVERIFIED = 1024  # statuses of names that the roster lacks, kept for the next roster
 _UNVERIFIED_BYTES = 2048  # a birth has about 250
@@ -25,8 +26,10 @@ class Change:
 class Membership:
     """Statuses in, changes out."""
 
-    def __init__(self, book: RosterBook) -> None:
+    def __init__(self, book: RosterBook, *, protocol: ProtocolVersion = PROTOCOL) -> None:
         self._book = book
+        self._protocol = protocol
+        self.unlike: dict[str, str] = {}  # members whose version of the protocol is none of ours: why
         self._presence = PresenceBook()
         self._unverified: dict[str, bytes] = {}
 
@@ -50,12 +53,13 @@ class Membership:
             if room and len(payload) <= _UNVERIFIED_BYTES:
                 self._unverified[sender] = payload
             raise
-        presence = read_presence(payload, roster)
+        presence = read_presence(payload, roster, protocol=self._protocol)
         if presence.name != sender:
             raise RosterError(f"status of {sender}: it is a {presence.kind} of {presence.name}")
         before = self._presence.birth(sender)
         if not self._presence.accept(presence) or _same_connection(presence, before):
             return None
+        self.unlike.pop(sender, None)
         online = isinstance(presence, Birth)
         return Change(name=sender, online=online, boot=presence.boot, was_online=before is not None)
 
@@ -66,6 +70,8 @@ class Membership:
             Change(name=name, online=False, boot=boots[name], was_online=True)
             for name in self._presence.keep_only(roster)
         ]
+        members = {entry.name for entry in roster.entries}
+        self.unlike = {name: why for name, why in self.unlike.items() if name in members}
         waiting, self._unverified = self._unverified, {}
         return gone, waiting
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from sordino_common.errors import CodecError, LimitExceeded, LocalError
 from sordino_common.messages import Message
+from sordino_common.messages.protocol import PROTOCOL
 from sordino_common.transport.chunks import Cutter, Shape
 from sordino_common.transport.encoded import Encoded, EncodedPool
 from sordino_common.transport.frames import MAX_PROBED, PART_OVERHEAD, Ack, Part, Probe, State
@@ -81,6 +82,7 @@ class Sender:
         self._timer_base_s = 0.0
         self._ask = False
         self._bulk_turn = False
+        self.minor = PROTOCOL.minor  # of the protocol, in the session with the peer
         self.retransmissions = 0
         self.starved = False  # had to wait for the pool; to be tried again when something is released
         self.failed: list[tuple[Outgoing, str]] = []  # messages that could not be encoded
@@ -168,7 +170,7 @@ class Sender:
         return self._if_room(queue[0])
 
     def _if_room(self, parcel: Outgoing) -> Outgoing | None:
-        if parcel.encoded is None and not self._pool.admits(parcel.message):
+        if parcel.encoded is None and not self._pool.admits(parcel.message, self.minor):
             self.starved = True
             return None
         return parcel
@@ -177,7 +179,7 @@ class Sender:
         """Encode; give a number if it has none. False if the message can't be sent at all: it is in `failed`."""
         fresh = parcel.cutter is None
         try:
-            encoded = self._pool.acquire(parcel.message)
+            encoded = self._pool.acquire(parcel.message, self.minor)
         except (LocalError, LimitExceeded) as error:
             self.finish(parcel)
             self.failed.append((parcel, str(error)))
@@ -353,11 +355,31 @@ class Sender:
                 parcel.cutter = Cutter(parcel.cutter.shape)
             parcel.incarnation, parcel.hold_until_s = 0, 0.0
 
+    def speak(self, minor: int) -> None:
+        """The peer is of another version than before (so it has restarted): messages under way are other bytes from now
+        on, and those that can't be said to it have `failed`."""
+        if minor == self.minor:
+            return
+        self.minor = minor
+        for parcel in list(self._active.values()):
+            self._release(parcel)
+            try:
+                encoded = self._pool.acquire(parcel.message, minor)
+            except (LocalError, LimitExceeded) as error:
+                self.finish(parcel)
+                self.failed.append((parcel, str(error)))
+                continue
+            if parcel.cutter is not None:
+                parcel.cutter = Cutter(_shape(encoded, parcel.cutter.shape.chunk_bytes))
+            self._pool.release(encoded)
+
     def recut(self, chunk_bytes: int) -> None:
         """Packets have become smaller: what is under way in larger chunks begins again in small ones."""
         for parcel in self._active.values():
             if parcel.cutter is not None and parcel.cutter.shape.chunk_bytes > chunk_bytes:
-                encoded = self._pool.acquire(parcel.message)  # its parts need a digest now, if they had none
+                encoded = self._pool.acquire(
+                    parcel.message, self.minor
+                )  # its parts need a digest now, if they had none
                 parcel.cutter = Cutter(_shape(encoded, chunk_bytes))
                 self._pool.release(encoded)
                 for stamp in [stamp for stamp, sent in self._flight.items() if sent.parcel == parcel.number]:

@@ -89,11 +89,16 @@ class Look:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Present:
     """`boots`: the members online, each with its boot number. `members`: all data agents of the roster. `others`: as
-    `boots`, of parties of the roster that are no data agents."""
+    `boots`, of parties of the roster that are no data agents. `unlike`: why, of those that can't be talked to."""
 
     boots: Mapping[str, int]
     members: frozenset[str]
     others: Mapping[str, int] = field(default_factory=dict)
+    unlike: Mapping[str, str] = field(default_factory=dict)
+
+    def absent(self, name: str) -> str:
+        """Why `name`, which is not online, is not."""
+        return self.unlike.get(name, "offline")
 
     @property
     def everybody(self) -> Mapping[str, int]:

@@ -234,7 +234,7 @@ class Roll:
             if name in self.unfit:
                 reasons.append(f"{name} ({self.unfit[name].why})")
             elif name not in present.boots:
-                reasons.append(f"{name} (offline)")
+                reasons.append(f"{name} ({present.absent(name)})")
             elif name not in self.able:
                 reasons.append(f"{name} (online, does not answer)")
         return "missing: " + (", ".join(reasons) if reasons else "the roster lists no more agents that hold data")

@@ -237,7 +237,7 @@ def _helpers(
     chosen = _pick(candidates, present.everybody, request.helpers)
     if len(chosen) < request.helpers:
         known = ", ".join(
-            f"{name} in {zone} ({lost.get(name) or ('online' if name in present.everybody else 'offline')}"
+            f"{name} in {zone} ({lost.get(name) or ('online' if name in present.everybody else present.absent(name))}"
             f"{', the zone of this server' if zone == ours else ''})"
             for name, zone in sorted(able.items())
         )
