@@ -206,6 +206,20 @@ EXAMPLES: dict[str, m.Message] = {
     "spdz-input": m.SpdzInput(
         terms=PLAN_ID, attempt=0, batches=(m.SpdzValues(step=3, names=("x", "y"), values=(I64, EMPTY)),)
     ),
+    "spdz-step": m.SpdzStep(
+        session=SESSION,
+        step=3,
+        kept=(m.SpdzKept(name="i0", tensor_id=TENSOR_ID, origin=PLAN_ID),),
+        given=(
+            m.SpdzGiven(name="i1", owner="agent-00", tensor_id=SESSION),
+            m.SpdzGiven(name="i2", owner="server", tensor_id=None),
+        ),
+        keep=(m.SpdzKeep(name="o0", tensor_id=SESSION),),
+        opened=("o0", "o1"),
+        drops=(TENSOR_ID,),
+        lease_s=60.0,
+    ),
+    "spdz-taken": m.SpdzTaken(session=SESSION, step=3),
     "spdz-shares": m.SpdzShares(
         shares=(
             m.SpdzShare(kind="check-4", step=2, attempt=0, round=0, payload=bytes(48)),

@@ -79,6 +79,7 @@ _ANSWERS: Final = (
     m.SpdzClosed,
     m.SpdzChecked,
     m.SpdzRetry,
+    m.SpdzTaken,
     m.Contribution,
     m.SumSeedsChecked,
     m.SumShare,
@@ -155,6 +156,8 @@ class AgentCore:
             plan_of=self._plan,
             keep_model=keep_model,
             refuse=self._refuse,
+            store=store,
+            require_exact=self._ledger.require_exact,
         )
         self.circle: Final = Circle(
             name=name,
@@ -282,11 +285,12 @@ class AgentCore:
             self._on_change()  # the status file tells it
 
     def _shares(self, message: m.Message, asker: Asker) -> None:
-        """A session's messages are not answered, but for the server's `SpdzClose`: what is refused is counted."""
+        """A session's messages are not answered, but for what the server asks (`SpdzClose`, `SpdzStep`): what is
+        refused is counted."""
         try:
             self.room.on_message(message, asker)
         except SordinoError as error:
-            if isinstance(message, m.SpdzClose):
+            if isinstance(message, m.SpdzClose | m.SpdzStep):
                 raise
             self._count_refusal(asker.name, error)
 
@@ -508,6 +512,7 @@ class AgentCore:
                 list(zip(message.outputs, facts.outputs, strict=True)),
                 made_by=message.plan_id,
                 lineage=frozenset({message.plan_id}).union(*rows_in) if rows_in else None,
+                datasets=frozenset().union(*(tensor.datasets for tensor in stored)),
                 lease_s=message.lease_s,
                 now_s=self._loop.now_s(),
             )
@@ -528,6 +533,7 @@ class AgentCore:
                 [(message.tensor_id, columns)],
                 made_by=None,
                 lineage=frozenset(),
+                datasets=frozenset({message.dataset}),
                 lease_s=message.lease_s,
                 now_s=self._loop.now_s(),
             )

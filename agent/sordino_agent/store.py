@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from sordino_agent.errors import Conflict, UnknownTensor
-from sordino_common.errors import LimitExceeded
+from sordino_common.errors import LimitExceeded, PolicyRefusal
 from sordino_common.messages import Array
 
 # Beside its bytes, an entry costs this much for keys and objects; it also bounds the number of empty tensors.
@@ -19,15 +19,29 @@ ENTRY_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Of a masked value m that a committee keeps: who has the same m, who has the mask, and which value it is (see
+    `spdz.spec.origin_of`). It is of use in another session of these very parties only."""
+
+    parties: tuple[str, ...]
+    dealer: str
+    security: str
+    origin: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """A tensor with the Plan (SHA-256) that made it, None if none did, and the time its lease is over.
 
-    `lineage`: None if no row of a dataset is in it; else all Plans between the rows and it (none: it is rows)."""
+    `lineage`: None if no row of a dataset is in it; else all Plans between the rows and it (none: it is rows).
+    `datasets`: whose rows these are. `shared`: it is a masked value of a committee, which never leaves the device."""
 
     value: Array
     made_by: bytes | None
     until_s: float
     lineage: frozenset[bytes] | None = None
+    datasets: frozenset[str] = frozenset()
+    shared: Shared | None = None
 
 
 class TensorStore:
@@ -51,32 +65,69 @@ class TensorStore:
         lease_s: float,
         now_s: float,
         lineage: frozenset[bytes] | None = None,
+        datasets: frozenset[str] = frozenset(),
+        shared: Sequence[Shared] = (),
     ) -> None:
         """Store all of `tensors`, or raise and store none. The same value again renews its lease; another value
-        under a live id raises `Conflict`; no room raises `LimitExceeded`."""
+        under a live id raises `Conflict`; no room raises `LimitExceeded`. `shared`: of each tensor, if they are masked
+        values of a committee; those are never there before."""
         self.expire(now_s)
         added = 0
         for tensor_id, value in tensors:
             present = self._tensors.get(tensor_id)
             if present is None:
                 added += value.nbytes + ENTRY_BYTES
-            elif present.value != value or present.made_by != made_by or present.lineage != lineage:
+            elif (
+                bool(shared)
+                or present.value != value
+                or (present.made_by, present.lineage, present.datasets) != (made_by, lineage, datasets)
+            ):
                 raise Conflict(f"tensor {tensor_id.hex()} is there with another value; drop it first, or take a new id")
         if len({tensor_id for tensor_id, _ in tensors}) != len(tensors):
             raise Conflict("one command stores the same tensor id twice")
+        self.require_room(added)
+        for number, (tensor_id, value) in enumerate(tensors):
+            self._tensors[tensor_id] = StoredTensor(
+                value=value,
+                made_by=made_by,
+                until_s=now_s + lease_s,
+                lineage=lineage,
+                datasets=datasets,
+                shared=shared[number] if shared else None,
+            )
+        self.used_bytes += added
+
+    def require_room(self, added: int) -> None:
+        """Raise `LimitExceeded` unless so many bytes more fit (values plus `ENTRY_BYTES` each)."""
         if self.used_bytes + added > self.budget_bytes:
             raise LimitExceeded(
                 f"tensor store: {added} bytes do not fit, {self.used_bytes} of {self.budget_bytes} are used "
                 "(limits.store_bytes on the device); drop tensors first"
             )
-        for tensor_id, value in tensors:
-            self._tensors[tensor_id] = StoredTensor(
-                value=value, made_by=made_by, until_s=now_s + lease_s, lineage=lineage
-            )
-        self.used_bytes += added
 
     def get(self, tensor_id: bytes, *, now_s: float) -> StoredTensor:
-        """The tensor of that id. Raises `UnknownTensor`."""
+        """The tensor of that id. Raises `UnknownTensor`; `PolicyRefusal` for a committee's masked value: whoever asks
+        has the mask."""
+        tensor = self._get(tensor_id, now_s)
+        if tensor.shared is not None:
+            raise PolicyRefusal(
+                f"tensor {tensor_id.hex()} is a masked value that this device keeps for a committee; it is an input of "
+                "sessions of that committee, and leaves for nobody"
+            )
+        return tensor
+
+    def get_shared(self, tensor_id: bytes, shared: Shared, *, now_s: float) -> StoredTensor:
+        """The masked value of that id. Raises `UnknownTensor`, and `Conflict` if it is another one than `shared` says:
+        another committee's, dealer's or session's."""
+        tensor = self._get(tensor_id, now_s)
+        if tensor.shared != shared:
+            raise Conflict(
+                f"tensor {tensor_id.hex()} is not the shared value that it is said to be: it was kept by another "
+                "committee, under another dealer or security, or is the output of another session or step"
+            )
+        return tensor
+
+    def _get(self, tensor_id: bytes, now_s: float) -> StoredTensor:
         self.expire(now_s)
         try:
             return self._tensors[tensor_id]
@@ -96,6 +147,10 @@ class TensorStore:
     def drop(self, tensor_ids: Sequence[bytes]) -> int:
         """Forget these tensors; returns how many were there."""
         return sum(self._forget(tensor_id) for tensor_id in tensor_ids)
+
+    def drop_shared(self, parties: tuple[str, ...]) -> int:
+        """Forget every masked value of this committee; returns how many there were."""
+        return self.drop([key for key, one in self._tensors.items() if one.shared and one.shared.parties == parties])
 
     def expire(self, now_s: float) -> None:
         """Forget what is out of lease."""

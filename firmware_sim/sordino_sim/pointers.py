@@ -18,14 +18,16 @@ import numpy as np
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.data.table import Table, table_of
 from sordino_agent.policy import Policy
+from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError
 from sordino_common.transport.reactor import Reactor
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
+from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
 from sordino_server.tensors.fleet import LEASE_S, PointerFleet
 from sordino_sim.broker import LocalBroker
-from sordino_sim.harness import SimulatedFleet
+from sordino_sim.harness import SERVER, SimulatedFleet
 from sordino_sim.keys import simulation_random
 from sordino_sim.profiles import DeviceProfile, profile
 from sordino_sim.wires import MemoryWire, MqttWire, Wire
@@ -34,8 +36,14 @@ T = TypeVar("T")
 _NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 _JOIN_S: Final = 30.0
 
-# The owners let what was sent here, and what came of it, leave again.
-OPEN: Final = Policy(jobs=("describe", "tensors"), plans="any", fetch="any", min_rows=1)
+# The owners let what was sent here, or shared, and what came of it, leave again.
+OPEN: Final = Policy(
+    jobs=("describe", "tensors", "spdz-compute", "spdz-data"),
+    plans="any",
+    fetch="any",
+    min_rows=1,
+    spdz=SpdzPolicy(outputs={"tensors": (SERVER,)}, security="passive"),  # the least that is accepted
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +93,9 @@ class SimulatedDriver:
 
     def now_s(self) -> float:
         return self._loop.now_s()
+
+    def world(self) -> World:
+        return self.fleet.world()
 
     def close(self) -> None:
         self._stack.close()

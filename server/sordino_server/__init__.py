@@ -9,21 +9,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sordino_common.spdz.lowering import Ranges
     from sordino_server.tensors.chain import ChainTensor, LocalTensor
     from sordino_server.tensors.entry import connect, simulate
     from sordino_server.tensors.fleet import PointerFleet, RemoteAgent
     from sordino_server.tensors.pointer import PointerTensor
+    from sordino_server.tensors.shared.functions import polynomial_activations, sigmoid, tanh
+    from sordino_server.tensors.shared.links import FixedPrecisionTensor, MPCTensor
+    from sordino_server.tensors.shared.local import fix_precision
 
-__all__ = ["ChainTensor", "LocalTensor", "PointerFleet", "PointerTensor", "RemoteAgent", "connect", "simulate"]
+__all__ = [
+    "ChainTensor",
+    "FixedPrecisionTensor",
+    "LocalTensor",
+    "MPCTensor",
+    "PointerFleet",
+    "PointerTensor",
+    "Ranges",
+    "RemoteAgent",
+    "connect",
+    "fix_precision",
+    "polynomial_activations",
+    "sigmoid",
+    "simulate",
+    "tanh",
+]
 
 _ROOMS = {
     "ChainTensor": "chain",
+    "FixedPrecisionTensor": "shared.links",
     "LocalTensor": "chain",
+    "MPCTensor": "shared.links",
     "PointerFleet": "fleet",
     "PointerTensor": "pointer",
+    "Ranges": "shared.committees",
     "RemoteAgent": "fleet",
     "connect": "entry",
+    "fix_precision": "shared.local",
+    "polynomial_activations": "shared.functions",
+    "sigmoid": "shared.functions",
     "simulate": "entry",
+    "tanh": "shared.functions",
 }
 
 

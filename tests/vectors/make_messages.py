@@ -61,6 +61,18 @@ def main() -> None:
         "bad_committee_of_five": bad("spdz-open", "length <= 4", parties=[f"agent-{k}" for k in range(5)]),
         "bad_party_twice": bad("spdz-open", "a party is named twice", parties=["agent-00", "agent-00"]),
         "bad_owner_twice": bad("spdz-open", "an owner is named twice", rows=[{"owner": "a", "rows": 1}] * 2),
+        "bad_owners_none": bad("spdz-open", "expected the owners of rows", rows=[]),
+        "bad_stepwise_with_rows": bad("spdz-open", "schedules nothing", idle_s=60.0),
+        "bad_step_with_an_input_twice": bad(
+            "spdz-step", "named twice", given=[{"name": "i0", "owner": "agent-00", "tensor_id": bytes(16)}]
+        ),
+        "bad_step_with_an_output_twice": bad("spdz-step", "named twice", opened=["o0", "o0"]),
+        "bad_step_with_an_id_twice": bad(
+            "spdz-step", "named twice", keep=[{"name": name, "tensor_id": bytes(16)} for name in ("o0", "o1")]
+        ),
+        "bad_step_origin": bad(
+            "spdz-step", "length >= 32", kept=[{"name": "i0", "tensor_id": bytes(16), "origin": b""}]
+        ),
         "bad_no_rows": bad("spdz-open", ">= 1", rows=[{"owner": "a", "rows": 0}]),
         "bad_two_first_states": bad("spdz-open", "either state_from or resume", state_from="server"),
         "bad_first_step_behind_the_last": bad("spdz-open", "first_step 40 is not one of 40", first_step=40),

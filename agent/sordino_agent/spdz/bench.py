@@ -121,6 +121,7 @@ class Bench:
             correction_bytes=correction_bytes,
             opened_elements=circuit.gate_elements,
             rounds=rounds,
+            **(_facts_of_steps(plan, circuit) if spec.stepwise else {}),
         )
 
     def run(self, task: SpdzTask, check: Check | None) -> SpdzFacts:
@@ -195,6 +196,15 @@ class Bench:
         )
 
 
+def _facts_of_steps(plan: Plan, circuit: Circuit) -> dict[str, Any]:
+    inputs = tuple(entry.name for entry in plan.inputs)
+    return {
+        "inputs": inputs,
+        "outputs": tuple((entry.name, 8 * circuit.wire(entry.wire).numel) for entry in circuit.outputs),
+        "copies": tuple((entry.name, inputs[entry.value]) for entry in plan.outputs if entry.value < len(inputs)),
+    }
+
+
 def _lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, bytes]:
     from sordino_common.spdz.lowering import lower  # only who computes on shares pays for it
 
@@ -203,6 +213,10 @@ def _lower(plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, 
 
 
 def _require_outputs(command: SpdzOpen, spec: SessionSpec, agent: str) -> None:
+    if spec.stepwise and (
+        spec.row_inputs or len({entry.name for entry in spec.circuit.outputs}) < len(spec.circuit.outputs)
+    ):
+        raise BadCommand("the circuit of a stepwise session takes no rows, and every output has a name of its own")
     by_row = {output.name for output in spec.circuit.outputs if output.role == "row"}
     for output in command.outputs:
         if output.name != "model" and output.name not in spec.value_outputs:

@@ -1,6 +1,7 @@
 """The room where this device's sessions on shares are held: who may open one, and which message is for which.
 
     spdz-open   from the server: policy by name, burnt on disk, lowered in the worker, digests compared: spdz-ready
+    spdz-step   from the server, in a stepwise session: policy by name, what it takes is here: spdz-taken
     all else    to the session that it names (or whose context it comes in), if its sender is of it
 
 A member that breaks the protocol ends the session, and is named. Somebody who is no member changes nothing.
@@ -20,11 +21,14 @@ from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.spdz.policy import OWNERS, require_session
 from sordino_agent.spdz.session import Session
+from sordino_agent.spdz.shelf import Shelf
 from sordino_agent.spdz.tasks import SpdzOpenFacts, SpdzOpenTask
+from sordino_agent.store import TensorStore
 from sordino_agent.tasks import Done, Failure, Outcome
 from sordino_common import messages as m
 from sordino_common.clock import Loop
 from sordino_common.errors import LocalError, PolicyRefusal, RosterError, SordinoError
+from sordino_common.spdz.errors import EquivocationError, ProtocolError
 
 if TYPE_CHECKING:
     from sordino_common.channel.roster import Roster
@@ -35,7 +39,7 @@ log = logging.getLogger("sordino.agent")
 LINGER_S: Final = 10.0  # how long a session's channels stay, for what was said last
 KINDS: Final = (
     m.SpdzOpen, m.SpdzSetup, m.SpdzCorrection, m.SpdzState, m.SpdzInput, m.SpdzShares, m.SpdzOutputs, m.SpdzMasks,
-    m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort, m.SpdzClose,
+    m.SpdzStep, m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort, m.SpdzClose,
 )  # fmt: skip
 
 
@@ -55,6 +59,8 @@ class Room:
         plan_of: Callable[[bytes], bytes],
         keep_model: Callable[[str, bytes], None],
         refuse: Callable[[str, Asker, str, str], None],
+        store: TensorStore,
+        require_exact: Callable[[str, str], None],
     ) -> None:
         self.policy = policy
         self.roster: Roster | None = None
@@ -69,6 +75,9 @@ class Room:
         self._plan_of = plan_of
         self._keep_model = keep_model
         self._refuse = refuse
+        self._shelf = Shelf(
+            agent=name, server=server, store=store, policy=lambda: self.policy, require_exact=require_exact
+        )
         self._sender: Sender | None = None
         self._sessions: dict[bytes, Session] = {}
         self._opening: set[bytes] = set()
@@ -115,6 +124,9 @@ class Room:
                 raise PolicyRefusal(f"{asker.name} is no member of the session that it wants to end")
             session.on_abort(asker.name, message)
             return
+        if isinstance(message, m.SpdzStep):
+            self._from_server(session, message, asker)
+            return
         try:
             self._from_above(session, message, asker)
         except PolicyRefusal:
@@ -130,6 +142,17 @@ class Room:
             for session in list(self._sessions.values()):
                 session.fail(UnknownSession(f"{name} has restarted"))
         self._server_boot = boot
+
+    def _from_server(self, session: Session, message: m.SpdzStep, asker: Asker) -> None:
+        """What this device does not allow, or has not, is refused, and the session goes on without that step."""
+        if asker.name != self._server:
+            raise PolicyRefusal(f"{message.kind} comes from {self._server} only, not from {asker.name}")
+        try:
+            session.on_step(message)
+        except (ProtocolError, EquivocationError) as error:
+            session.fail(error)
+            raise
+        self._answer(asker, m.SpdzTaken(session=message.session, step=message.step))
 
     def _from_above(self, session: Session, message: m.Message, asker: Asker) -> None:
         match message:
@@ -240,6 +263,8 @@ class Room:
             return
         session = Session(
             command,
+            facts=facts,
+            shelf=self._shelf,
             agent=self._name,
             server=self._server,
             port=self,

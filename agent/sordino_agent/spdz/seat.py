@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sordino_agent.errors import BadCommand
 from sordino_agent.spdz.reading import Named, Reader
+from sordino_agent.spdz.steps import Steps
 from sordino_agent.spdz.tasks import SpdzEffect, SpdzEvent
 from sordino_common.errors import LocalError
 from sordino_common.messages import SpdzOpen, SpdzSetup
@@ -74,6 +75,7 @@ class Seat:
         self._sums: dict[str, float] = {}
         self._summed: dict[str, int] = {}
         self._predictions: dict[str, npt.NDArray[np.float32]] = {}
+        self._steps = Steps(spec, agent) if spec.stepwise else None
 
     @property
     def waiting_for(self) -> str:
@@ -88,7 +90,7 @@ class Seat:
         if self._index is not None and (setup.mac_key is not None) != self.spec.active:
             raise ProtocolError(f"a set-up {'without' if self.spec.active else 'with'} a MAC key in a session with "
                                 f"security {self.spec.security}")  # fmt: skip
-        if (setup.owner_seed is not None) != (self._rows is not None):
+        if (setup.owner_seed is not None) != (self._rows is not None or self._steps is not None):
             raise ProtocolError("the dealer's set-up has an owner's seed for who owns no rows, or lacks one")
         if (setup.state_seed is not None) != (self._model is not None):
             raise ProtocolError("the dealer's set-up has a state's seed for who provides no parameters, or lacks one")
@@ -98,7 +100,9 @@ class Seat:
             key = None if setup.mac_key is None else int.from_bytes(setup.mac_key, "little")
             secrets = PartySetup(Seed(setup.party_seed), key)
             self._party = self._make_party(self.spec, self._index, secrets, random=self._random)
-        if setup.owner_seed is not None:
+        if setup.owner_seed is not None and self._steps is not None:
+            self._steps.begin(Seed(setup.owner_seed))
+        elif setup.owner_seed is not None:
             self._owner = InputOwner(self.spec, self._agent, Seed(setup.owner_seed))
 
     def feed(self, events: Sequence[SpdzEvent]) -> list[SpdzEffect]:
@@ -134,6 +138,8 @@ class Seat:
         party = self._party
         if party is None:
             return iter(())  # an owner only: states, shares and corrections are not for it
+        if self._steps is not None and event.what in ("step", "state"):
+            return self._feed(party, self._steps, event)
         match event.what:
             case "state":
                 return self._begin_with(party, event.sender, _named(event))
@@ -175,6 +181,19 @@ class Seat:
         except ProtocolError as error:
             raise ProtocolError(f"first parameters of {sender}: {error}") from None
         return self._perform(effects)
+
+    def _feed(self, party: Party, steps: Steps, event: SpdzEvent) -> Iterator[SpdzEffect]:
+        """What a step was said to be, or what somebody gives to it; once all is there the party begins."""
+        if event.what == "step":
+            masked = steps.tell(event.step, event.data, _named(event))
+            if masked:
+                names, values = tuple(masked), tuple(from_numpy(value) for value in masked.values())
+                yield SpdzEffect(what="state", step=event.step, names=names, values=values)
+        else:
+            steps.give(event.sender, event.step, _named(event))
+        fed = steps.complete(self._command)
+        if fed is not None:
+            yield from self._perform(party.feed(fed.step, fed.terms, fed.kept, fed.given))
 
     def _mask(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
         """Own rows of the batches of steps [step, until), for every party, this one included."""
@@ -244,6 +263,9 @@ class Seat:
     def _release(self, checked: Checked) -> Iterator[SpdzEffect]:
         """What leaves, now that it is checked: the outputs that the session names, to whom it names; checkpoints."""
         done = checked.step + 1
+        if self._steps is not None:
+            yield from self._steps.release(checked, attempt=self._attempt)
+            return
         for output in self._command.outputs:
             if output.name == MODEL:
                 if done == self.spec.steps or (output.every and done % output.every == 0):

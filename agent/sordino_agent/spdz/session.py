@@ -20,7 +20,8 @@ from sordino_agent.executor import Executor
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.spdz.mailbox import Mailbox
 from sordino_agent.spdz.policy import OWNERS
-from sordino_agent.spdz.tasks import SpdzEffect, SpdzEndTask, SpdzEvent, SpdzFacts, SpdzTask
+from sordino_agent.spdz.shelf import Shelf, Taken
+from sordino_agent.spdz.tasks import SpdzEffect, SpdzEndTask, SpdzEvent, SpdzFacts, SpdzOpenFacts, SpdzTask
 from sordino_agent.tasks import Done, Failure, Outcome
 from sordino_common import messages as m
 from sordino_common.clock import Loop, Timer
@@ -34,6 +35,8 @@ MODEL: Final = "model"  # `sordino_common.spdz.opening.MODEL`, which takes NumPy
 BURN_STEPS: Final = 64  # burnt at a time: an fsync takes as long as several rounds
 MASK_STEPS: Final = 8  # batches masked in one task, so that shares do not wait for long
 _REASON_CHARS: Final = 1000
+# Who is of the committee is not to be trusted any more: what it keeps is of no use.
+_CHEATING: Final = frozenset({"mac-check", "equivocation", "commitment", "protocol", "correction", "mask-at-edge"})
 
 
 class Port(Protocol):
@@ -58,6 +61,8 @@ class Session:
         journal: BurnJournal,
         loop: Loop,
         held: tuple[tuple[str, ...], tuple[Array, ...]] | None,
+        facts: SpdzOpenFacts,
+        shelf: Shelf,
         keep_model: Callable[[str, bytes], None],
         on_over: Callable[[str, str], None],
     ) -> None:
@@ -71,6 +76,8 @@ class Session:
         self._executor = executor
         self._journal = journal
         self._loop = loop
+        self._facts = facts
+        self._shelf = shelf
         self._keep_model = keep_model
         self._on_over = on_over
         self._release = executor.hold()
@@ -97,6 +104,8 @@ class Session:
         self._parts: dict[tuple[int, int], dict[int, bytes]] = {}
         self._sums: SpdzEffect | None = None
         self._closing: Callable[[m.SpdzClosed], None] | None = None
+        self._step: tuple[m.SpdzStep, Taken] | None = None  # of a stepwise session, the last one told
+        self._early: dict[str, m.SpdzState] = {}  # sender -> what it gives to a step that was not told yet
         self._waiting_for = ""
         self._counts = {"rounds": 0, "checks": 0, "retries": 0, "opened_bytes": 0}
         self._compute_s = 0.0
@@ -110,7 +119,23 @@ class Session:
         self._listen()
 
     @property
+    def stepwise(self) -> bool:
+        return self.command.idle_s is not None
+
+    @property
+    def _told(self) -> int:
+        """How many steps of a stepwise session were told."""
+        return 0 if self._step is None else self._step[0].step + 1
+
+    @property
+    def _idle(self) -> bool:
+        """Whether a stepwise session waits for its next step."""
+        return self.stepwise and self._checked == self._told
+
+    @property
     def label(self) -> str:
+        if self.stepwise:
+            return f"shares {self.command.run}, {self._checked} steps"
         return f"shares {self.command.run} step {self._checked} of {self.command.steps}"
 
     # --- from server and dealer ------------------------------------------------------------------------------------
@@ -140,7 +165,47 @@ class Session:
             self._put(SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data))
         self._hear()
 
+    def on_step(self, message: m.SpdzStep) -> None:
+        """The server says what goes into the next step, and what becomes of it. Raises what the policy says, what is
+        not here or has no room; then nothing has changed. Raises `ProtocolError` for a step that is not the next."""
+        if not self.stepwise or not self.is_party:
+            raise ProtocolError("a step is told in a session that is scheduled, or to who is no party")
+        if message.step != self._told or not self._idle:
+            raise ProtocolError(f"told of step {message.step}, {self._told} were told and {self._checked} are checked")
+        taken = self._shelf.take(self.command, self._facts, message, now_s=self._loop.now_s())
+        self._step = (message, taken)
+        self._put(
+            SpdzEvent(
+                what="step", step=message.step, data=m.encode_message(message), names=taken.names, values=taken.values
+            )
+        )
+        early, self._early = self._early, {}
+        for sender, state in early.items():
+            self._give(sender, state)
+        self._hear()
+
+    def _give(self, sender: str, message: m.SpdzState) -> None:
+        """Something that `sender` puts into a step of a stepwise session."""
+        if sender != self._server and sender not in self.others:
+            raise PolicyRefusal(f"{sender} gives something to a session of which it is no party")
+        if message.step == self._told and self._idle:  # it may come before the step is told, once
+            if self._early.setdefault(sender, message) is not message:
+                raise ProtocolError(f"{sender} gives twice to step {message.step}")
+            return
+        if self._step is None or message.step != self._step[0].step:
+            raise ProtocolError(f"{sender} gives something to step {message.step}, {self._told} were told")
+        if message.terms != m.terms_of_step(self.command, self._step[0]):
+            raise EquivocationError(
+                f"{sender} was told another step {message.step} than this device (what goes in, what stays, what "
+                "opens): the server lies to one of them"
+            )
+        self._put(SpdzEvent(what="state", sender=sender, step=message.step, names=message.names, values=message.values))
+
     def on_state(self, sender: str, message: m.SpdzState) -> None:
+        if self.stepwise:
+            self._give(sender, message)
+            self._hear()
+            return
         self._require(sender, self.command.state_from or "", "first parameters")
         self._require_terms(sender, message.terms)
         self._put(SpdzEvent(what="state", sender=sender, names=message.names, values=message.values))
@@ -230,6 +295,8 @@ class Session:
             return
         self.over = True
         reason = reason[:_REASON_CHARS]
+        if code in _CHEATING:
+            self._shelf.forget(self.command)
         log.log(
             logging.WARNING if code else logging.INFO,
             "event=session-over session=%s code=%s reason=%r", self.id.hex()[:8], code or "done", reason,
@@ -252,6 +319,7 @@ class Session:
     def _try_to_close(self) -> None:
         if self.over or self._closing is None or self._busy:
             return
+        self.finished |= self._idle
         if (
             (self.is_party and not self.finished)
             or (self._reads_rows and self._sums is None)
@@ -335,11 +403,19 @@ class Session:
                 case "input":
                     inputs.setdefault(effect.attempt, []).append(_values(effect))
                 case "state":
-                    state = m.SpdzState(session=self.id, terms=self._terms, names=effect.names, values=effect.values)
+                    state = m.SpdzState(
+                        session=self.id,
+                        terms=self._terms if self._step is None else m.terms_of_step(self.command, self._step[0]),
+                        step=effect.step,
+                        names=effect.names,
+                        values=effect.values,
+                    )
                     for name in self.others:
                         self._tell_peer(name, state)
                 case "output":
                     outputs.setdefault(effect.to, []).append(_values(effect))
+                case "keep":
+                    self._keep(effect)
                 case "checkpoint":
                     self._journal.keep(self.command.run, self.id, _values(effect), wall_s=self._loop.wall_s())
                     self._checkpoint = effect.step
@@ -366,7 +442,7 @@ class Session:
             for name in self.others:
                 self._tell_peer(name, message)
         for name, values in outputs.items():
-            if name == self._server:
+            if name in ("", self._server):
                 self._outputs += values
             else:
                 self._tell_peer(name, m.SpdzOutputs(outputs=tuple(values)))
@@ -401,6 +477,16 @@ class Session:
                 self._counts["rounds"] += 1
                 self._counts["opened_bytes"] += len(effect.data)
 
+    def _keep(self, effect: SpdzEffect) -> None:
+        assert self._step is not None
+        step, taken = self._step
+        size = len(effect.data) // len(effect.names)
+        origins = [effect.data[size * k : size * (k + 1)] for k in range(len(effect.names))]
+        values = {
+            name: (value, origin) for name, value, origin in zip(effect.names, effect.values, origins, strict=True)
+        }
+        self._shelf.keep(self.command, step, taken, values, now_s=self._loop.now_s())
+
     def _report(self) -> None:
         outputs, self._outputs = tuple(self._outputs), []
         self._reported = self._checked
@@ -421,15 +507,20 @@ class Session:
 
     def _listen(self) -> None:
         """End the session if nothing came for `silence_s`."""
-        due_s = self._heard_s + self.command.silence_s
+        idle_s = self.command.idle_s
+        wait_s = idle_s if idle_s is not None and self._idle else self.command.silence_s
+        due_s = self._heard_s + wait_s
         if self._loop.now_s() >= due_s:
+            if self._idle:
+                self.fail(Silence(f"no step came for {wait_s:g} s"))
+                return
             missing = "; ".join(
                 f"{what}: only from {', '.join(names)}" for what, names in self._mailbox.missing().items()
             )
             waiting = missing or self._waiting_for or "the dealer's set-up"
             self.fail(Silence(f"nothing came for {self.command.silence_s:g} s; waiting for {waiting}"))
             return
-        self._timer = self._loop.call_at(due_s, self._listen)
+        self._timer = self._loop.call_at(min(due_s, self._loop.now_s() + self.command.silence_s), self._listen)
 
     def _require_terms(self, sender: str, terms: bytes) -> None:
         """Whoever masks something must have been told what we were told: else its policy has seen another session."""

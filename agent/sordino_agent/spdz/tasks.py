@@ -11,8 +11,12 @@ import msgspec
 
 from sordino_common.messages import Array, SpdzOpen, SpdzSetup
 
-EventKind = Literal["state", "resume", "input", "correction", "share", "restart", "mask", "provide", "outputs", "masks"]
-EffectKind = Literal["share", "input", "state", "retry", "checked", "output", "checkpoint", "sums", "model", "done"]
+EventKind = Literal[
+    "state", "resume", "input", "correction", "share", "restart", "mask", "provide", "step", "outputs", "masks"
+]
+EffectKind = Literal[
+    "share", "input", "state", "retry", "checked", "output", "checkpoint", "keep", "sums", "model", "done"
+]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,7 +26,9 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class SpdzEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that came for a session. Which fields count depends on `what`:
 
-    state        sender, names, values: D of the first state  resume      step, names, values: m of a checkpoint
+    state        sender, names, values: D of the first state, or of what is given to `step`
+    resume       step, names, values: m of a checkpoint
+    step         step, data: the encoded `SpdzStep`; names, values: m of what is kept, plain values of what we give
     input        sender, step, attempt, names, values: D      correction  step, attempt, data
     share        sender, kind, step, attempt, round, data     restart     step, attempt
     mask         step, until, attempt: own rows of the batches of these steps are to be masked
@@ -49,10 +55,11 @@ class SpdzEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     share        kind, step, attempt, round, data: to every other party
     input        step, attempt, names, values: to every other party
-    state        names, values: D of the first state, to every other party
+    state        names, values: D of the first state, or of what we give to `step`, to every other party
     retry        step, attempt, kind: where
     checkpoint   step (how many are done), names, values: m to be kept
-    output       to, step, names, values: m, checked
+    keep         step, names, values: m of what stays; data: the origin of each, 32 bytes
+    output       to (empty: the server), step, names, values: m, checked
     checked      step: how many are done and checked
     sums         what this agent may read of its own rows: names and sums over `round` rows
     model        what this agent may read: a file in `data`; `kind`: model or predictions
@@ -102,7 +109,10 @@ class SpdzEndTask(_Value, frozen=True, kw_only=True):
 
 
 class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
-    """The digests as this agent computes them, and the size of one step's correction."""
+    """The digests as this agent computes them, and the size of one step's correction.
+
+    Of a stepwise session: the names of the circuit's `inputs`, its `outputs` with their bytes, and which outputs are
+    `copies` of which inputs."""
 
     kind = "spdz-open-facts"
     circuit: bytes
@@ -110,6 +120,9 @@ class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
     correction_bytes: int
     opened_elements: int
     rounds: int
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[tuple[str, int], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 class SpdzFacts(_Value, frozen=True, kw_only=True):

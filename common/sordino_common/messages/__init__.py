@@ -54,6 +54,7 @@ from sordino_common.messages.spdz import (
     SpdzValues,
     terms_of,
 )
+from sordino_common.messages.spdz_steps import SpdzGiven, SpdzKeep, SpdzKept, SpdzStep, SpdzTaken, terms_of_step
 from sordino_common.messages.statistics import RangedColumn, RowQuery, SumStatistics
 from sordino_common.messages.store import (
     TensorDrop,
@@ -115,7 +116,10 @@ __all__ = [
     "SpdzConfirm",
     "SpdzCorrection",
     "SpdzCounters",
+    "SpdzGiven",
     "SpdzInput",
+    "SpdzKeep",
+    "SpdzKept",
     "SpdzMasks",
     "SpdzNumber",
     "SpdzOpen",
@@ -130,6 +134,8 @@ __all__ = [
     "SpdzShare",
     "SpdzShares",
     "SpdzState",
+    "SpdzStep",
+    "SpdzTaken",
     "SpdzValues",
     "SumClip",
     "SumCut",
@@ -160,5 +166,6 @@ __all__ = [
     "message_types",
     "read_shares",
     "terms_of",
+    "terms_of_step",
     "write_shares",
 ]

@@ -131,14 +131,17 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     the first state, null if `resume` says where it is; `model`: which of its models, if that is an agent. `ahead`:
     corrections and inputs come at most so many steps ahead of what is confirmed; `report_every`: steps between two
     `SpdzChecked`. `checkpoints`: after these numbers of steps, ascending, parties keep their masked state.
-    `silence_s`: who hears nothing for so long gives up."""
+    `silence_s`: who hears nothing for so long gives up.
+
+    `idle_s`: null, or the session is *stepwise*: nothing is scheduled; what goes into a step, what stays and what opens
+    is said for each step (`messages.spdz_steps`), and between steps the session waits for so long."""
 
     run: RunId
     session: SessionId
     plan_id: Digest
     circuit: Digest
     digest: Digest
-    settings: Annotated[tuple[SpdzNumber, ...], msgspec.Meta(max_length=64)]
+    settings: Annotated[tuple[SpdzNumber, ...], msgspec.Meta(max_length=8192)]
     parties: Annotated[tuple[Name, ...], msgspec.Meta(min_length=2, max_length=4)]
     dealer: Name
     security: Literal["active", "passive"]
@@ -146,7 +149,7 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     steps: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
     check_every: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     retries: Annotated[int, msgspec.Meta(ge=0, le=1 << 10)]
-    rows: Annotated[tuple[SpdzRows, ...], msgspec.Meta(min_length=1, max_length=10_000)]
+    rows: Annotated[tuple[SpdzRows, ...], msgspec.Meta(max_length=10_000)]
     batch_rows: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     seed: Count
     order: Literal["shuffled", "by-owner"]
@@ -159,10 +162,19 @@ class SpdzOpen(Message, frozen=True, kw_only=True):
     ahead: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     report_every: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     silence_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+    idle_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] | None = None
 
     def __post_init__(self) -> None:
-        if (self.state_from is None) == (self.resume is None):
+        if self.idle_s is not None:
+            scheduled = (self.rows, self.outputs, self.checkpoints, self.first_step)
+            if any(scheduled) or (self.data, self.model, self.state_from, self.resume) != (None,) * 4:
+                raise CodecError("a stepwise session schedules nothing: no rows, state, outputs or checkpoints")
+            if self.check_every != 1:
+                raise CodecError("a stepwise session checks every step")
+        elif (self.state_from is None) == (self.resume is None):
             raise CodecError("expected either state_from or resume")
+        elif not self.rows:
+            raise CodecError("expected the owners of rows")
         if self.first_step >= self.steps:
             raise CodecError(f"first_step {self.first_step} is not one of {self.steps} steps")
         if len(set(self.parties)) != len(self.parties):
@@ -224,10 +236,13 @@ class SpdzCorrection(Message, frozen=True, kw_only=True):
 
 @register("spdz-state")
 class SpdzState(Message, frozen=True, kw_only=True):
-    """Whoever provides the first parameters, to every party: name -> D (int64). `terms`: as `terms_of` its command."""
+    """Whoever provides the first parameters, to every party: name -> D (int64). `terms`: as `terms_of` its command.
+
+    In a stepwise session: what the sender gives to `step`, with `terms` as `terms_of_step`."""
 
     session: SessionId
     terms: Digest
+    step: Step = 0
     names: Annotated[tuple[Label, ...], msgspec.Meta(max_length=4096)]
     values: Annotated[tuple[Array, ...], msgspec.Meta(max_length=4096)]
 

@@ -103,7 +103,10 @@ class Dealer:
         self._next = first_step
         self._attempt = 0
         self._done: dict[int, _Dealt] = {}
-        if state is None:
+        self._fed = -1  # the last step whose state inputs are known, if the session is stepwise
+        if spec.stepwise:
+            self._state: dict[str, I64] = {}
+        elif state is None:
             self._state = {
                 entry.name: np.asarray(state_mask(spec, self.state_seed(), entry) >> np.int64(entry.shift))
                 for entry in spec.state_inputs
@@ -142,8 +145,19 @@ class Dealer:
         """The step that `deal` deals next."""
         return self._next
 
+    def feed(self, step: int, masks: Mapping[str, I64]) -> None:
+        """λ of every input of the next step, in a stepwise session."""
+        expected = {entry.name: entry.wire.shape for entry in self.spec.state_inputs}
+        if not self.spec.stepwise or step != self._next or step <= self._fed:
+            raise LocalError(f"dealer: no inputs are expected for step {step}")
+        if {name: value.shape for name, value in masks.items()} != expected:
+            raise LocalError(f"dealer: masks of {sorted(masks)} for the inputs {sorted(expected)}, or of other shapes")
+        self._state, self._fed = {name: np.array(value) for name, value in masks.items()}, step
+
     def deal(self, step: int, attempt: int) -> Deal:
         """The next step's preprocessing. Raises `LocalError` if that is not (step, attempt)."""
+        if self.spec.stepwise and step != self._fed:
+            raise LocalError(f"dealer: the masks of the inputs of step {step} are not known")
         if (step, attempt) != (self._next, self._attempt):
             raise LocalError(
                 f"dealer: step {self._next} attempt {self._attempt} comes next, not step {step} attempt {attempt}"

@@ -17,6 +17,7 @@ from sordino_common.spdz.spec import Schedule, SessionSpec
 MODEL: Final = "model"  # the output that stands for all parameters
 OWNERS: Final = "*owners"  # the receiver that stands for who owns a row
 _INPUT: Final = "input "  # a range of one input, by name
+_ROOM: Final = "room "  # the room of one input, by name
 _WHOLE: Final = ("fraction_bits", "steps")
 
 
@@ -26,8 +27,10 @@ def numbers_of(settings: Settings) -> tuple[SpdzNumber, ...]:
         "fraction_bits": settings.fraction_bits,
         "steps": settings.steps,
         "interval": settings.interval,
+        "exactness": settings.exactness,
         **{entry.name: getattr(settings.ranges, entry.name) for entry in fields(Ranges)},
         **{_INPUT + name: bound for name, bound in settings.inputs.items()},
+        **{_ROOM + name: bits for name, bits in settings.rooms.items()},
     }
     return tuple(SpdzNumber(name=name, value=float(value)) for name, value in numbers.items() if value is not None)
 
@@ -38,7 +41,9 @@ def settings_of(numbers: Sequence[SpdzNumber]) -> Settings:
     ranges: dict[str, float] = {}
     whole: dict[str, int] = {}
     inputs: dict[str, float] = {}
+    rooms: dict[str, int] = {}
     interval: float | None = None
+    exactness: float | None = None
     for number in numbers:
         name, value = number.name, number.value
         if math.isnan(value):
@@ -49,12 +54,18 @@ def settings_of(numbers: Sequence[SpdzNumber]) -> Settings:
             whole[name] = int(value)
         elif name == "interval":
             interval = value
+        elif name == "exactness":
+            exactness = value
         elif name.startswith(_INPUT):
             inputs[name.removeprefix(_INPUT)] = value
+        elif name.startswith(_ROOM) and value == int(min(max(value, 0.0), 64.0)):
+            rooms[name.removeprefix(_ROOM)] = int(value)
         else:
             raise ProtocolError(f"lowering setting {name!r} = {value:g} is not known to this version")
     try:
-        return Settings(ranges=Ranges(**ranges), interval=interval, inputs=inputs, **whole)
+        return Settings(
+            ranges=Ranges(**ranges), interval=interval, inputs=inputs, rooms=rooms, exactness=exactness, **whole
+        )
     except ConfigError as error:
         raise ProtocolError(f"the session's lowering settings: {error}") from None
 
@@ -71,13 +82,16 @@ def spec_of(command: SpdzOpen, circuit: Circuit, circuit_digest: bytes) -> Sessi
             steps=command.steps,
             check_every=command.check_every,
             retries=command.retries,
-            schedule=Schedule(
+            schedule=None
+            if command.idle_s is not None
+            else Schedule(
                 rows=tuple((entry.owner, entry.rows) for entry in command.rows),
                 batch_rows=command.batch_rows,
                 seed=command.seed,
                 order=command.order,
             ),
             terms=terms_of(command),
+            stepwise=command.idle_s is not None,
         )
     except LocalError as error:  # these are a peer's numbers, not ours
         raise ProtocolError(f"the session makes no sense: {error}") from None

@@ -33,6 +33,11 @@ def state_mask(spec: SessionSpec, seed: Seed, entry: CircuitInput) -> I64:
     return expand_ring(seed, stream(spec, "state", 0, 0, entry.role, entry.name), entry.wire.shape)
 
 
+def given_mask(spec: SessionSpec, seed: Seed, entry: CircuitInput, step: int) -> I64:
+    """r for an input that is given to one step of a stepwise session, in the input's shape."""
+    return expand_ring(seed, stream(spec, "given", step, 0, entry.role, entry.name), entry.wire.shape)
+
+
 def mask(x: I64, r: I64, entry: CircuitInput) -> I64:
     """D = (x << t) + r mod 2^64. Raises `OutOfRange` if |x << t| is not below the bound that the circuit counts on."""
     if x.dtype != np.int64 or x.shape != r.shape:
@@ -81,4 +86,20 @@ def mask_state(spec: SessionSpec, seed: Seed, values: Mapping[str, I64]) -> dict
     for entry in spec.state_inputs:
         if at_edge(masked[entry.name], entry.bound_bits):
             raise StateAtEdge(f"the mask of {entry.name} came near the edge of the ring; a new session draws another")
+    return masked
+
+
+def mask_given(spec: SessionSpec, seed: Seed, step: int, values: Mapping[str, I64]) -> dict[str, I64]:
+    """Input name -> D of what one giver puts into a step. Call it once per step: one mask for one value.
+
+    Raises `OutOfRange`, and `StateAtEdge` as `mask_state` does."""
+    entries = {entry.name: entry for entry in spec.state_inputs}
+    unknown = sorted(set(values) - entries.keys())
+    if unknown:
+        raise LocalError(f"given: the circuit has no input {unknown[0]!r}")
+    masked = {}
+    for name, value in values.items():
+        masked[name] = mask(value, given_mask(spec, seed, entries[name], step), entries[name])
+        if at_edge(masked[name], entries[name].bound_bits):
+            raise StateAtEdge(f"the mask of {name} came near the edge of the ring; a new session draws another")
     return masked

@@ -87,6 +87,7 @@ class Party:
         self._dead = ""
         self._finished = False
         self._state: dict[str, I64] | None = None
+        self._fed = -1  # the last step whose inputs are there, if the session is stepwise
         self._step = 0
         self._attempt = 0  # grows through the session, never falls back: see `dealing.Dealer.rewind`
         self._tries = 0  # of the current step
@@ -107,6 +108,8 @@ class Party:
             return ""
         if self._stopped:
             return f"step {self._step}: everybody's consent to run it again"
+        if self.spec.stepwise and self._fed != self._step and self._check is None:
+            return f"step {self._step}: what is given to it"
         if self._state is None:
             return "the first parameters"
         kind, round_ = self._now_at()
@@ -126,6 +129,12 @@ class Party:
     def resume(self, step: int, state: Mapping[str, I64]) -> list[Effect]:
         """Begin at `step` with the m of a checkpoint. Every party must resume with the same: the first check tells."""
         return self._guard(lambda: self._resume(step, state))
+
+    def feed(self, step: int, terms: bytes, kept: Mapping[str, I64], given: Mapping[str, I64]) -> list[Effect]:
+        """All inputs of the next step of a stepwise session: m of what is kept, D of what is given to it.
+
+        `terms`: a hash of all that was said of the step; parties that were told different things fail its check."""
+        return self._guard(lambda: self._feed(step, terms, kept, given))
 
     def on_input(self, owner: str, step: int, attempt: int, masked: Mapping[str, I64]) -> list[Effect]:
         """`owner`'s rows of the step's batch: input name -> D, rows in the order of its `Slice`."""
@@ -209,6 +218,26 @@ class Party:
         self._step = step
         self._intake.move(step, 0)
 
+    def _feed(self, step: int, terms: bytes, kept: Mapping[str, I64], given: Mapping[str, I64]) -> None:
+        if not self.spec.stepwise or step != self._fed + 1 or step != self._step or set(kept) & set(given):
+            raise LocalError(f"feed of step {step}: this party is at step {self._step}, fed up to {self._fed}")
+        require_names({entry.name for entry in self.spec.state_inputs}, {**kept, **given}, f"the inputs of step {step}")
+        self._transcript.add("step", step, 0, 0, "", np.frombuffer(terms, dtype="<i8"))
+        state = {}
+        for entry in self.spec.state_inputs:
+            value = kept.get(entry.name, given.get(entry.name))
+            assert value is not None
+            require_shape(value, entry.wire.shape, entry)
+            if entry.name in given:
+                if at_edge(value, entry.bound_bits):
+                    raise ProtocolError(f"{entry.name}: a masked value at the edge; its owner must mask it anew")
+                value = np.asarray(value >> np.int64(entry.shift))
+            elif value.size and max(int(value.max()), -int(value.min())) > entry.wire.room:
+                raise ProtocolError(f"{entry.name}: a kept value that the circuit has no room for")
+            self._transcript.add("fed", step, 0, 0, entry.name, value)
+            state[entry.name] = value
+        self._state, self._fed = state, step
+
     def _restart(self, step: int, attempt: int) -> None:
         if not self._stopped or step != self._step or attempt != self._attempt + 1:
             raise ProtocolError(
@@ -246,6 +275,8 @@ class Party:
         spec, at = self.spec, (self._step, self._attempt)
         given = self._intake.batches()
         corrected = spec.corrected(*at) == self.index
+        if spec.stepwise and self._fed != self._step:
+            return False
         if given is None or (corrected and not self._intake.has_correction):
             return False
         values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))

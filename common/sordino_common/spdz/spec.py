@@ -126,7 +126,7 @@ class SessionSpec:
     the MAC check (and with it every output) comes after so many steps, and after the last. `retries`: how often one
     step may meet `MaskAtEdge`. `circuit_digest` identifies the circuit (a hash of its canonical encoding). `terms`: a
     hash of all else that the members were told (who deals, what opens to whom); no mask depends on it, but parties
-    that were told different things fail the check."""
+    that were told different things fail the check. `stepwise`: the state inputs come anew for every step."""
 
     session: bytes
     circuit: Circuit
@@ -138,6 +138,7 @@ class SessionSpec:
     retries: int
     schedule: Schedule | None
     terms: bytes = b""
+    stepwise: bool = False
 
     def __post_init__(self) -> None:
         if len(self.session) != 16:
@@ -148,6 +149,8 @@ class SessionSpec:
             raise LocalError("session: steps and check_every are at least 1, retries at least 0")
         if self.row_inputs and self.schedule is None:
             raise LocalError("session: the circuit takes rows, so it needs a schedule")
+        if self.stepwise and (self.schedule is not None or self.check_every != 1):
+            raise LocalError("session: a stepwise one has no schedule, and checks every step")
 
     @property
     def active(self) -> bool:
@@ -181,7 +184,7 @@ class SessionSpec:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 over everything above."""
-        schedule: list[str | int | bytes] = []
+        schedule: list[str | int | bytes] = ["stepwise"] if self.stepwise else []
         if self.schedule is not None:
             schedule = [self.schedule.batch_rows, self.schedule.seed, self.schedule.order]
             for name, count in self.schedule.rows:
@@ -218,6 +221,11 @@ class PartySetup:
 
     def __repr__(self) -> str:
         return "PartySetup(hidden)"
+
+
+def origin_of(spec: SessionSpec, step: int, attempt: int, name: str) -> bytes:
+    """The name of output `name` of one attempt of a step, wherever it is kept: its m here, its λ there."""
+    return hashlib.sha256(label("sordino spdz kept v1", spec.bound, step, attempt, name)).digest()
 
 
 def stream(spec: SessionSpec, kind: str, step: int, attempt: int, *more: str | int) -> bytes:

@@ -60,6 +60,8 @@ class DealerDesk:
         """Every member's secrets: for that member alone."""
         command = self._command
         owners = {entry.owner for entry in command.rows}
+        if self._spec.stepwise:
+            owners = set(command.parties)  # each may give something to a step
         members = dict.fromkeys((*command.parties, *sorted(owners)))
         if command.state_from is not None:
             members[command.state_from] = None
@@ -81,6 +83,14 @@ class DealerDesk:
         return setups
 
     # --- steps -----------------------------------------------------------------------------------------------------
+
+    def giver_seed(self, name: str) -> Seed:
+        """What `name` masks with, in a stepwise session: for the server's own gifts, and for what others' masks are."""
+        return self._dealer.owner_seed(name)
+
+    def feed(self, step: int, masks: State) -> None:
+        """λ of all inputs of the next step of a stepwise session."""
+        self._dealer.feed(step, masks)
 
     @property
     def dealt(self) -> int:

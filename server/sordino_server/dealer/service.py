@@ -202,6 +202,8 @@ class DealerService:
         """Refuse by name what would have the masks meet a masked value, or does not fit."""
         if self.roster is None:
             raise RosterError("this dealer has no roster yet")
+        if command.idle_s is not None:
+            raise PolicyRefusal("a stepwise session is dealt for by who says its steps, not by a dealer of its own")
         owners = {entry.owner for entry in command.rows}
         if command.dealer != self.name or "dealer" not in self.roster.entry(self.name).roles:
             raise PolicyRefusal(f"{self.name} is not the dealer of this session, or not by its roster")

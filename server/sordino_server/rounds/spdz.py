@@ -487,5 +487,9 @@ def steps_ahead(shares: SpdzSpec, program: Circuitry, *, check_every: int) -> in
 
 def with_digest(command: m.SpdzOpen, program: Circuitry) -> m.SpdzOpen:
     """The command with the digest of its own session in it."""
-    digest = spec_of(command, program.circuit, program.digest).digest
-    return msgspec.structs.replace(command, digest=digest)
+    return with_digest_of(command, program.circuit)
+
+
+def with_digest_of(command: m.SpdzOpen, circuit: Circuit) -> m.SpdzOpen:
+    """As `with_digest`; `command.circuit` is the circuit's own digest."""
+    return msgspec.structs.replace(command, digest=spec_of(command, circuit, command.circuit).digest)

@@ -119,7 +119,7 @@ class Session:
         dealing: Dealing,
         *,
         server: str,
-        data: m.DataRef,
+        data: m.DataRef | None,
         model: str | None = None,
         deadline_s: float,
     ) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from sordino_common.ring.fixed import FRACTION_BITS
 from sordino_server.tensors.errors import HiddenValue, UnsupportedOperation, WrongPlace
 
 
@@ -86,23 +87,20 @@ class ChainTensor(Tensor):
     def __array__(self, *_: object, **__: object) -> NoReturn:
         self.hidden("a NumPy array")
 
-    def fix_precision(self, *_: object, **__: object) -> NoReturn:
-        self.not_yet("fix_precision")
+    def fix_precision(self, *args: Any, **kwargs: Any) -> Any:
+        self.refuse("fix_precision", "it is for tensors that are here, or on an agent")
 
-    def float_precision(self) -> NoReturn:
-        self.not_yet("float_precision")
+    def float_precision(self) -> Any:
+        self.refuse("float_precision", "it is no fixed point; .fix_precision(f) makes it that")
 
-    def share(self, *_: object, **__: object) -> NoReturn:
-        self.not_yet("share")
+    def share(self, *args: Any, **kwargs: Any) -> Any:
+        self.refuse("share", "it is for tensors that are here, or on an agent of the committee")
 
-    def reconstruct(self) -> NoReturn:
-        self.not_yet("reconstruct")
+    def reconstruct(self) -> Any:
+        self.refuse("reconstruct", "it is not shared; .share(alice, bob) shares it, .get() fetches it as it is")
 
-    def not_yet(self, name: str) -> NoReturn:
-        raise UnsupportedOperation(
-            f"{name} on {self.chain}: links on secret shares are not part of this release; train on shares with a job "
-            f"of `mode: spdz` (examples/boston-spdz.yaml)"
-        )
+    def refuse(self, name: str, why: str) -> NoReturn:
+        raise UnsupportedOperation(f"{name} on {self.chain}: {why}")
 
 
 class LocalTensor(ChainTensor):
@@ -137,6 +135,18 @@ class LocalTensor(ChainTensor):
         """The plain tensor."""
         assert self.child is not None
         return self.child
+
+    def fix_precision(self, f: int = FRACTION_BITS) -> Any:
+        """A `FixedPrecisionTensor` with `f` fraction bits, in this process."""
+        from sordino_server.tensors.shared.local import fix_precision  # which stands above this link
+
+        return fix_precision(self.get(), f)
+
+    def share(self, *agents: Any, **terms: Any) -> Any:
+        """Shares on these agents; see `PointerFleet.share`."""
+        if not agents:
+            raise WrongPlace("share: name the agents that are to keep the shares")
+        return agents[0].fleet.share(self.get(), *agents, **terms)
 
 
 def _opened(value: Any) -> Any:

@@ -15,6 +15,7 @@ from sordino_server.conductor import Interrupted
 from sordino_server.fleet import Fleet, drive, interruptible, open_fleet
 from sordino_server.home import Home
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
+from sordino_server.rounds.spdz import World
 from sordino_server.tensors.fleet import DEADLINE_S, LEASE_S, PointerFleet
 
 T = TypeVar("T")
@@ -44,6 +45,9 @@ class ConnectedDriver:
 
     def now_s(self) -> float:
         return self._fleet.reactor.now_s()
+
+    def world(self) -> World:
+        return self._fleet.world()
 
     def close(self) -> None:
         self._stack.close()

@@ -41,3 +41,9 @@ class AgentAway(FleetUnavailable):
     """An agent gave no answer. What was recorded for it is kept, and goes with the next attempt."""
 
     code = "agent-away"
+
+
+class SharesLost(RemoteError):
+    """What a committee kept is of no use any more: a member cheated, or a value left the range that was stated."""
+
+    code = "shares-lost"

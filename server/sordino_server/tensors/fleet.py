@@ -26,6 +26,8 @@ from sordino_common.messages import (
     Describe,
     Described,
     Message,
+    PlanPut,
+    PlanReady,
     TensorDrop,
     TensorDropped,
     TensorGet,
@@ -37,7 +39,9 @@ from sordino_common.messages import (
 )
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.plan.spec import TensorSpec
+from sordino_common.spdz.lowering import Ranges
 from sordino_server.rounds.effects import Effect, Result
+from sordino_server.rounds.spdz import World
 from sordino_server.tensors import messages, modules
 from sordino_server.tensors.chain import ChainTensor, LocalTensor
 from sordino_server.tensors.compile import Compiler
@@ -46,8 +50,11 @@ from sordino_server.tensors.errors import AgentAway, RemoteFailure, WrongPlace
 from sordino_server.tensors.messages import Run, Terms
 from sordino_server.tensors.pointer import PointerTensor
 from sordino_server.tensors.recorder import Recorder, Request
+from sordino_server.tensors.shared.committees import Committees, bits_of, fetch_module
+from sordino_server.tensors.shared.links import SharedTensor
 from sordino_server.tensors.values import Value
 from sordino_server.trace.draft import spec_of
+from sordino_server.trace.tracing import TracedPlan
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -73,6 +80,10 @@ class Driver(Protocol):
 
     def now_s(self) -> float: ...
 
+    def world(self) -> World:
+        """What computing on shares needs of it: who deals, with which generator."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -91,6 +102,9 @@ class Sent:
 
 class RemoteAgent:
     """One agent of a fleet: takes tensors and modules, and has what was sent. An `Owner` of pointers."""
+
+    link: Final = PointerTensor
+    bring: Final = ".move(agent)"
 
     def __init__(self, fleet: PointerFleet, name: str) -> None:
         self.name = name
@@ -158,6 +172,7 @@ class PointerFleet:
         self._agents = {name: RemoteAgent(self, name) for name in driver.members}
         self._trace: deque[Sent] = deque(maxlen=_TRACE_KEPT)
         self._closed = False
+        self._committees: Committees | None = None
 
     # --- what a user does ----------------------------------------------------------------------------------------
 
@@ -191,10 +206,52 @@ class PointerFleet:
         return to.send(tensor)
 
     def get(self, thing: Any) -> Any:
-        """A pointer's tensor; or the module, its pointers replaced by what they point to."""
+        """A pointer's tensor, or a shared one; or the module, its pointers replaced by what they point to."""
         if isinstance(thing, nn.Module):
-            return modules.get(thing)
+            return fetch_module(thing)
         return thing.get()
+
+    @overload
+    def share(
+        self,
+        thing: Tensor,
+        *agents: RemoteAgent,
+        ranges: float | Ranges | None = None,
+        security: str = "active",
+        f: int | None = None,
+    ) -> SharedTensor: ...
+    @overload
+    def share(
+        self,
+        thing: M,
+        *agents: RemoteAgent,
+        ranges: float | Ranges | None = None,
+        security: str = "active",
+        f: int | None = None,
+    ) -> M: ...
+
+    def share(
+        self,
+        thing: Any,
+        *agents: RemoteAgent,
+        ranges: float | Ranges | None = None,
+        security: str = "active",
+        f: int | None = None,
+    ) -> Any:
+        """Shares of a tensor on 2 to 4 agents: of one that is here, masked by this process; of one on an agent of the
+        committee, masked there and never seen here, if its policy lets it. Of a module: all its parameters and buffers,
+        replaced in place; make the optimizer afterwards.
+
+        `ranges`: what no value passes in size, a promise: a number for what is shared, or `Ranges` with what holds of
+        all that is computed of it, too. By default 8 for tensors and 4 for parameters. `f`: fraction bits, 14 by
+        default. `security`: `passive` does without the MAC check.
+
+        Raises `WrongPlace` for what can't be shared, `RemoteFailure` with a member's reason, `AgentAway`."""
+        committee = self.committees.committee(agents, security, bits_of(thing, f))
+        if isinstance(thing, nn.Module):
+            return self.committees.share_module(thing, committee, ranges=ranges)
+        (shared,) = self.committees.share((thing,), committee, ranges=ranges)
+        return shared
 
     def search(self, tag: str) -> tuple[RemoteDataset, ...]:
         """All datasets in the fleet with this tag, or of this name. Agents that are away have none."""
@@ -209,6 +266,10 @@ class PointerFleet:
 
         Raises `RemoteFailure` with the agent's reason and the user's line, `AgentAway` if there is no answer."""
         self._require_open()
+        if not agents and self._committees is not None:
+            for committee in self._committees:
+                if not committee.lost:
+                    committee.flush()
         self._renew(agents or tuple(self._agents.values()))
         runs: dict[str, Run] = {}
         for agent in agents or self._agents.values():
@@ -255,10 +316,74 @@ class PointerFleet:
                 self.flush()
         finally:
             try:
+                if self._committees is not None:
+                    self._committees.close()
                 self._drop_all()
             finally:
                 self._closed = True
                 self._driver.close()
+
+    # --- for the committees ----------------------------------------------------------------------------------------
+
+    @property
+    def committees(self) -> Committees:
+        """Who computes on shares here."""
+        self._require_open()
+        if self._committees is None:
+            self._committees = Committees(self, self._driver.world(), self._driver.drive)
+        return self._committees
+
+    @property
+    def lease_s(self) -> float:
+        return self._terms.lease_s
+
+    @property
+    def deadline_s(self) -> float:
+        return self._terms.deadline_s
+
+    def random(self, count: int) -> bytes:
+        return self._random(count)
+
+    def now_s(self) -> float:
+        return self._driver.now_s()
+
+    def drive(self, generator: Generator[Effect, Result, T]) -> T:
+        return self._driver.drive(generator)
+
+    def require_open(self) -> None:
+        self._require_open()
+
+    def give_plan(self, agents: Sequence[RemoteAgent], traced: TracedPlan) -> None:
+        """Have these agents know the Plan. Raises as `flush`."""
+        puts = {agent.name: PlanPut(plan=traced.data) for agent in agents if traced.plan_id not in agent.plans}
+        if not puts:
+            return
+        for name in puts:
+            self._trace.append(Sent(agent=name, kind="plan-put", plan_id=traced.plan_id, nodes=len(traced.plan.nodes)))
+        answers = self._driver.drive(messages.question(self._terms, "plans", puts, PlanReady))
+        for name in puts:
+            if name not in answers.replies:
+                raise messages.failure(name, answers, what="a Plan for shares")
+            self._agents[name].plans.add(traced.plan_id)
+
+    def renew(self, agent: RemoteAgent, ids: Sequence[bytes]) -> None:
+        """Longer leases for these tensors of an agent."""
+        for start in range(0, len(ids), _DROP_MOST):
+            part = tuple(ids[start : start + _DROP_MOST])
+            self._ask(agent, "renew", TensorRenew(tensor_ids=part, lease_s=self._terms.lease_s), TensorStored)
+
+    def note_step(self, name: str, traced: TracedPlan, outputs: int, lines: tuple[str, ...]) -> None:
+        """A step on shares, for the trace."""
+        self._trace.append(
+            Sent(
+                agent=name,
+                kind="spdz-step",
+                plan_id=traced.plan_id,
+                nodes=len(traced.plan.nodes),
+                outputs=outputs,
+                lines=lines,
+            )
+        )
 
     # --- for the agents ------------------------------------------------------------------------------------------
 
@@ -305,6 +430,12 @@ class PointerFleet:
     def fetch(self, agent: RemoteAgent, value: Value) -> Tensor:
         """The value, after everything that it needs was sent."""
         self._require_open()
+        reply = self._ask(agent, "get", TensorGet(tensor_id=self.settled(agent, value)), TensorValue)
+        assert isinstance(reply, TensorValue)
+        return _tensor_of(reply, value.spec, agent.name)
+
+    def settled(self, agent: RemoteAgent, value: Value) -> bytes:
+        """The value's id on the agent, after everything that it needs was sent."""
         if value.failure is not None:
             raise value.failure
         if value.tensor_id is None:
@@ -314,9 +445,7 @@ class PointerFleet:
         if value.failure is not None:
             raise value.failure
         assert value.tensor_id is not None
-        reply = self._ask(agent, "get", TensorGet(tensor_id=value.tensor_id), TensorValue)
-        assert isinstance(reply, TensorValue)
-        return _tensor_of(reply, value.spec, agent.name)
+        return value.tensor_id
 
     # --- helpers -------------------------------------------------------------------------------------------------
 
@@ -359,10 +488,7 @@ class PointerFleet:
         """Ask for new leases where half of one is over. What is lost already fails by name when it is used."""
         now_s = self._driver.now_s()
         for agent in agents:
-            ids = agent.recorder.due(now_s, self._terms.lease_s)
-            for start in range(0, len(ids), _DROP_MOST):
-                part = ids[start : start + _DROP_MOST]
-                self._ask(agent, "renew", TensorRenew(tensor_ids=part, lease_s=self._terms.lease_s), TensorStored)
+            self.renew(agent, agent.recorder.due(now_s, self._terms.lease_s))
 
     def _drop(self, agent: RemoteAgent) -> None:
         ids = _taken(agent.recorder.forgotten)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -15,15 +15,26 @@ M = TypeVar("M", bound=nn.Module)
 def send(module: M, send_one: Callable[[Tensor], Tensor]) -> M:
     """Every parameter and buffer becomes a pointer; one that several modules share stays shared. Make the optimizer
     afterwards: it holds the parameters that it was given. If one can't be sent, the module is as before."""
-    return _replaced(module, send_one)
+    return replaced(module, send_one)
 
 
 def get(module: M) -> M:
     """Every pointer becomes what it points to, as far as its agent lets it leave; if one may not, none is replaced."""
-    return _replaced(module, lambda tensor: tensor.get() if isinstance(tensor, PointerTensor) else tensor)
+    return replaced(module, lambda tensor: tensor.get() if isinstance(tensor, PointerTensor) else tensor)
 
 
-def _replaced(module: M, make: Callable[[Tensor], Tensor]) -> M:
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, each once, in the order in which `replaced` asks for what is to take their place."""
+    seen: set[int] = set()
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def replaced(module: M, make: Callable[[Tensor], Tensor]) -> M:
+    """The module, `make(tensor)` in place of every parameter and buffer."""
     made: dict[int, Tensor] = {}
     places: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
     for part in module.modules():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sordino_common.plan.spec import TensorSpec
+from sordino_common.ring.fixed import FRACTION_BITS
 from sordino_server.tensors.chain import ChainTensor
 from sordino_server.tensors.compile import TORCH_DTYPES
 from sordino_server.tensors.errors import UnsupportedOperation, WrongPlace
@@ -27,7 +28,19 @@ class Owner(Protocol):
     """What a pointer needs of the agent that has its tensor."""
 
     name: str
-    recorder: Recorder
+
+    @property
+    def recorder(self) -> Recorder: ...
+
+    @property
+    def link(self) -> type[PointerTensor]:
+        """The class of its tensors."""
+        ...
+
+    @property
+    def bring(self) -> str:
+        """How a tensor that is elsewhere comes to it, as the end of a sentence."""
+        ...
 
     def fetch(self, value: Value) -> Tensor: ...
 
@@ -74,6 +87,19 @@ class PointerTensor(ChainTensor):
         if to is self.owner:
             return self
         return to.send(self.get().requires_grad_(self.requires_grad))
+
+    def fix_precision(self, f: int = FRACTION_BITS) -> Any:
+        """In what precision it is to be shared: a `FixedPrecisionTensor` over this pointer."""
+        from sordino_server.tensors.shared.local import fix_precision  # which stands above this link
+
+        return fix_precision(self, f)
+
+    def share(self, *agents: Any, **terms: Any) -> Any:
+        """Shares on these agents, of which the owner is one: it masks the tensor, which is never seen here; see
+        `PointerFleet.share`."""
+        if not agents:
+            raise WrongPlace("share: name the agents that are to keep the shares")
+        return agents[0].fleet.share(self, *agents, **terms)
 
     @property
     def data(self) -> Tensor:
@@ -188,9 +214,10 @@ class _Gathered:
             if self.owner is None:
                 self.owner = entry.owner
             elif entry.owner is not self.owner:
+                bring = self.owner.bring if len(self.owner.bring) > len(entry.owner.bring) else entry.owner.bring
                 raise WrongPlace(
                     f"{self._func}: one operand is on {self.owner.name}, another on {entry.owner.name}; bring them "
-                    f"together with .move(agent)"
+                    f"together with {bring}"
                 )
             self.operands.append(entry)
             return Slot(len(self.operands) - 1)
@@ -200,9 +227,12 @@ class _Gathered:
             scalar = entry.item()
             self.kinds.append(repr(scalar))
             return Scalar(scalar, entry.dtype)
+        there = "a pointer; send it first with agent.send(tensor)"
+        if self.owner is not None and self.owner.link is not PointerTensor:
+            there = f"on {self.owner.name}; share it first with {self.owner.bring}"
         raise WrongPlace(
-            f"{self._func}: one operand is here (a tensor of shape {list(entry.shape)}), another is a pointer; send it "
-            f"first with agent.send(tensor), or fetch the other with .get()"
+            f"{self._func}: one operand is here (a tensor of shape {list(entry.shape)}), another is {there}, or fetch "
+            f"the other with .get()"
         )
 
 
@@ -252,7 +282,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if info.view and isinstance(first, PointerTensor):
         results: list[Any] = [_view(first, info, template[1:], k, value) for k, value in enumerate(values)]
     else:
-        results = [None if value is None else PointerTensor(owner, recorder.cell(value)) for value in values]
+        link = owner.link
+        results = [None if value is None else link(owner, recorder.cell(value)) for value in values]
     return results[0] if facts.single else results
 
 
@@ -269,13 +300,13 @@ def _fixed(template: Any, named: Any, gathered: _Gathered) -> tuple[Any, Any]:
 
 def _view(base: PointerTensor, info: OpInfo, args: tuple[Any, ...], index: int, value: Value | None) -> PointerTensor:
     assert value is not None
-    pointer = PointerTensor(base.owner, base.cell, spec=value.spec, views=(*base._views, ((info.op, args), index)))
+    pointer = base.owner.link(base.owner, base.cell, spec=value.spec, views=(*base._views, ((info.op, args), index)))
     pointer._read = (base.cell.value, value)
     return pointer
 
 
 def _alias(pointer: PointerTensor) -> PointerTensor:
-    alias = PointerTensor(pointer.owner, pointer.cell, spec=pointer.value().spec, views=pointer._views)
+    alias = pointer.owner.link(pointer.owner, pointer.cell, spec=pointer.value().spec, views=pointer._views)
     alias._read = pointer._read
     return alias
 

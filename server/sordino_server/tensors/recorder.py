@@ -44,6 +44,7 @@ class Recorder:
 
     def __init__(self, name: str, compiler: Compiler) -> None:
         self.name = name
+        self.chain = f"PointerTensor({name})"
         self.compiler = compiler
         self.forgotten: deque[bytes] = deque()
         self.recorded = 0  # steps since the last flush
@@ -104,9 +105,7 @@ class Recorder:
                 facts = infer(partial(Facts, op=op, args=args, kwargs=kwargs), specs, numbers, line)
             except PlanError as error:
                 text = str(error).removeprefix("tensors: ")
-                raise UnsupportedOperation(
-                    f"{op.name()} on PointerTensor({self.name}): {text}{instead_of(op.name())}"
-                ) from None
+                raise UnsupportedOperation(f"{op.name()} on {self.chain}: {text}{instead_of(op.name())}") from None
             self.compiler.facts[key] = facts
         step = Step(facts, operands, numbers, next(self._numbers), line)
         self.recorded += 1

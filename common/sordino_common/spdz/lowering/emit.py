@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -33,7 +34,7 @@ from sordino_common.spdz.circuit import (
     Wire,
 )
 from sordino_common.spdz.lowering.magnitudes import ceil_log2, inner
-from sordino_common.spdz.lowering.scales import SLACK, Part, choose
+from sordino_common.spdz.lowering.scales import BAD, SLACK, Part, choose
 from sordino_common.spdz.lowering.settings import CoefficientRefused, GateNote, LoweringError, Settings
 from sordino_common.spdz.lowering.sketch import (
     Combined,
@@ -78,7 +79,7 @@ def _room_after(before: _Known, after: _Known) -> Room:
     return before.base, max(before.growth, after.base - before.base, after.growth)
 
 
-@dataclass(slots=True)
+@dataclass
 class Emitter:
     """Builds the circuit of one sketch. `rooms`: (base, growth) of the carried inputs, as far as they are known."""
 
@@ -132,6 +133,14 @@ class Emitter:
 
     _input_wires: list[_Known] = field(default_factory=list)
 
+    @cached_property
+    def _carried(self) -> frozenset[str]:
+        """What gates of carried outputs are made for, as `Sketch.output` says it."""
+        inputs = {(entry.name, entry.role) for entry in self.plan.inputs}
+        return frozenset(
+            f"{entry.role} {entry.name}" for entry in self.plan.outputs if (entry.name, entry.role) in inputs
+        )
+
     # --- wires ---------------------------------------------------------------------------------------------------
 
     def _given(self, index: int) -> None:
@@ -144,7 +153,8 @@ class Emitter:
                 f"input {given.name!r}: a range of {stated:g} leaves no room for a mask at {full} fraction bits; scale "
                 f"the data, or state a smaller range"
             )
-        base, growth = self.rooms.get((given.name, given.role), (1 << (63 - shift), 0))
+        fresh = 1 << self.settings.rooms.get(given.name, 63 - shift)
+        base, growth = self.rooms.get((given.name, given.role), (fresh, 0))
         wire = Wire(
             shape=given.spec.shape,
             fraction_bits=full,
@@ -340,9 +350,12 @@ class Emitter:
         # The real bound of the pre-pass is no worse than what integers say: polynomials are bounded as such there.
         cap = self.found[wire]
         bits = self.bits[wire]
-        chosen = choose(parts, node.constant, cap, bits, math.prod(shape))
+        output, worst = self.sketch.entries[wire].output, self.settings.exactness or BAD
+        if output in self._carried:
+            worst = BAD
+        chosen = choose(parts, node.constant, cap, bits, math.prod(shape), worst=worst)
         if chosen is None:
-            raise self._refusal(parts, cap, bits, plan_node, self.sketch.entries[wire].output)
+            raise self._refusal(parts, cap, bits, plan_node, output)
         count = len(node.products)
         products = tuple((factor, k) for factor, k in zip(node.products, chosen.integers[:count], strict=True) if k)
         terms = tuple(
@@ -368,7 +381,7 @@ class Emitter:
             plan_node,
             self._text(node),
             chosen.error,
-            output=self.sketch.entries[wire].output,
+            output=output,
             extra_level=max([0, *(self.known[part].level for factor, _ in products for part in (factor.a, factor.b))]),
         )
 

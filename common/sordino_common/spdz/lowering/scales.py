@@ -57,8 +57,10 @@ class Choice:
         return self.size.bit_length()
 
 
-def choose(parts: Sequence[Part], constant: float, cap: float, fraction_bits: int, elements: int) -> Choice | None:
-    """The scale and integers of a gate of so many elements; None if none keeps all coefficients within `BAD` and z
+def choose(
+    parts: Sequence[Part], constant: float, cap: float, fraction_bits: int, elements: int, *, worst: float = BAD
+) -> Choice | None:
+    """The scale and integers of a gate of so many elements; None if none keeps all coefficients within `worst` and z
     below 2^44. Beyond 2^40 goes what would be less exact than `GOOD`, as far as that is seldom a retry; what would be
     worse than `FAIR` goes as far as it must."""
     options = [
@@ -71,7 +73,7 @@ def choose(parts: Sequence[Part], constant: float, cap: float, fraction_bits: in
     for most, wanted in zip(limits, (GOOD, FAIR, BAD), strict=True):
         usual = [option for option in options if option.bits <= most]
         best = min((option.error for option in usual), default=math.inf)
-        if best <= wanted:
+        if best <= min(wanted, worst):
             return _quietest(usual, fraction_bits, best, most)
     return None
 

@@ -12,6 +12,7 @@ from sordino_common.spdz.circuit import Circuit
 
 _FEWEST_BITS = 4
 _MOST_BITS = 24
+_RING_ROOM = 63
 
 
 class LoweringError(PlanError):
@@ -53,25 +54,36 @@ class Ranges:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`fraction_bits`: f. `interval`: where the polynomial activations were fitted. `steps`: how many steps the
-    parameters will be carried through. `inputs`: ranges by input name, where they differ from the role's."""
+    parameters will be carried through. `inputs`: ranges by input name, where they differ from the role's. `rooms`: by
+    input name, the bits of masks and masked values that are kept from an earlier circuit: |m|, |λ| <= 2^bits. By
+    default those of a value that its owner masks. `exactness`: how far off a coefficient may be, relatively, but for
+    changes of carried inputs (a learning rate); where one gate can't, there are two, one after the other. None: as far
+    as is bearable in training, 2^-6."""
 
     fraction_bits: int = FRACTION_BITS
     ranges: Ranges = Ranges()
     interval: float | None = None
     steps: int = 1 << 16
     inputs: Mapping[str, float] = field(default_factory=dict)
+    rooms: Mapping[str, int] = field(default_factory=dict)
+    exactness: float | None = None
 
     def __post_init__(self) -> None:
         if not _FEWEST_BITS <= self.fraction_bits <= _MOST_BITS:
             raise ConfigError(f"fraction_bits is {self.fraction_bits}, expected {_FEWEST_BITS}..{_MOST_BITS}")
         if self.steps < 1:
             raise ConfigError(f"steps is {self.steps}, expected at least 1")
+        if not all(0 < bits < _RING_ROOM for bits in self.rooms.values()):
+            raise ConfigError(f"the room of a kept value is 1..{_RING_ROOM - 1} bits")
         stated = (self.ranges.x, self.ranges.y, self.ranges.params, self.ranges.state, *self.inputs.values())
         if not all(0 < bound < math.inf for bound in stated):
             raise ConfigError("the ranges of x, y, params and state are finite numbers above 0")
         if not all(
             bound is None or bound > 0
-            for bound in (self.ranges.values, self.ranges.updates, self.ranges.preactivations, self.interval)
+            for bound in (
+                *(self.ranges.values, self.ranges.updates, self.ranges.preactivations),
+                *(self.interval, self.exactness),
+            )
         ):
             raise ConfigError("ranges are numbers above 0")
 
