@@ -178,8 +178,8 @@ def test_values_are_not_told(alice: RemoteAgent, ask: Any) -> None:
         (lambda x: torch.add(x, x, out=x.clone()), "writes into an `out` tensor"),
         (lambda x: x.to("meta"), "where PointerTensor(alice) computes is its owner's choice"),
         (lambda x: x.expand(2, 3).add_(1), "writes into a view (aten::expand)"),
-        (lambda x: x.share(), "links on secret shares are not part of this release"),
-        (lambda x: x.fix_precision(), "fix_precision on PointerTensor(alice)"),
+        (lambda x: x.reconstruct(), "reconstruct on PointerTensor(alice): it is not shared"),
+        (lambda x: x.float_precision(), "float_precision on PointerTensor(alice): it is no fixed point"),
         (lambda x: setattr(x, "data", x), "assignment to .data"),
     ],
 )
