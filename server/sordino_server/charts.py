@@ -52,8 +52,17 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [mark for mark in marks if below[-1] <= mark <= above[0]]
 
 
-def line_chart(lines: Sequence[Line], *, x_label: str, unit: str = "", height: float = 260.0) -> str:
-    """Lines over a common x; a logarithmic y axis if the values are positive and span more than a factor of 20."""
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    unit: str = "",
+    height: float = 260.0,
+    width: float = WIDTH,
+    label: str = "",
+) -> str:
+    """Lines over a common x; a logarithmic y axis if the values are positive and span more than a factor of 20.
+    `label`: the picture's name for those who don't see it."""
     values = [y for line in lines for _, y in line.points if math.isfinite(y)]
     xs = [x for line in lines for x, _ in line.points]
     if not values:
@@ -61,7 +70,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, unit: str = "", height: f
     low, high = min(values), max(values)
     log = low > 0.0 and high / low > 20.0
     marks = log_ticks(low, high) if log else ticks(low, high)
-    frame = _Frame(x=(min(xs), max(xs)), y=(marks[0], marks[-1]), height=height, log=log)
+    frame = _Frame(x=(min(xs), max(xs)), y=(marks[0], marks[-1]), height=height, log=log, width=width)
     parts = [frame.grid(marks, x_label)]
     for line in lines:
         points = [(frame.px(x), frame.py(y), x, y) for x, y in line.points if math.isfinite(y)]
@@ -75,7 +84,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, unit: str = "", height: f
         if points:
             px, py, _, y = points[-1]
             parts.append(f'<circle class="end {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
-    return frame.svg("".join(parts))
+    return frame.svg("".join(parts), label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +160,7 @@ def bar_chart(
     first_x: int,
     show: Sequence[Sequence[str]],
     x_label: str = "round",
+    label: str = "",
 ) -> str:
     """Stacked bars: `stacks[k]` are the k-th bar's parts from below, `labels` the parts' names, `show` their texts."""
     totals = [sum(stack) for stack in stacks]
@@ -172,7 +182,7 @@ def bar_chart(
                 f'<rect class="bar {"ab"[part % 2]}" x="{frame.px(first_x + k) - width / 2:.1f}" y="{y1:.1f}" '
                 f'width="{width:.1f}" height="{max(0.0, y0 - y1):.1f}"><title>{escape(tip)}</title></rect>'
             )
-    return frame.svg("".join(parts))
+    return frame.svg("".join(parts), label)
 
 
 def participation(names: Sequence[str], rounds: Sequence[int], cells: Sequence[Sequence[tuple[str, str]]]) -> str:
@@ -240,8 +250,8 @@ class _Frame:
         parts.append(f'<text class="axis" x="{middle:.1f}" y="{base + 28:.1f}" text-anchor="middle">{words}</text>')
         return "".join(parts)
 
-    def svg(self, inner: str) -> str:
-        return _svg(self.height, inner, width=self.width)
+    def svg(self, inner: str, label: str = "") -> str:
+        return _svg(self.height, inner, width=self.width, label=label)
 
 
 def short(value: float) -> str:
@@ -252,5 +262,7 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(height: float, inner: str, *, width: float = WIDTH) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" preserveAspectRatio="xMinYMin meet">{inner}</svg>'
+def _svg(height: float, inner: str, *, width: float = WIDTH, label: str = "") -> str:
+    name = f' aria-label="{escape(label)}"' if label else ""
+    box = f'viewBox="0 0 {width:g} {height:g}"'
+    return f'<svg {box} role="img"{name} preserveAspectRatio="xMinYMin meet">{inner}</svg>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Final
@@ -17,8 +18,14 @@ _WORDS: Final = {
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A whole file. `title` is text, the sections are HTML."""
-    return _PAGE.replace("{title}", escape(title)).replace("{style}", _STYLE).replace("{body}", "\n".join(sections))
+    """A whole file that needs nothing else. `title` is text, the sections are HTML."""
+    return document(title, sections, head=f"<style>{STYLE}</style>", footer=_FOOTER)
+
+
+def document(title: str, sections: Sequence[str], *, head: str, footer: str) -> str:
+    """A whole file. `title` is text; what stands in its head and foot, and the sections, are HTML."""
+    parts = {"title": escape(title), "head": head, "footer": footer, "body": "\n".join(sections)}
+    return _PLACE.sub(lambda place: parts[place[1]], _PAGE)  # once: a part may look like a place
 
 
 def card(title: str, body: str, legend: str) -> str:
@@ -37,7 +44,7 @@ def tile(label: str, value: str, note: str, style: str = "") -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
     """`head` is text, the cells of `rows` are HTML."""
-    top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if header else ""
+    top = "<tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr>" if header else ""
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead>{top}</thead><tbody>{body}</tbody></table></div>'
 
@@ -57,6 +64,7 @@ def count(many: int, noun: str) -> str:
     return f"{many} {noun}" + ("" if many == 1 else "s")
 
 
+_PLACE: Final = re.compile(r"\{(title|head|footer|body)\}")
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
@@ -64,16 +72,18 @@ _PAGE: Final = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<style>{style}</style>
+{head}
 </head>
 <body><main>
 {body}
-<footer>Written by sordino. One file, no scripts, nothing fetched.</footer>
+<footer>{footer}</footer>
 </main></body>
 </html>
 """
 
-_STYLE: Final = """
+_FOOTER: Final = "Written by sordino. One file, no scripts, nothing fetched."
+
+STYLE: Final = """
 :root { --page: #f6f6f3; --card: #ffffff; --ink: #1c1c1a; --soft: #63635d; --rule: #e3e3dd; --a: #1f5fbf;
   --b: #c9772b; --good: #7fa9dd; --miss: #e2a33b; --bad: #c2413a; --shadow: 0 1px 2px rgba(0,0,0,.06); }
 @media (prefers-color-scheme: dark) { :root { --page: #151614; --card: #1f201e; --ink: #ecece6; --soft: #a3a39a;

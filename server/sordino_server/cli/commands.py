@@ -17,6 +17,7 @@ from sordino_server.cli.running import run_cli
 from sordino_server.cli.runs import export_model, runs, show
 from sordino_server.cli.top import top
 from sordino_server.cli.train import train
+from sordino_server.cli.web import web
 
 app = typer.Typer(
     help="Con sordino: a fleet learns together, and no device says what it knows.",
@@ -34,6 +35,7 @@ app.command()(runs)
 app.command()(show)
 app.command("export")(export_model)
 app.command()(top)
+app.command()(web)
 app.add_typer(roster_app, name="roster")
 app.add_typer(dealer_app, name="dealer")
 app.add_typer(plan_app, name="plan")
