@@ -66,13 +66,13 @@ def get(
 
 def raw(dashboard: Dashboard, data: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", dashboard.server_address[1]), timeout=10) as client:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
         answer = b""
         try:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
             while piece := client.recv(65536):
                 answer += piece
-        except ConnectionResetError:  # it did not read all that we sent
+        except OSError:  # it did not read all that we sent
             pass
         return answer
 

@@ -16,7 +16,7 @@ from rich.live import Live
 
 from sordino_common.errors import ConfigError
 from sordino_common.transport.reactor import READ, Reactor
-from sordino_server.cli.output import HERE, FleetOption, JsonOption, installed_version, print_json
+from sordino_server.cli.output import HERE, DatabaseOption, FleetOption, JsonOption, installed_version, print_json
 from sordino_server.dashboard.source import Source
 from sordino_server.dashboard.terminal import frame
 
@@ -31,6 +31,7 @@ def top(
     connect: Annotated[
         bool, typer.Option("--connect", help="Listen to the broker too: who is online while nothing is trained.")
     ] = False,
+    database: DatabaseOption = None,
     interval_s: Annotated[float, typer.Option("--interval", min=0.2, help="Seconds between two frames.")] = 1.0,
 ) -> None:
     """Agents, rounds, bytes, budgets and errors, live. Only looks: a run is neither stopped nor slowed."""
@@ -46,7 +47,7 @@ def top(
             home = Home(fleet)
             births, reactor = stack.enter_context(listening(home, mqtt_settings(home)))
         reactor = reactor or stack.enter_context(Reactor())
-        source = stack.enter_context(Source(fleet, version=installed_version(), births=births))
+        source = stack.enter_context(Source(fleet, version=installed_version(), births=births, database=database))
         if once or as_json:
             if births is not None:
                 listener = births

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sordino_common.errors import ConfigError
-from sordino_server.cli.output import HERE, FleetOption, installed_version, note
+from sordino_server.cli.output import HERE, DatabaseOption, FleetOption, installed_version, note
 
 if TYPE_CHECKING:
     from sordino_server.dashboard.web import Dashboard
@@ -22,6 +22,7 @@ def web(
     fleet: FleetOption = HERE,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8642,
+    database: DatabaseOption = None,
     connect: Annotated[
         bool, typer.Option("--connect", help="Listen to the broker too: who is online while nothing is trained.")
     ] = False,
@@ -50,10 +51,10 @@ def web(
         from sordino_server.home import Home
 
         broker = mqtt_settings(Home(fleet))
-    with Source(fleet, version=installed_version()) as source:
+    with Source(fleet, version=installed_version(), database=database) as source:
         source.view(runs=0)  # what is wrong with the folder is said now, and not to the first visitor
     with (
-        Collector(fleet, version=installed_version(), broker=broker) as collector,
+        Collector(fleet, version=installed_version(), broker=broker, database=database) as collector,
         Dashboard(host, port, look=collector.view, token=token) as dashboard,
     ):
         before = {number: signal.signal(number, _stop(dashboard)) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -28,10 +28,13 @@ _ANSWER_S: Final = 20.0
 class Collector:
     """A context manager. `broker`: how to listen for births; None: not at all."""
 
-    def __init__(self, folder: Path, *, version: str, broker: MqttSettings | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, version: str, broker: MqttSettings | None = None, database: str | None = None
+    ) -> None:
         self._folder = folder
         self._version = version
         self._broker = broker
+        self._database = database
         self._reactor: Reactor | None = None
         self._changed = threading.Condition()
         self._wanted = self._stopped = False
@@ -78,7 +81,9 @@ class Collector:
                 reactor = stack.enter_context(Reactor())
             else:
                 births, reactor = stack.enter_context(listening(Home(self._folder), self._broker))
-            source = stack.enter_context(Source(self._folder, version=self._version, births=births))
+            source = stack.enter_context(
+                Source(self._folder, version=self._version, births=births, database=self._database)
+            )
             with self._changed:
                 self._reactor = reactor
             while True:

@@ -56,11 +56,17 @@ class _Read:
 class Source:
     """Of the fleet directory `folder`, or of a folder of run records that `sordino-sim run --store` has left.
 
-    One thread's, and to be closed. `births`: who listens to the broker, if anybody does. Raises `ConfigError` if the
-    folder is neither."""
+    One thread's, and to be closed. `births`: who listens to the broker, if anybody does. `database`: where run
+    records are, if not where fleet.yaml says. Raises `ConfigError` if the folder is neither."""
 
     def __init__(
-        self, folder: Path, *, version: str, births: Births | None = None, wall_s: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        *,
+        version: str,
+        births: Births | None = None,
+        database: str | None = None,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self._version = version
@@ -69,6 +75,8 @@ class Source:
         self._home = None
         if (folder / "fleet.yaml").exists() or not (folder / RUNS_FILE).exists():
             self._home = Home(folder)
+            database = database or self._home.spec.database
+        self._database = database
         self._read: dict[str, _Read] = {}
         self._costed: dict[str, tuple[float, str, tuple[Spending, ...], bool]] = {}
         self._store: RunStore | None = None  # opened once there are records
@@ -89,9 +97,8 @@ class Source:
         now_s = self._wall_s()
         trouble: list[str] = []
         roster = self._roster(trouble)
-        database = None if self._home is None else self._home.spec.database
-        if self._store is None and (database is not None or (self.folder / RUNS_FILE).exists()):
-            self._store = RunStore(self.folder, wall_s=self._wall_s, database=database, read_only=True)
+        if self._store is None and (self._database is not None or (self.folder / RUNS_FILE).exists()):
+            self._store = RunStore(self.folder, wall_s=self._wall_s, database=self._database, read_only=True)
         store = self._store
         rows = () if store is None else store.runs()
         recent = tuple(reversed(rows[-runs:])) if runs else ()
