@@ -1,4 +1,4 @@
-"""`sordino-agent init | run | check | status | budget`."""
+"""`sordino-agent init | enroll | run | check | status | budget | renew | rotate`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sordino-agent", description="Train on this device's data, which stays here.")
     parser.add_argument("--version", action="version", version=f"sordino-agent {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="init | run | check | status | budget")
+    commands = parser.add_subparsers(
+        required=True, metavar="init | enroll | run | check | status | budget | renew | rotate"
+    )
 
     init = commands.add_parser("init", help="make a key, a configuration and a request to be enrolled")
     init.add_argument("folder", type=Path, metavar="DIR")
@@ -46,6 +48,23 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--broker", required=True, metavar="HOST:PORT", help="the MQTT broker")
     init.add_argument("--server", default="server", help="the server's name in the fleet (default: server)")
     init.set_defaults(act=_init)
+
+    enroll = commands.add_parser("enroll", help="become a member with a token of `sordino enroll-token`")
+    enroll.add_argument(
+        "token", nargs="?", metavar="TOKEN", help="the token; - reads it; none: go on with the last one"
+    )
+    enroll.add_argument(
+        "--dir",
+        dest="folder",
+        type=Path,
+        default=Path(DEFAULT_CONFIG).parent,
+        help=f"where key and configuration go (default: {Path(DEFAULT_CONFIG).parent})",
+    )
+    enroll.add_argument("--name", help="this device's name, if the token does not say it")
+    _wait_argument(enroll)
+    enroll.add_argument("--offline", action="store_true", help="write the request into a file, to be carried by hand")
+    enroll.add_argument("--grant", type=Path, metavar="FILE", help="take the answer from this file")
+    enroll.set_defaults(act=_enroll)
 
     run = commands.add_parser(
         "run", help="be the agent until SIGTERM or Ctrl-C; SIGHUP reads policy and datasets again"
@@ -69,7 +88,26 @@ def _parser() -> argparse.ArgumentParser:
     _config_argument(budget)
     budget.add_argument("--json", action="store_true", help="as one JSON array")
     budget.set_defaults(act=_budget)
+
+    renew = commands.add_parser("renew", help="get a new certificate for the broker")
+    _config_argument(renew)
+    _wait_argument(renew)
+    renew.add_argument(
+        "--if-due", action="store_true", help="only if less than a third of its time is left: for a timer"
+    )
+    renew.set_defaults(act=_renew)
+
+    rotate = commands.add_parser("rotate", help="get new keys for this device; the old ones end")
+    _config_argument(rotate)
+    _wait_argument(rotate)
+    rotate.set_defaults(act=_rotate)
     return parser
+
+
+def _wait_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait", type=float, default=600.0, metavar="S", help="seconds to wait for the operator (default: 600)"
+    )
 
 
 def _config_argument(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +153,45 @@ fingerprint with you before `sordino roster add`. Then:
     sordino-agent run {config}"""
     )
     return 0
+
+
+def _enroll(arguments: argparse.Namespace) -> int:
+    from sordino_agent.enrolling import enroll
+
+    text: str | None = arguments.token
+    enroll(
+        arguments.folder,
+        token=sys.stdin.read(1 << 16) if text == "-" else text,
+        name=arguments.name,
+        wait_s=arguments.wait,
+        offline=arguments.offline,
+        grant=arguments.grant,
+        say=_say_now,
+    )
+    return 0
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    from sordino_agent.config import load_agent_config
+    from sordino_agent.enrolling import renew
+
+    loaded = load_agent_config(_config_path(arguments))
+    renew(loaded, wait_s=arguments.wait, if_due=arguments.if_due, say=_say_now)
+    return 0
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    from sordino_agent.config import load_agent_config
+    from sordino_agent.enrolling import rotate
+
+    rotate(load_agent_config(_config_path(arguments)), wait_s=arguments.wait, say=_say_now)
+    return 0
+
+
+def _say_now(text: str) -> None:
+    """Before a wait: whoever reads our output must see the fingerprint now."""
+    _say(text)
+    sys.stdout.flush()
 
 
 def _run(arguments: argparse.Namespace) -> int:

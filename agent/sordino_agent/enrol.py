@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from sordino_agent.config import KEY_FILE, load_agent_config
 from sordino_agent.policy import Limits
 from sordino_common.channel.files import write_atomically, write_new
 from sordino_common.channel.identity import DeviceKey, check_sign_key
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import NAME_PATTERN
+from sordino_common.transport.mqtt_settings import TlsSettings
 
 CONFIG_FILE: Final = "agent.yaml"
 REQUEST_FILE: Final = "enrolment.json"
@@ -40,8 +43,10 @@ def enrol(
     broker: str,
     server: str = "server",
     roles: tuple[str, ...] = ("data",),
+    tls: TlsSettings | None = None,
 ) -> Enrolment:
-    """Make `folder` with key, configuration and enrolment request. A key that is there already is kept.
+    """Make `folder` with key, configuration and enrolment request. A key that is there already is kept. `tls`: for the
+    configuration.
 
     Raises `ConfigError` if an argument is wrong or the folder holds a configuration."""
     for what, value in (("--name", name), ("--fleet", fleet), ("--server", server)):
@@ -75,7 +80,9 @@ def enrol(
             box_key=key.public.box_key.hex(),
         )
         write_atomically(request, _request(made, name=name, fleet=fleet, roles=roles))
-        text = _config(name=name, fleet=fleet, server=server, operator_key=operator_key.lower(), host=host, port=port)
+        text = _config(
+            name=name, fleet=fleet, server=server, operator_key=operator_key.lower(), host=host, port=port, tls=tls
+        )
         write_new(config, text.encode(), mode=0o600)
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: can't be written: {error.strerror}") from None
@@ -103,8 +110,14 @@ def _request(made: Enrolment, *, name: str, fleet: str, roles: tuple[str, ...]) 
     return (json.dumps(request, indent=2) + "\n").encode()
 
 
-def _config(*, name: str, fleet: str, server: str, operator_key: str, host: str, port: int) -> str:
+def _config(
+    *, name: str, fleet: str, server: str, operator_key: str, host: str, port: int, tls: TlsSettings | None
+) -> str:
     limits = Limits()
+    tls_line = f"# tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}"
+    if tls is not None:
+        given = {key: value for key, value in msgspec.to_builtins(tls).items() if value is not None}
+        tls_line = f"tls: {json.dumps(given)}"
     return f"""\
 # Configuration of one Sordino agent. Check it with: sordino-agent check agent.yaml
 
@@ -121,7 +134,7 @@ broker:
   host: {json.dumps(host)}
   port: {port}
   # username: {name}
-  # tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}
+  {tls_line}
 # broker_password_file: broker.password
 
 # What this device offers. Rows never leave it: a server can ask for training, sums over many rows, and descriptions.

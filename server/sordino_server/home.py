@@ -144,8 +144,12 @@ class Home:
         text = yaml.safe_dump(msgspec.to_builtins(ordered), sort_keys=False, default_flow_style=None, width=200)
         write_atomically(self.folder / "roster.yaml", (_DRAFT_HEAD + text).encode())
 
-    def add(self, request: EnrolmentRequest, *, roles: Sequence[str], zone: str | None) -> DraftEntry:
-        """Put the request's keys into the draft. Raises `ConfigError` for a name or key that is taken."""
+    def add(
+        self, request: EnrolmentRequest, *, roles: Sequence[str], zone: str | None, replaces: str | None = None
+    ) -> DraftEntry:
+        """Put the request's keys into the draft. `replaces`: the signing key (hex) that the name may have until now.
+
+        Raises `ConfigError` for a name or key that is taken."""
         if request.fleet is not None and request.fleet != self.spec.fleet:
             raise ConfigError(f"the request is for fleet {request.fleet}, this is {self.spec.fleet}")
         fields = {
@@ -164,6 +168,8 @@ class Home:
         for other in draft.entries:
             if other.name == entry.name and (other.sign_key, other.box_key) == (entry.sign_key, entry.box_key):
                 continue  # the same device with other roles: the entry is replaced
+            if other.name == entry.name and other.sign_key == replaces:
+                continue
             if other.name == entry.name:
                 raise ConfigError(
                     f"{entry.name} is in the roster with other keys ({other.fingerprint}); if the device has new ones, "
@@ -192,19 +198,15 @@ class Home:
         draft = self.draft()
         signed_epoch = self.roster_book(wall_s=lambda: now_s).current
         epoch = max(draft.epoch, signed_epoch.epoch if signed_epoch else 0) + 1
-        try:
-            roster = Roster(
-                fleet=self.spec.fleet,
-                epoch=epoch,
-                issued_s=int(now_s),
-                expires_s=int(now_s) + draft.valid_days * 86_400,
-                entries=tuple(_entry(entry) for entry in draft.entries),
-            )
-        except RosterError as error:
-            raise ConfigError(f"{self.folder / 'roster.yaml'}: {error}") from None
+        where = str(self.folder / "roster.yaml")
+        roster = draft_roster(draft, fleet=self.spec.fleet, epoch=epoch, now_s=now_s, where=where)
         write_atomically(self.folder / "roster.cbor", sign_roster(roster, key))
-        self.write_draft(replace(draft, epoch=epoch))
+        self.follow(roster)
         return roster
+
+    def follow(self, roster: Roster) -> None:
+        """The draft notes the epoch that was signed."""
+        self.write_draft(replace(self.draft(), epoch=roster.epoch))
 
     def roster_book(self, *, wall_s: Callable[[], float]) -> RosterBook:
         """The signed roster, verified under the pinned key."""
@@ -277,6 +279,20 @@ def _require_known_format(path: Path) -> None:
             f"{path}: the fleet directory has layout {found}, this sordino knows up to {FORMAT}: it was written by a "
             "newer one. Upgrade sordino, or restore the directory from before the upgrade"
         )
+
+
+def draft_roster(draft: Draft, *, fleet: str, epoch: int, now_s: float, where: str) -> Roster:
+    """The roster that the draft stands for, to be signed. Raises `ConfigError`."""
+    try:
+        return Roster(
+            fleet=fleet,
+            epoch=epoch,
+            issued_s=int(now_s),
+            expires_s=int(now_s) + draft.valid_days * 86_400,
+            entries=tuple(_entry(entry) for entry in draft.entries),
+        )
+    except RosterError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def parse_broker(text: str) -> tuple[str, int]:

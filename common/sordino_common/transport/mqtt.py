@@ -35,7 +35,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from sordino_common.clock import Timer
-from sordino_common.errors import LimitExceeded, LocalError
+from sordino_common.errors import ConfigError, LimitExceeded, LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
 from sordino_common.transport.dialing import Dial, explain, explain_silence, see_off
@@ -312,6 +312,11 @@ class MqttTransport:
 
     def _attempt(self) -> None:
         settings = self._settings
+        if settings.tls is not None and self._attempts:
+            try:  # certificates are renewed while we run
+                self._context = tls_context(settings.tls)
+            except ConfigError as error:
+                _log.warning("%s: the certificates can't be read again, the old ones stay: %s", self._where, error)
         self._timer = self._reactor.call_at(self._reactor.now_s() + settings.connect_timeout_s, self._too_late)
         dial = self._dial = Dial(
             self._reactor,

@@ -23,7 +23,6 @@ from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.base import NAME_PATTERN
 
 ROOT: Final = "sordino"
-TOKEN_BYTES: Final = 8  # of a token's id
 _NAME: Final = re.compile(NAME_PATTERN)
 _TOKEN_USER: Final = re.compile(r"_enrol-[0-9a-f]{16}\Z")
 _KNOWN: Final = 4096  # topics that are remembered; what raises is not

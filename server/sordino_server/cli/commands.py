@@ -9,6 +9,7 @@ import typer
 
 from sordino_server.cli.broker import broker_config
 from sordino_server.cli.dealer import dealer_app
+from sordino_server.cli.enrol import enroll_token
 from sordino_server.cli.fleet import agents, init
 from sordino_server.cli.plans import plan_app, plans
 from sordino_server.cli.privacy import privacy_app
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(init)
 app.command("broker-config")(broker_config)
+app.command("enroll-token")(enroll_token)
 app.command()(agents)
 app.command()(plans)
 app.command()(train)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sordino_server.cli import members
 from sordino_server.cli.output import HERE, FleetOption, JsonOption, date, note, print_json, print_table, say, table_of
 from sordino_server.home import Home, read_request
 
@@ -77,7 +78,35 @@ def roster_list(fleet: FleetOption = HERE, as_json: JsonOption = False) -> None:
 
 
 @roster_app.command("sign")
-def roster_sign(fleet: FleetOption = HERE) -> None:
-    """Sign the draft with operator.key under the next epoch."""
-    roster = Home(fleet).sign(now_s=time.time())
+def roster_sign(
+    order: Annotated[
+        Path | None, typer.Option("--order", help="Sign this order of `sordino roster export` instead, elsewhere.")
+    ] = None,
+    keys: Annotated[
+        Path, typer.Option("--keys", help="With --order: the folder of operator.key, ca.key, ca.pem.")
+    ] = HERE,
+    output: Annotated[Path, typer.Option("-o", "--output", help="With --order: what was signed.")] = Path("signed.txt"),
+    yes: members.YesOption = False,
+    fleet: FleetOption = HERE,
+) -> None:
+    """Sign the draft with operator.key under the next epoch, and certify what was approved."""
+    if order is not None:
+        members.sign_order(order, keys, output, yes=yes)
+        return
+    home = Home(fleet)
+    roster = home.sign(now_s=time.time())
     say(f"epoch {roster.epoch} signed: {len(roster.entries)} parties, valid until {date(roster.expires_s)}")
+    for name in members.certify_here(home):
+        say(f"certificate for {name}")
+
+
+roster_app.command("pending")(members.pending)
+roster_app.command("approve")(members.approve)
+roster_app.command("refuse")(members.refuse)
+roster_app.command("renew")(members.renew)
+roster_app.command("revoke")(members.revoke)
+roster_app.command("deliver")(members.deliver_all)
+roster_app.command("receive")(members.receive)
+roster_app.command("grant")(members.grant)
+roster_app.command("export")(members.export)
+roster_app.command("import")(members.import_signed)

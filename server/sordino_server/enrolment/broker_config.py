@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sordino_common.channel.certificates import new_tls_key, write_identity
@@ -32,6 +33,7 @@ CONFIG_FILE: Final = "mosquitto.conf"
 CRL_FILE: Final = "crl.pem"
 SERVER_IDENTITY: Final = "server.pem"
 PID_FILE: Final = "mosquitto.pid"
+PLACE_FILE: Final = "broker.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,24 @@ class BrokerPlan:
     bind: str | None = None
     tie_client_ids: bool = False
     limits: BrokerLimits = BrokerLimits()
+
+
+class BrokerPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fleet directory remembers of its broker."""
+
+    folder: str
+    enrol_port: int
+
+
+def broker_place(home: Home) -> BrokerPlace | None:
+    """Where `sordino broker-config` has put the broker; None if it has not. Raises `ConfigError`."""
+    path = home.folder / "ca" / PLACE_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=BrokerPlace)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from None
 
 
 def write_broker(home: Home, folder: Path, plan: BrokerPlan, *, now_s: float, again: bool = False) -> None:
@@ -91,7 +111,8 @@ def write_broker(home: Home, folder: Path, plan: BrokerPlan, *, now_s: float, ag
         write_atomically(folder / "members.acl", members_acl(home.spec.fleet, home.spec.server).encode(), mode=0o600)
         write_atomically(folder / "tokens.acl", tokens_acl(home.spec.fleet).encode(), mode=0o600)
         write_atomically(config, mosquitto_conf(folder.resolve(), plan).encode())
-        write_atomically(home.folder / "ca" / "broker-folder", f"{folder.resolve()}\n".encode())
+        place = BrokerPlace(folder=str(folder.resolve()), enrol_port=plan.enrol_port)
+        write_atomically(home.folder / "ca" / PLACE_FILE, msgspec.json.encode(place) + b"\n")
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: can't be written: {error.strerror}") from None
 

@@ -1,0 +1,145 @@
+"""What goes between the desk and the broker: requests in, grants and the roster out, and the list of revoked
+certificates to where the broker reads it.
+
+The broker's word counts for nothing here: what it gives us proves itself at the desk, what we give it proves itself on
+the device. It may withhold, repeat and invent; it can fill nothing but its own memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from sordino_common.channel.enrolment import MAX_REQUEST_BYTES
+from sordino_common.channel.files import write_atomically
+from sordino_common.channel.packets import roster_packet
+from sordino_common.errors import CodecError, ConfigError, RemoteError
+from sordino_common.transport.mailbox import read_all, visit, visitor_settings
+from sordino_common.transport.mqtt_settings import MqttSettings
+from sordino_common.transport.topics import (
+    grant_topic,
+    request_topic,
+    requester_of,
+    requests_filter,
+    roster_topic,
+)
+from sordino_server.enrolment.broker_config import CRL_FILE, PID_FILE, broker_place
+from sordino_server.enrolment.ca import fleet_authority
+from sordino_server.enrolment.desk import EnrolmentDesk, Filed
+from sordino_server.enrolment.store import EnrolmentStore
+from sordino_server.fleet import mqtt_settings
+from sordino_server.home import Home
+
+
+@dataclass(slots=True)
+class Collected:
+    """What lay at the broker: filed, and refused with its reason."""
+
+    filed: list[Filed] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def collect(home: Home, desk: EnrolmentDesk, *, now_s: float) -> Collected:
+    """Fetch all requests from the broker, file them, and take them away there. Raises `FleetUnavailable`."""
+    settings = _settings(home)
+    # The broker drops what is larger than we take; a request that large is none.
+    reading = msgspec.structs.replace(settings, max_inbound_bytes=MAX_REQUEST_BYTES + 1024)
+    mine = request_topic(home.spec.fleet, home.spec.server)
+    found = Collected()
+    seen: list[str] = []
+    for topic, packet in read_all(reading, requests_filter(home.spec.fleet), marker_topic=mine):
+        try:
+            who = requester_of(topic, fleet=home.spec.fleet)
+        except CodecError as error:
+            found.refused.append(str(error))
+            continue
+        seen.append(topic)
+        try:
+            found.filed.append(desk.receive(packet, who=who, now_s=now_s))
+        except RemoteError as error:
+            found.refused.append(f"{who}: {error}")
+    if seen:
+        visit(settings, leave=[(topic, b"") for topic in seen])
+    return found
+
+
+def deliver(home: Home, desk: EnrolmentDesk) -> list[str]:
+    """Publish the signed roster, and the grants; returns the names of those who have one. Raises `FleetUnavailable`."""
+    signed = home.roster_book(wall_s=lambda: 0.0).signed
+    if signed is None:
+        raise ConfigError(f"{home.folder}: the roster is not signed yet; do: sordino roster sign --fleet {home.folder}")
+    grants = desk.grants()
+    packets = [(roster_topic(home.spec.fleet, home.spec.server), roster_packet(signed))]
+    packets += [(grant_topic(home.spec.fleet, place), packet) for place, _, packet in grants]
+    visit(_settings(home), leave=packets)
+    return [request.name for _, request, _ in grants]
+
+
+def write_list(home: Home, store: EnrolmentStore, *, now_s: float) -> None:
+    """A new list of revoked certificates, in the fleet directory. Raises `ConfigError` if the key is not here."""
+    number, issued_s = store.last_list()
+    alive = [entry for entry in store.revoked() if _ends_s(store, entry.serial) > now_s]
+    pem = fleet_authority(home.folder).crl(alive, number=number + 1, now_s=now_s, after_s=issued_s)
+    take_list(home, store, pem, number=number + 1)
+
+
+def take_list(home: Home, store: EnrolmentStore, pem: bytes, *, number: int) -> None:
+    from cryptography import x509
+
+    issued_s = int(x509.load_pem_x509_crl(pem).last_update_utc.timestamp())
+    try:
+        write_atomically(home.folder / "ca" / CRL_FILE, pem)
+    except OSError as error:
+        raise ConfigError(f"{home.folder / 'ca' / CRL_FILE}: can't be written: {error.strerror}") from None
+    store.note_list(number, issued_s)
+
+
+def tell_broker(home: Home) -> list[str]:
+    """Put the list where the broker reads it, and have it read: what is left to be done by hand, line by line."""
+    place = broker_place(home)
+    if place is None:
+        return [f"put {home.folder / 'ca' / CRL_FILE} where your broker reads it, and have it read it"]
+    folder, source = Path(place.folder), home.folder / "ca" / CRL_FILE
+    if not folder.is_dir():
+        return [f"copy {source} to {folder / CRL_FILE} on the broker's host, and there: systemctl reload mosquitto"]
+    try:
+        write_atomically(folder / CRL_FILE, source.read_bytes())
+    except OSError as error:
+        return [f"{folder / CRL_FILE} can't be written ({error.strerror}): copy {source} there, then reload the broker"]
+    return _reload(folder / PID_FILE)
+
+
+def _reload(pid_file: Path) -> list[str]:
+    by_hand = ["have the broker read it: systemctl reload mosquitto (SIGHUP)"]
+    try:
+        pid = int(pid_file.read_text("ascii"))
+        name = Path(f"/proc/{pid}/comm").read_text("ascii").strip()
+    except FileNotFoundError:
+        return []  # it does not run; it reads the list when it starts
+    except (OSError, ValueError):
+        return by_hand
+    if name != "mosquitto":
+        return []  # left by a broker that is gone; the number is another process's by now
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGHUP)
+        return []
+    return by_hand
+
+
+def _ends_s(store: EnrolmentStore, serial: int) -> float:
+    return next(record.ends_s for record in store.certificates() if record.serial == serial)
+
+
+def _settings(home: Home) -> MqttSettings:
+    return visitor_settings(mqtt_settings(home), "roster")
+
+
+def notes_of(refused: Sequence[str]) -> list[str]:
+    """For stderr."""
+    return [f"refused: {text}" for text in refused]
