@@ -22,8 +22,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from helpers_mosquitto import find_program, free_port
 from sordino_common.channel.certificates import new_tls_key, write_identity
-from sordino_server.enrolment.broker_config import BrokerLimits, BrokerPlan, write_broker
+from sordino_server.enrolment.broker_config import SERVER_IDENTITY, BrokerLimits, BrokerPlan, write_broker
 from sordino_server.enrolment.ca import Authority
+from sordino_server.enrolment.fleet_file import point_at_broker
 from sordino_server.home import Home, create_home
 
 WAIT_S = 20.0
@@ -38,6 +39,7 @@ def make_fleet(folder: Path, *, limits: BrokerLimits | None = None, **plan: Any)
         hosts=(HOST,), port=port, enrol_port=enrol_port, bind=HOST, limits=limits or BrokerLimits(), **plan
     )
     write_broker(home, folder / "broker", made, now_s=time.time())
+    assert point_at_broker(home, host=HOST, port=port, identity=SERVER_IDENTITY) == ""
     return Home(home.folder), folder / "broker", made
 
 

@@ -146,8 +146,12 @@ def _ask(errand: Errand, signed: SignedRequest, *, wait_s: float, say: Say, agai
         complaints.append(text)
         sys.stderr.write(f"sordino-agent: an answer was refused: {text}\n")
 
-    if errand.ask(signed, wait_s=wait_s, complain=complain):
-        return True
+    try:
+        if errand.ask(signed, wait_s=wait_s, complain=complain):
+            return True
+    except FleetUnavailable as error:
+        hint = "; has the token expired?" if signed.request.purpose == "enrol" and "CERTIFICATE" in str(error) else ""
+        raise FleetUnavailable(f"{error}{hint}. The keys and the request are kept; again with: {again}") from None
     if complaints:
         raise RemoteError(f"no answer that fits, the last one: {complaints[-1]}")
     if wait_s > 0:

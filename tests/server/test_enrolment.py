@@ -62,7 +62,7 @@ from sordino_server.enrolment.delivery import write_list
 from sordino_server.enrolment.desk import MOST_WAITING, RETIRE_AFTER_S, EnrolmentDesk
 from sordino_server.enrolment.store import EnrolmentStore
 from sordino_server.enrolment.tokens import make_token, withdraw
-from sordino_server.home import Home, TlsSpec
+from sordino_server.home import Home
 
 NOW_S = time.time()
 
@@ -74,8 +74,6 @@ class Office:
         """In `folder`, in which `make_fleet` has made a fleet."""
         self.folder = folder
         self.home = Home(folder / "fleet")
-        broker = msgspec.structs.replace(self.home.spec.broker, tls=TlsSpec(ca="ca/ca.pem"))
-        self.home.spec = msgspec.structs.replace(self.home.spec, broker=broker)
         self.store = EnrolmentStore(self.home.folder)
         self.desk = EnrolmentDesk(self.home, self.store)
 

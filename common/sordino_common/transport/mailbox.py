@@ -27,6 +27,7 @@ class _Visitor:
         self.seen = False  # the broker has let us in
         self.satisfied = False
         self.reason = "no answer"
+        self.failed = False  # at the first attempt: a person is waiting, who can try again
 
     def on_connected(self) -> None:
         self.seen = True
@@ -34,6 +35,7 @@ class _Visitor:
 
     def on_disconnected(self, reason: str) -> None:
         self.reason = reason
+        self.failed = not self.seen
 
     def on_packet(self, topic: str, payload: bytes, retained: bool) -> None:
         if not self.satisfied and self._take(topic, payload):
@@ -45,6 +47,10 @@ class _Visitor:
             if not self._transport.publish(topic, payload, retain=retain):
                 return
             self._left.popleft()
+
+    @property
+    def done_or_failed(self) -> bool:
+        return self.satisfied or self.failed
 
     @property
     def all_left(self) -> bool:
@@ -62,7 +68,7 @@ def visit(
     """Leave (topic, payload) pairs, retained; then hand packets on `filters` to `take` until it says that this was all,
     at most `wait_s`. Returns whether it said so (without `take`: True).
 
-    Raises `FleetUnavailable` if the broker lets us in too late, or not at all."""
+    Raises `FleetUnavailable` if the broker does not let us in at the first attempt."""
     with Reactor() as loop:
         transport = MqttTransport(settings, loop)
         for topic_filter in filters:
@@ -72,7 +78,8 @@ def visit(
         transport.open(visitor)
         try:
             deadline_s = loop.now_s() + settings.connect_timeout_s
-            if not loop.run_until(lambda: visitor.all_left or visitor.satisfied, deadline_s=deadline_s):
+            loop.run_until(lambda: visitor.all_left or visitor.done_or_failed, deadline_s=deadline_s)
+            if visitor.failed or not (visitor.all_left or visitor.satisfied):
                 raise FleetUnavailable(f"the broker {settings.host}:{settings.port}: {visitor.reason}")
             if take is None:
                 return True
@@ -104,7 +111,8 @@ def read_all(settings: MqttSettings, topic_filter: str, *, marker_topic: str) ->
         transport.open(visitor)
         try:
             deadline_s = loop.now_s() + 2 * settings.connect_timeout_s
-            if not loop.run_until(lambda: visitor.satisfied, deadline_s=deadline_s):
+            loop.run_until(lambda: visitor.done_or_failed, deadline_s=deadline_s)
+            if not visitor.satisfied:
                 reason = visitor.reason if not visitor.seen else "it did not send what lies there in time"
                 raise FleetUnavailable(f"the broker {settings.host}:{settings.port}: {reason}")
         finally:
