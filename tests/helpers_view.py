@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from sordino_server.dashboard.live import Notice, Spending, WaitNow
-from sordino_server.dashboard.view import AgentView, DatasetView, Point, RunView, State, View
+from sordino_server.dashboard.view import AgentView, DatasetView, Point, RunView, State, Totals, View
+from sordino_server.rounds.effects import Checkpoint, Scaling
+from sordino_server.rounds.events import RoundRecord, Share
+from sordino_server.store import RunStore
 
 NOW_S: Final = 1_700_000_000.0
 HOSTILE: Final = '<script>alert("x")</script>\x1b[2J\n<img src=x onerror=alert(1)>&amp;"\''
@@ -71,6 +76,10 @@ def view(agents: int = 10, *, runs: tuple[RunView, ...] | None = None, **fields:
                 dataset="ward", unit="record", epsilon=0.93, delta=3e-5, releases=72, runs=3, uncounted=0
             ),
         ),
+        "totals": Totals(
+            rounds=112, seconds=220.5, bytes_up=5_000_000, bytes_down=9_000_000,
+            answers={"answered": 1000, "missing": 110, "refused": 10},
+        ),
         "notices": notices, "trouble": (),
     }  # fmt: skip
     return View(**{**values, **fields})  # type: ignore[arg-type]
@@ -96,3 +105,24 @@ def hostile(agents: int = 4) -> View:
             for k, a in enumerate(whole.agents)
         ),
     )  # fmt: skip
+
+
+def store_with_runs(folder: Path) -> RunStore:
+    store = RunStore(folder, wall_s=lambda: NOW_S)
+    job = json.dumps({"data": {"dataset": "ward"}, "train": {"rounds": 9}, "privacy": {"epsilon": 1.0}})
+    for run in ("r-1", "r-2", "r-3"):
+        store.create(run, job="toy", mode="federated", job_path="", job_json=job, model_sha256="", names=())
+    return store
+
+
+def record(number: int, *names: str) -> RoundRecord:
+    shares = {name: Share(outcome="answered") for name in names} | {"gone": Share(outcome="missing", note="offline")}
+    return RoundRecord(
+        round=number, loss=1.0 / number, metrics={"test_mse": 3.0}, shares=shares, steps=1, attempts=1, bytes_up=10,
+        bytes_down=20, seconds=0.5,
+    )  # fmt: skip
+
+
+def save(store: RunStore, run: str, number: int, *names: str) -> None:
+    checkpoint = Checkpoint(params=(), scaling=Scaling(), steps=1, record=record(number, *names))
+    store.save(run, checkpoint, elapsed_s=1.0)

@@ -43,7 +43,8 @@ class AgentSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. `operator_key`: 64 hex digits, or the path of a file that holds them. `roster`: a signed roster
-    to begin with; without it the first comes from the broker (it is checked against the operator's key either way)."""
+    to begin with; without it the first comes from the broker (it is checked against the operator's key either way).
+    `metrics_file`: figures for node_exporter's textfile collector, which reads files that end in .prom."""
 
     agent: AgentSection
     operator_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
@@ -55,6 +56,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     policy: Policy = Policy()
     limits: Limits = Limits()
     executor: Literal["numpy", "torch"] = "numpy"
+    metrics_file: Annotated[str, msgspec.Meta(pattern=r"\.prom\Z")] | None = None
     drain_s: Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)] = 10.0
 
 

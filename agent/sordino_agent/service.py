@@ -11,13 +11,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
 from sordino_agent import __version__
 from sordino_agent.aggregate.journal import SumJournal
+from sordino_agent.budget import Spent
 from sordino_agent.config import (
     BOOT_FILE,
     JOURNAL_FILE,
@@ -31,8 +32,10 @@ from sordino_agent.config import (
     load_agent_config,
 )
 from sordino_agent.core import NOT_YET, AgentCore
-from sordino_agent.ledger import Ledger
+from sordino_agent.errors import LedgerError
+from sordino_agent.ledger import Account, Ledger
 from sordino_agent.liveness import StateProbe, low_disk, status_line
+from sordino_agent.metrics import exposition, write_metrics
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
@@ -145,6 +148,7 @@ class Service:
         )
         self._status_timer: Timer | None = None
         self._status_due_s = 0.0
+        self._spent: Mapping[Account, Spent] = {}
         log.info(
             "event=start name=%s fleet=%s boot=%d version=%s key=%s broker=%s:%d",
             config.agent.name,
@@ -300,6 +304,7 @@ class Service:
             write_status(self._loaded.state_file(STATUS_FILE), status)
         except OSError as error:  # a full disk must not end the daemon
             log.warning("event=status-not-written reason=%r", error.strerror)
+        self._write_metrics(last=last)
         self._tell(status)
         self._status_due_s = self._reactor.now_s() + STATUS_LEAST_S
         if self._status_timer is not None:
@@ -314,6 +319,18 @@ class Service:
             with contextlib.suppress(OSError):  # the folder is gone: the probe says so
                 notes += filter(None, [low_disk(self._loaded.state_dir)])
             self._notifier.status(status_line(status, complaint=self._liveness.complaint, notes=notes))
+
+    def _write_metrics(self, *, last: bool) -> None:
+        file = self._loaded.config.metrics_file
+        if file is None:
+            return
+        path = self._loaded.resolve(file)
+        try:
+            if not last:  # then the ledger is closed, and nothing was spent since
+                self._spent = self._ledger.spent()
+            write_metrics(path, exposition(self.status(), self._spent, self._loaded.budgets()))
+        except (OSError, LedgerError) as error:
+            log.warning("event=metrics-not-written path=%s reason=%r", path, str(error))
 
     def _set_status_timer(self, when_s: float) -> None:
         if self._status_timer is not None:

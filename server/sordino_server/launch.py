@@ -14,7 +14,14 @@ from typing import Final, NoReturn
 # The dealer's products by NumPy are small: OpenBLAS's threads would wait for one another, on cores that others need.
 # To be said before NumPy is imported; whoever says otherwise in the environment is heard. torch keeps its threads.
 ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
-_NEEDED: Final = ("dp_accounting", "torch", "safetensors", "typer", "rich")  # the extra `server` of pyproject.toml
+_NEEDED: Final = (
+    "dp_accounting",
+    "torch",
+    "safetensors",
+    "typer",
+    "rich",
+    "prometheus_client",
+)  # the extra `server` of pyproject.toml
 
 
 def launch(module: str, *, program: str, extra: str) -> NoReturn:

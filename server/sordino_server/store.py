@@ -284,6 +284,18 @@ class RunStore:
             )
         )
 
+    def totals(self) -> dict[str, Any]:
+        """Of all finished rounds: `rounds`, `seconds`, `bytes_up`, `bytes_down`, and `answers` by outcome."""
+        (row,) = self._db.rows("SELECT count(*), sum(seconds), sum(bytes_up), sum(bytes_down) FROM rounds")
+        answers = self._db.rows("SELECT outcome, count(*) FROM shares GROUP BY outcome")
+        return {
+            "rounds": int(row[0]),
+            "seconds": float(row[1] or 0.0),
+            "bytes_up": int(row[2] or 0),
+            "bytes_down": int(row[3] or 0),
+            "answers": {str(outcome): int(many) for outcome, many in answers},
+        }
+
     def elapsed_s(self, run: str) -> float:
         """Seconds that the run had taken when its last round was saved."""
         ((most,),) = self._db.rows("SELECT max(elapsed_s) FROM rounds WHERE run=?", (run,))

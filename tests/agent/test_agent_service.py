@@ -152,6 +152,23 @@ def test_status_says_what_the_daemon_does(memory: Memory, home: Home) -> None:
     assert status.resident_bytes > 0
 
 
+def test_figures_for_prometheus_are_written_beside_the_status(
+    memory: Memory, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.edit("roster: fleet.roster", "roster: fleet.roster\nmetrics_file: sordino.prom")
+    stage, start = memory
+    service = start()
+    file = home.folder / "sordino.prom"
+    stage.until(
+        lambda: file.exists() and 'sordino_agent_dataset_rows{dataset="toy",split="train"} 30' in file.read_text()
+    )
+    file.unlink()
+    file.mkdir()  # a folder in the file's place: said, and nothing ends
+    service.finish()
+    assert "event=metrics-not-written" in caplog.text
+    file.rmdir()
+
+
 # --- imports -----------------------------------------------------------------------------------------------------
 
 

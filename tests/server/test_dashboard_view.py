@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from helpers_server import PROGRAMS, Agent, Fleet, job_spec
-from helpers_view import HOSTILE, NOW_S, hostile, run_view, view
+from helpers_view import HOSTILE, NOW_S, hostile, run_view, save, store_with_runs, view
 from sordino_common import messages as m
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.presence import make_birth, make_death
@@ -28,10 +28,8 @@ from sordino_server.dashboard.live import Live, Spending, live_path, read_live, 
 from sordino_server.dashboard.publisher import Publisher
 from sordino_server.dashboard.source import Source
 from sordino_server.dashboard.terminal import frame
-from sordino_server.rounds.effects import Checkpoint, Scaling
-from sordino_server.rounds.events import Note, RoundRecord, RunStarted, Share
+from sordino_server.rounds.events import Note, RunStarted
 from sordino_server.rounds.fedavg import federated_averaging
-from sordino_server.store import RunStore
 
 RUN = "toy-1"
 
@@ -203,27 +201,6 @@ def test_births_are_verified_and_a_newer_roster_lets_in_and_leaves_out() -> None
 
 
 # --- source --------------------------------------------------------------------------------------------------------
-
-
-def store_with_runs(folder: Path) -> RunStore:
-    store = RunStore(folder, wall_s=lambda: NOW_S)
-    job = json.dumps({"data": {"dataset": "ward"}, "train": {"rounds": 9}, "privacy": {"epsilon": 1.0}})
-    for run in ("r-1", "r-2", "r-3"):
-        store.create(run, job="toy", mode="federated", job_path="", job_json=job, model_sha256="", names=())
-    return store
-
-
-def record(number: int, *names: str) -> RoundRecord:
-    shares = {name: Share(outcome="answered") for name in names} | {"gone": Share(outcome="missing", note="offline")}
-    return RoundRecord(
-        round=number, loss=1.0 / number, metrics={"test_mse": 3.0}, shares=shares, steps=1, attempts=1, bytes_up=10,
-        bytes_down=20, seconds=0.5,
-    )  # fmt: skip
-
-
-def save(store: RunStore, run: str, number: int, *names: str) -> None:
-    checkpoint = Checkpoint(params=(), scaling=Scaling(), steps=1, record=record(number, *names))
-    store.save(run, checkpoint, elapsed_s=1.0)
 
 
 def test_a_view_joins_records_and_live_files(tmp_path: Path) -> None:

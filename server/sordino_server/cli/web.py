@@ -40,6 +40,7 @@ def web(
 ) -> None:
     """The fleet in a browser, and its figures for Prometheus under /metrics. Nothing there changes a run."""
     from sordino_server.dashboard.collector import Collector
+    from sordino_server.dashboard.metrics import exposition
     from sordino_server.dashboard.source import Source
     from sordino_server.dashboard.web import Dashboard, require_allowed
 
@@ -55,7 +56,7 @@ def web(
         source.view(runs=0)  # what is wrong with the folder is said now, and not to the first visitor
     with (
         Collector(fleet, version=installed_version(), broker=broker, database=database) as collector,
-        Dashboard(host, port, look=collector.view, token=token) as dashboard,
+        Dashboard(host, port, look=collector.view, metrics=exposition, token=token) as dashboard,
     ):
         before = {number: signal.signal(number, _stop(dashboard)) for number in (signal.SIGINT, signal.SIGTERM)}
         note(f"{dashboard.url} (Ctrl-C ends it)")

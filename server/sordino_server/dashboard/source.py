@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -16,7 +16,7 @@ from sordino_common.channel.roster import Roster
 from sordino_common.errors import SordinoError
 from sordino_server.dashboard.births import Births
 from sordino_server.dashboard.live import Live, Notice, Spending, live_path, read_live
-from sordino_server.dashboard.view import AgentView, DatasetView, Point, RunView, State, View
+from sordino_server.dashboard.view import AgentView, DatasetView, Point, RunView, State, Totals, View
 from sordino_server.home import Home
 from sordino_server.store import RUNS_FILE, RunRow, RunStore
 
@@ -79,6 +79,7 @@ class Source:
         self._database = database
         self._read: dict[str, _Read] = {}
         self._costed: dict[str, tuple[float, str, tuple[Spending, ...], bool]] = {}
+        self._summed: tuple[tuple[int, float], Totals] = ((-1, 0.0), Totals())
         self._store: RunStore | None = None  # opened once there are records
 
     def close(self) -> None:
@@ -125,6 +126,7 @@ class Source:
             agents=self._agents(roster, told if first is not None and first.active else None, tally),
             runs=views,
             runs_by_status=statuses,
+            totals=self._totals(rows),
             datasets=datasets,
             notices=_notices(told, views),
             trouble=tuple(dict.fromkeys(trouble)),
@@ -143,6 +145,15 @@ class Source:
         except SordinoError as error:
             trouble.append(f"the roster can't be used: {error}")
             return None
+
+    def _totals(self, rows: Sequence[RunRow]) -> Totals:
+        """Read again when some run has changed."""
+        if self._store is None:
+            return Totals()
+        newest = len(rows), max((row.changed_s for row in rows), default=0.0)
+        if self._summed[0] != newest:
+            self._summed = newest, Totals(**self._store.totals())
+        return self._summed[1]
 
     def _run(self, store: RunStore, row: RunRow, now_s: float, trouble: list[str]) -> RunView:
         read = self._read.setdefault(row.run, _Read())

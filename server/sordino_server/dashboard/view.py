@@ -97,6 +97,16 @@ class DatasetView(msgspec.Struct, frozen=True, kw_only=True):
     uncounted: int
 
 
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the finished rounds of all runs. `answers`: agents that were asked, by what became of that."""
+
+    rounds: int = 0
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    answers: Mapping[str, int] = {}
+
+
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """`births`: what the viewer itself hears from the broker (empty: it does not listen). `runs`: the newest first, at
     most so many as asked for; `runs_by_status` counts all. `trouble`: what keeps the view from being whole."""
@@ -111,6 +121,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     agents: tuple[AgentView, ...]
     runs: tuple[RunView, ...]
     runs_by_status: Mapping[str, int]
+    totals: Totals
     datasets: tuple[DatasetView, ...]
     notices: tuple[Notice, ...]
     trouble: tuple[str, ...]
