@@ -365,11 +365,11 @@ class AgentCore:
             case m.TensorLoad():
                 self._tensor_load(message, asker)
             case m.TensorRenew():
-                self._policy.require_job("tensors")
+                self._policy.require_keeping()
                 there = self._store.renew(message.tensor_ids, lease_s=message.lease_s, now_s=self._loop.now_s())
                 self._send(asker, self._stored(there))
             case m.TensorDrop():
-                self._policy.require_job("tensors")
+                self._policy.require_keeping()
                 self._send(asker, m.TensorDropped(dropped=self._store.drop(message.tensor_ids)))
             case m.SpdzOpen():
                 if message.data is not None:  # what opens at the end is without noise

@@ -76,6 +76,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"jobs of kind `{kind}` are not served here (served: {served}); its owner can add it to policy.jobs"
             )
 
+    def require_keeping(self) -> None:
+        """Raise `PolicyRefusal` unless tensors may be kept here: a server's, or masked values of a committee."""
+        if "spdz-compute" not in self.jobs:
+            self.require_job("tensors")
+
     def require_plan(self, plan_id: bytes) -> None:
         """Raise `PolicyRefusal` unless the Plan with this SHA-256 may run here."""
         if self.plans != "any" and plan_id.hex() not in self.plans:

@@ -105,6 +105,13 @@ class TensorStore:
                 "(limits.store_bytes on the device); drop tensors first"
             )
 
+    def require_free(self, tensor_ids: Sequence[bytes], *, now_s: float) -> None:
+        """Raise `Conflict` if one of these ids is taken."""
+        self.expire(now_s)
+        for tensor_id in tensor_ids:
+            if tensor_id in self._tensors:
+                raise Conflict(f"tensor {tensor_id.hex()} is there already; what is kept on shares takes a new id")
+
     def get(self, tensor_id: bytes, *, now_s: float) -> StoredTensor:
         """The tensor of that id. Raises `UnknownTensor`; `PolicyRefusal` for a committee's masked value: whoever asks
         has the mask."""

@@ -68,8 +68,8 @@ class Shelf:
     def take(self, command: m.SpdzOpen, facts: SpdzOpenFacts, step: m.SpdzStep, *, now_s: float) -> Taken:
         """Check the step, and take what is here of its inputs. Changes nothing.
 
-        Raises `BadCommand` for what the circuit does not have, `PolicyRefusal`, `UnknownTensor`, `Conflict`, and
-        `LimitExceeded` if there is no room for what is to be kept."""
+        Raises `BadCommand` for what the circuit does not have, `PolicyRefusal`, `UnknownTensor`, `Conflict` (another
+        value than it is said to be, an id that is taken), and `LimitExceeded` if what is to be kept has no room."""
         given = [*(entry.name for entry in step.kept), *(entry.name for entry in step.given)]
         if sorted(given) != sorted(facts.inputs):
             raise BadCommand(f"the step gives the inputs {sorted(given)[:8]}, the circuit takes {facts.inputs[:8]}")
@@ -99,6 +99,7 @@ class Shelf:
                 sources[own.name] = _source(tensor)
         outputs = self._outputs(command, facts, sources)
         self._require_openings(step.opened, outputs)
+        self._store.require_free([entry.tensor_id for entry in step.keep], now_s=now_s)
         self._store.require_room(sum(sizes[entry.name] + ENTRY_BYTES for entry in step.keep))
         return Taken(names=tuple(names), values=tuple(values), outputs=outputs)
 
