@@ -30,6 +30,7 @@ from sordino_sim.broker import LocalBroker
 from sordino_sim.harness import SERVER, SimulatedFleet
 from sordino_sim.keys import simulation_random
 from sordino_sim.profiles import DeviceProfile, profile
+from sordino_sim.tamper import Tamper
 from sordino_sim.wires import MemoryWire, MqttWire, Wire
 
 T = TypeVar("T")
@@ -110,12 +111,13 @@ def simulate(
     board: str = "server",
     seed: int = 0,
     lease_s: float = LEASE_S,
+    tamper: Tamper | None = None,
 ) -> PointerFleet:
     """A fleet of `agents` (names, or how many: alice, bob, carol, ...) in this process.
 
     `data[agent][dataset][column]`: arrays with rows along the first axis, one dataset an agent. `policy`: of every
-    owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our own. Raises
-    `ConfigError`."""
+    owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our own. `tamper`: one member of
+    a committee cheats once, in a session on shares (`sordino_sim.tamper`). Raises `ConfigError`."""
     names = _names(agents) if isinstance(agents, int) else tuple(agents)
     strangers = sorted(set(data or ()) - set(names))
     if strangers:
@@ -134,6 +136,8 @@ def simulate(
             wire = MqttWire(reactor, stack.enter_context(LocalBroker(Path(scratch) / "broker")))
         fleet = SimulatedFleet(cast, loop=loop, wire=wire, network=None)
         fleet.policy = policy
+        if tamper is not None:
+            fleet.make_party = tamper.make_party()
         stack.callback(fleet.close)
         fleet.start_server()
         fleet.start_agents()

@@ -98,6 +98,8 @@ class Cheater(Party):
 
     def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[Any, Any]:
         shares, macs = super()._preprocessing(at, corrected)
+        if not self._layout.gates:
+            return shares, macs
         place = self._layout.root_elements + self._place()
         if self._due("opening", at[0]):
             shares.view(np.uint64)[place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
@@ -127,6 +129,8 @@ class Cheater(Party):
         tamper = self._tamper
         later = what in ("seed", "commitment", "correction")
         if tamper.happened or tamper.what != what or (step < tamper.step if later else step != tamper.step):
+            return False
+        if not self._layout.gates:  # nothing is opened: a session in which tensors are shared
             return False
         tamper.happened = True
         return True

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import sordino_server as sordino
-from sordino_server.tensors.errors import HiddenValue, UnsupportedOperation, WrongPlace
+from sordino_agent.errors import Silence
+from sordino_common.errors import LocalError
+from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
+from sordino_server.rounds.effects import Gather, gather
+from sordino_server.tensors.errors import (
+    AgentAway,
+    HiddenValue,
+    RemoteFailure,
+    SharesLost,
+    UnsupportedOperation,
+    WrongPlace,
+)
 from sordino_server.tensors.fleet import PointerFleet
+from sordino_sim.tamper import Tamper, What
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +100,130 @@ def test_operands_are_not_brought_together_by_themselves(fleet: PointerFleet) ->
         fleet.share(torch.ones(2), alice)
     with pytest.raises(WrongPlace, match="beyond the 8 that is stated"):
         fleet.share(torch.full((2,), 9.0), alice, bob)
+
+
+CHEATS = {
+    "opening": MacCheckError,
+    "mac": MacCheckError,
+    "correction": MacCheckError,
+    "equivocation": EquivocationError,
+    "commitment": CommitmentError,
+    "seed": CommitmentError,
+}
+
+
+@pytest.mark.parametrize("what", CHEATS)
+def test_a_member_that_cheats_is_caught_and_nothing_opens(what: What) -> None:
+    # The correction of the first step is party 0's.
+    tamper = Tamper(agent=0 if what == "correction" else 1, step=0, bit=17, what=what)
+    with sordino.simulate(agents=3, tamper=tamper) as fleet:
+        alice, bob, carol = fleet
+        xs = fleet.share(torch.ones(2), alice, bob)
+        z = xs * xs
+        with pytest.raises(CHEATS[what]) as caught:
+            z.get()
+        assert caught.value.exit_code == 4
+        for operation in (lambda: (xs + 1).get(), xs.get, z.get):  # the values have died with it
+            with pytest.raises(SharesLost, match="has lost its shares"):
+                operation()
+        assert fleet.committees.sessions == 0
+        assert running(fleet) == []
+        assert torch.equal(fleet.share(torch.ones(2), alice, carol).get(), torch.ones(2))
+        assert torch.equal(fleet.share(torch.ones(2), alice, bob).get(), torch.ones(2))  # a new one, shared anew
+    assert tamper.happened
+    assert stored(fleet) == {}
+
+
+def test_nobody_notices_a_cheat_without_the_check_and_it_is_named(fleet: PointerFleet) -> None:
+    assert "MPCTensor[2, passive]" in repr(fleet.share(torch.ones(1), *list(fleet)[:2], security="passive"))
+    with sordino.simulate(agents=2, tamper=Tamper(agent=1, step=0, bit=40)) as other:
+        xs = other.share(torch.ones(2), *other, security="passive")
+        assert not torch.allclose((xs * xs).get(), torch.ones(2), atol=0.1)
+
+
+# --- what is left behind -------------------------------------------------------------------------------------------
+
+
+def running(fleet: PointerFleet) -> list[str]:
+    driver: Any = fleet._driver
+    return [label for agent in driver.fleet.agents.values() if agent.core for label in agent.core.room.running]
+
+
+def stored(fleet: PointerFleet) -> dict[str, int]:
+    driver: Any = fleet._driver
+    counts = {name: len(agent.core._store) for name, agent in driver.fleet.agents.items() if agent.core}
+    return {name: count for name, count in counts.items() if count}
+
+
+def test_a_handle_that_dies_frees_what_the_members_keep() -> None:
+    with sordino.simulate(agents=2) as fleet:
+        xs = fleet.share(torch.ones(100), *fleet)
+        for _ in range(5):
+            y = xs * 2 + 1
+            assert torch.allclose(y.sum().get(), torch.tensor(300.0), atol=0.1)
+        assert all(count <= 4 for count in stored(fleet).values())  # what died goes with the next step
+        assert 0 < fleet.committees.sessions <= 3
+        assert len(running(fleet)) <= 6
+    assert stored(fleet) == {}
+
+
+def test_leaving_the_with_leaves_no_session_and_no_value() -> None:
+    with sordino.simulate(agents=3) as fleet:
+        driver: Any = fleet._driver
+        cores = [agent.core for agent in driver.fleet.agents.values()]
+        xs = fleet.share(torch.ones(2), *fleet)
+        pending = xs * 3
+        fleet.share(torch.ones(3), *list(fleet)[:2])
+        assert running(fleet)
+    assert all(core.room.running == () and len(core._store) == 0 for core in cores)
+    with pytest.raises(LocalError, match="this fleet is closed"):
+        pending.get()
+
+
+def test_a_crashed_notebook_leaves_nothing_after_the_lease() -> None:
+    with sordino.simulate(agents=2, lease_s=100.0) as fleet:
+        fleet.share(torch.ones(2), *fleet).sum().get()
+        driver: Any = fleet._driver
+        cores = [agent.core for agent in driver.fleet.agents.values()]
+        assert running(fleet)
+        driver._loop.advance(300.0)
+        assert all(core.room.running == () for core in cores)
+        assert all(core.health().store_tensors == 0 for core in cores)
+
+
+def test_a_session_that_is_lost_is_opened_anew_and_a_value_that_is_lost_is_told() -> None:
+    with sordino.simulate(agents=2) as fleet:
+        driver: Any = fleet._driver
+        xs = fleet.share(torch.ones(2), *fleet)
+        assert (xs * 2).sum().get() == 4.0
+        for agent in driver.fleet.agents.values():  # as after a long pause
+            for session in list(agent.core.room._sessions.values()):
+                session.fail(Silence("no step came"))
+        assert (xs * 2).sum().get() == 4.0
+        driver.fleet.die("bob")
+        driver.fleet.come_back("bob")
+        present(fleet)
+        with pytest.raises(RemoteFailure, match="never put, dropped, or its lease is over"):
+            xs.get()
+        assert (fleet.share(torch.ones(2), *fleet) * 2).sum().get() == 4.0
+
+
+def test_an_agent_that_is_away_is_told_and_what_is_recorded_is_kept() -> None:
+    with sordino.simulate(agents=3) as fleet:
+        driver: Any = fleet._driver
+        alice, bob, _ = fleet
+        xs = fleet.share(torch.ones(2), alice, bob)
+        y = (xs * 2).sum()
+        cut = driver.fleet.agents["bob"]
+        before, cut.core.on_message = cut.core.on_message, lambda incoming: None
+        with pytest.raises(AgentAway, match="what is recorded is kept"):
+            y.get()
+        cut.core.on_message = before
+        assert y.get() == 4.0
+
+
+def present(fleet: PointerFleet) -> None:
+    """Wait until everybody is there again."""
+    driver: Any = fleet._driver
+    everybody = Gather(purpose="agents", without=frozenset(), quorum=len(fleet), join_s=30.0, deadline_s=30.0)
+    driver.drive(gather(everybody))

@@ -297,6 +297,9 @@ class Committee:
                 try:
                     return self._attempt(run, drops)
                 except SessionLost as lost:
+                    if "unknown-plan" in str(lost):  # a device that has restarted, or has many Plans
+                        for agent in self._agents:
+                            agent.plans.discard(run.program.traced.plan_id)
                     if not left:
                         raise AgentAway(
                             f"computing on {self.name}{_at(run.lines)}: {lost}; what is recorded is kept, and goes "
@@ -335,6 +338,7 @@ class Committee:
     def _lose(self, why: str) -> None:
         """A member cheats, or a value left its range: nothing that this committee keeps is of use any more."""
         self.lost = why
+        self._pool.drop_of(self.parties, SessionLost(why))
         self._kept.clear()
         self.recorder.forgotten.extend(self.recorder.held())
 

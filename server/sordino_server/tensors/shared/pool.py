@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sordino_common.errors import SordinoError
 from sordino_server.conductor import Interrupted
-from sordino_server.rounds.effects import Effect, Result
+from sordino_server.rounds.effects import Effect, Hear, Result, hear
 from sordino_server.rounds.spdz_session import SessionLost
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OPEN_MOST: Final = 3  # an agent has four places by default (limits.sessions): one is left for others
-Key = tuple[Any, ...]
+_LET_OUT_S: Final = 0.25
+Key = tuple[Any, ...]  # the parties first
 
 
 class SessionPool:
@@ -55,6 +56,12 @@ class SessionPool:
         session = self._open.pop(key, None)
         if session is not None:
             self.abort(session, why)
+            self._let_out()
+
+    def drop_of(self, parties: tuple[str, ...], why: Exception) -> None:
+        """All sessions of these parties: one of them is not to be trusted."""
+        for key in [key for key in self._open if key[0] == parties]:
+            self.drop(key, why)
 
     def abort(self, session: StepwiseSession, why: BaseException) -> None:
         """Tell all members that it is over."""
@@ -64,6 +71,11 @@ class SessionPool:
         error = why if isinstance(why, Exception) else Interrupted("interrupted")
         with contextlib.suppress(SordinoError):
             self._drive(session.abort(error))
+
+    def _let_out(self) -> None:
+        """Nothing runs between two calls: let what members are told go out now, since they may be waiting."""
+        with contextlib.suppress(SordinoError, KeyboardInterrupt):
+            self._drive(hear(Hear(purpose="the end of a session", wait_s=_LET_OUT_S)))
 
     def close(self, key: Key) -> None:
         """End a session in order."""
