@@ -1,13 +1,18 @@
 """What eager style costs: a Boston-sized MLP trained through pointers against the same step as one traced Plan.
 
-Both run on one simulated agent, with the same messages: `tensor-run` for each step, and the loss is fetched. The
-traced Plan is sent by hand, without pointers. Turns are taken in one run; the best of many slices counts.
+Both run on one agent each, with the same messages: `tensor-run` for each step, and the loss is fetched. The traced
+Plan is sent by hand, without pointers. Turns are taken in one run; the best of many slices counts.
+
+`pytorch` is the part of eager style that is not ours: the same program, forward, backward, optimizer, on a tensor
+subclass whose dispatch does nothing but make the next empty tensor.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,10 +22,13 @@ from torch import nn
 
 import sordino_server as sordino
 from sordino_common.messages import PlanPut, PlanReady, TensorGet, TensorRun, TensorStored, TensorValue
+from sordino_server.tensors.fleet import PointerFleet, RemoteAgent
 from sordino_server.tensors.messages import question
 from sordino_server.trace.tracing import trace
 
 FEATURES, HIDDEN, LR = 13, 64, 0.01
+WARM, COUNTED = 3, 20
+Step = Callable[[], None]
 
 
 def network() -> nn.Sequential:
@@ -28,89 +36,149 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
 
 
+def through_pointers(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch.Tensor) -> tuple[Step, Any]:
+    """A step in eager style, and the losses that it has seen."""
+    model = fleet.send(network(), agent)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    x_there, y_there = agent.send(x), agent.send(y)
+    losses: list[float] = []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x_there), y_there)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.get().item())  # type: ignore[attr-defined]
+
+    return step, losses
+
+
+def as_a_plan(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch.Tensor) -> tuple[Step, Any]:
+    """The same step, traced once and sent by hand."""
+    params = [parameter.detach() for parameter in network().parameters()]
+
+    def program(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        def loss_of(weights: list[torch.Tensor]) -> torch.Tensor:
+            hidden = torch.tanh(nn.functional.linear(tensors[4], weights[0], weights[1]))
+            return nn.functional.mse_loss(nn.functional.linear(hidden, weights[2], weights[3]), tensors[5])
+
+        gradients, loss = torch.func.grad_and_value(loss_of)(list(tensors[:4]))
+        return [*[w - LR * g for w, g in zip(tensors[:4], gradients, strict=True)], loss]
+
+    traced = trace(
+        program,
+        [*params, x, y],
+        inputs=[(f"i{k}", "value") for k in range(6)],
+        outputs=[(f"o{k}", "value") for k in range(5)],
+        name="step",
+    )
+    kept = [agent.send(tensor) for tensor in (*params, x, y)]
+    ids: list[bytes] = [pointer.cell.value.tensor_id or b"" for pointer in kept]
+    drive, terms, name = fleet._driver.drive, fleet._terms, agent.name
+    drive(question(terms, "plan", {name: PlanPut(plan=traced.data)}, PlanReady))
+    drops: list[tuple[bytes, ...]] = [()]
+    losses: list[float] = []
+
+    def step() -> None:
+        assert kept
+        outputs = tuple(os.urandom(16) for _ in range(5))
+        run = TensorRun(
+            plan_id=traced.plan_id, inputs=tuple(ids), outputs=outputs, drops=drops[0], lease_s=terms.lease_s
+        )
+        answers = drive(question(terms, "run", {name: run}, TensorStored))
+        assert name in answers.replies, answers
+        drops[0] = (*ids[:4], outputs[4])
+        ids[:4] = outputs[:4]
+        answers = drive(question(terms, "get", {name: TensorGet(tensor_id=outputs[4])}, TensorValue))
+        reply = answers.replies[name]
+        assert isinstance(reply, TensorValue)
+        losses.append(float(torch.frombuffer(bytearray(reply.value.data), dtype=torch.float32)))
+
+    return step, losses
+
+
+class Hollow(torch.Tensor):
+    """A wrapper whose dispatch knows what comes: the next shape of `shapes`, None for a write."""
+
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+    shapes: list[torch.Size | None] = []  # noqa: RUF012  # of the one program that runs on it
+    place = 0
+    learning = True
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        if cls.learning:
+            there = [torch.empty(a.shape, device="meta") if isinstance(a, Hollow) else a for a in args]
+            result = func(*there, **(kwargs or {}))
+            cls.shapes.append(None if func._schema.is_mutable else result.shape)
+        shape = cls.shapes[cls.place]
+        cls.place += 1
+        return args[0] if shape is None else hollow(shape)
+
+
+def hollow(shape: torch.Size) -> torch.Tensor:
+    return torch.Tensor._make_wrapper_subclass(Hollow, shape, dtype=torch.float32)  # type: ignore[no-any-return]
+
+
+def pytorch_alone(x: torch.Tensor, y: torch.Tensor) -> Step:
+    """The program with nothing recorded, sent or computed."""
+    Hollow.shapes.clear()
+    Hollow.place, Hollow.learning = 0, True
+    model = network()
+    for part in model.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(hollow(parameter.shape))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    x_hollow, y_hollow = hollow(x.shape), hollow(y.shape)
+
+    def step() -> None:
+        Hollow.place = 0
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x_hollow), y_hollow).backward()
+        optimizer.step()
+
+    Hollow.shapes.clear()
+    step()
+    Hollow.learning = False
+    return step
+
+
 def main() -> None:
-    """Print ratio and exact counts."""
+    """Print ratios and exact counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=404, help="rows of a step; Boston Housing has 404 to train on")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--transport", choices=["memory", "mqtt", "both"], default="both")
     options = parser.parse_args()
     torch.set_num_threads(1)
     x, y = torch.randn(options.rows, FEATURES), torch.randn(options.rows, 1)
-    with sordino.simulate(agents=2) as fleet:
-        alice, bob = fleet["alice"], fleet["bob"]
-        endpoint = fleet._driver.fleet.server_endpoint  # type: ignore[attr-defined]
-        counters = endpoint.counters.total
-
-        model = fleet.send(network(), alice)
-        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        x_there, y_there = alice.send(x), alice.send(y)
-        losses: list[float] = []
-
-        def pointers() -> None:
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(model(x_there), y_there)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.get().item())  # type: ignore[attr-defined]
-
-        params = [parameter.detach() for parameter in network().parameters()]
-
-        def step(*tensors: torch.Tensor) -> list[torch.Tensor]:
-            def loss_of(weights: list[torch.Tensor]) -> torch.Tensor:
-                hidden = torch.tanh(nn.functional.linear(tensors[4], weights[0], weights[1]))
-                return nn.functional.mse_loss(nn.functional.linear(hidden, weights[2], weights[3]), tensors[5])
-
-            gradients, loss = torch.func.grad_and_value(loss_of)(list(tensors[:4]))
-            updated = [w - LR * g for w, g in zip(tensors[:4], gradients, strict=True)]
-            return [*updated, loss]
-
-        traced = trace(
-            step,
-            [*params, x, y],
-            inputs=[(f"i{k}", "value") for k in range(6)],
-            outputs=[(f"o{k}", "value") for k in range(5)],
-            name="step",
+    for transport in ("memory", "mqtt") if options.transport == "both" else (options.transport,):
+        with sordino.simulate(agents=2, transport=transport) as fleet:
+            counters = fleet._driver.fleet.server_endpoint.counters.total  # type: ignore[attr-defined]
+            steps: dict[str, Step] = {}
+            losses = {}
+            for name, make, agent in (("pointers", through_pointers, "alice"), ("plan", as_a_plan, "bob")):
+                steps[name], losses[name] = make(fleet, fleet[agent], x, y)
+                for _ in range(WARM):
+                    steps[name]()
+            figures = {}
+            for name, step in steps.items():
+                before = (counters.messages_sent, counters.packet_bytes_sent, counters.packet_bytes_received)
+                for _ in range(COUNTED):
+                    step()
+                after = (counters.messages_sent, counters.packet_bytes_sent, counters.packet_bytes_received)
+                figures[name] = [(b - a) / COUNTED for a, b in zip(before, after, strict=True)]
+            assert torch.allclose(torch.tensor(losses["pointers"]), torch.tensor(losses["plan"]), rtol=1e-4)
+            steps["pytorch"] = pytorch_alone(x, y)
+            best = best_seconds(steps, rounds=options.rounds, slice_s=0.004)
+        print(
+            f"{transport}, rows {options.rows}; pointers / plan: {best['pointers'] / best['plan']:.2f}   "
+            f"(plan + pytorch) / plan: {1 + best['pytorch'] / best['plan']:.2f}"
         )
-        kept = [bob.send(tensor) for tensor in (*params, x, y)]
-        ids: list[bytes] = [pointer.cell.value.tensor_id or b"" for pointer in kept]
-        drive, terms = fleet._driver.drive, fleet._terms
-        drive(question(terms, "plan", {"bob": PlanPut(plan=traced.data)}, PlanReady))
-        drops: list[tuple[bytes, ...]] = [()]
-        by_hand: list[float] = []
-
-        def plan() -> None:
-            outputs = tuple(os.urandom(16) for _ in range(5))
-            run = TensorRun(
-                plan_id=traced.plan_id, inputs=tuple(ids), outputs=outputs, drops=drops[0], lease_s=terms.lease_s
-            )
-            answers = drive(question(terms, "run", {"bob": run}, TensorStored))
-            assert "bob" in answers.replies, answers
-            drops[0] = (*ids[:4], outputs[4])
-            ids[:4] = outputs[:4]
-            answers = drive(question(terms, "get", {"bob": TensorGet(tensor_id=outputs[4])}, TensorValue))
-            reply = answers.replies["bob"]
-            assert isinstance(reply, TensorValue)
-            by_hand.append(float(torch.frombuffer(bytearray(reply.value.data), dtype=torch.float32)))
-
-        for function in (pointers, plan):
-            for _ in range(3):
-                function()
-        figures = {}
-        for name, function in (("pointers", pointers), ("plan", plan)):
-            before = (counters.packet_bytes_sent, counters.packet_bytes_received, len(fleet.trace()))
-            for _ in range(20):
-                function()
-            figures[name] = (
-                (counters.packet_bytes_sent - before[0]) / 20,
-                (counters.packet_bytes_received - before[1]) / 20,
-            )
-        assert torch.allclose(torch.tensor(losses[:23]), torch.tensor(by_hand[:23]), rtol=1e-4)
-        best = best_seconds({"pointers": pointers, "plan": plan}, rounds=options.rounds, slice_s=0.2)
-        print(f"rows {options.rows}; pointers / plan: {best['pointers'] / best['plan']:.2f}")
-        for name, (sent, received) in figures.items():
-            print(
-                f"{name:9} {best[name] * 1e3:7.2f} ms   {sent:8.0f} bytes sent   {received:8.0f} bytes received a step"
-            )
+        for name, seconds in best.items():
+            counts = "{:6.2f} messages {:7.0f} bytes sent {:7.0f} bytes received a step"
+            print(f"  {name:9} {seconds * 1e3:7.2f} ms" + (counts.format(*figures[name]) if name in figures else ""))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,22 @@ def test_numbers_that_change_become_inputs(fleet: PointerFleet, alice: RemoteAge
     assert [run.new for run in runs(fleet)] == [True, True, False, False, False, False]
 
 
+def test_calls_that_only_look_alike_are_told_apart(alice: RemoteAgent) -> None:
+    plain = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
+    x, whole = alice.send(plain), alice.send(torch.arange(4))
+    for number in (1, 1.0, True, 0.0, -0.0, 2, 2.5):
+        assert torch.equal((whole * number).get(), torch.arange(4) * number)
+        assert (whole * number).get().dtype == (torch.arange(4) * number).dtype
+        for op in (torch.pow, torch.mul, torch.ge, lambda t, n: n / t.clamp(min=n)):
+            got, want = op(x, number).get(), op(plain, number)
+            assert (got.dtype, str(got)) == (want.dtype, str(want))  # -0 is not 0, nor is it equal to nan
+    for keep in (True, False):
+        for dims in ((0,), (1,), (0, 1)):
+            assert torch.equal(x.sum(dims, keepdim=keep).get(), plain.sum(dims, keepdim=keep))
+    assert x.to(torch.int64).get().dtype == torch.int64
+    assert x.to(torch.float64).get().dtype == torch.float64
+
+
 def test_writes_reach_views_and_views_reach_their_base(alice: RemoteAgent) -> None:
     plain = torch.arange(12.0).reshape(3, 4)
     x = alice.send(plain)

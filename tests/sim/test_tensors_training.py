@@ -86,6 +86,67 @@ def test_a_loop_that_asks_for_nothing_sends_one_message_a_step() -> None:
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_keeps_parameters_and_loss_and_used_gradients_are_there_when_asked_for() -> None:
+    x, y = rows()
+    plain, remote = mlp(), mlp()
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        alice.send(remote)
+        x_there, y_there = alice.send(x), alice.send(y)
+        here, there = torch.optim.SGD(plain.parameters(), lr=0.05), torch.optim.SGD(remote.parameters(), lr=0.05)
+        for _ in range(3):
+            for model, optimizer, inputs, targets in ((plain, here, x, y), (remote, there, x_there, y_there)):
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(model(inputs), targets)
+                loss.backward()
+                optimizer.step()
+            loss.get()  # type: ignore[attr-defined]
+        run = [sent for sent in fleet.trace() if sent.kind == "tensor-run"][-1]
+        assert run.outputs == len(list(remote.parameters())) + 1
+        for one, other in zip(plain.parameters(), remote.parameters(), strict=True):
+            assert one.grad is not None
+            assert other.grad is not None  # of the parameters before the step
+            assert torch.allclose(other.grad.get(), one.grad, rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_gradients_that_add_up_over_fetches_are_computed_anew_once() -> None:
+    x, y = rows()
+    plain, remote = mlp(), mlp()
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        alice.send(remote)
+        x_there, y_there = alice.send(x), alice.send(y)
+        here, there = torch.optim.SGD(plain.parameters(), lr=0.05), torch.optim.SGD(remote.parameters(), lr=0.05)
+        for _ in range(5):
+            for model, optimizer, inputs, targets in ((plain, here, x, y), (remote, there, x_there, y_there)):
+                loss = nn.functional.mse_loss(model(inputs), targets)
+                loss.backward()  # no zero_grad
+                optimizer.step()
+            loss.get()  # type: ignore[attr-defined]
+        runs = [sent.nodes for sent in fleet.trace() if sent.kind == "tensor-run"]
+        assert max(runs) == runs[1] < 2.5 * runs[0]
+        assert runs[2] == runs[3] == runs[4] < 1.5 * runs[0]
+        fleet.get(remote)
+    for one, other in zip(plain.parameters(), remote.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loop_without_an_optimizer_sends_one_message_a_step_too() -> None:
+    x, y = rows()
+    start = torch.zeros(3, 1)
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        weights = [start.clone().requires_grad_(), alice.send(start).requires_grad_()]
+        since = len(fleet.trace()) + 2
+        for _ in range(6):
+            for k, (inputs, targets) in enumerate(((x, y), (alice.send(x), alice.send(y)))):
+                loss = nn.functional.mse_loss(inputs @ weights[k], targets)
+                (gradient,) = torch.autograd.grad(loss, weights[k])
+                weights[k] = (weights[k] - 0.1 * gradient).detach().requires_grad_()
+        assert kinds(fleet, since).count("tensor-run") == 5
+        assert torch.allclose(weights[1].get(), weights[0], rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
+
+
 def test_gradients_are_those_of_pytorch() -> None:
     def program(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         hidden = torch.relu(x @ w) + torch.sigmoid(x).sum(dim=1, keepdim=True)

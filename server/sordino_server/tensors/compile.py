@@ -18,7 +18,9 @@ from torch import Tensor
 from sordino_common.plan.plan import encode_plan, plan_id
 from sordino_common.plan.spec import FLOATS, TensorSpec
 from sordino_common.plan.values import Input
-from sordino_server.tensors.values import Facts, Key, Number, Scalar, Slot
+from sordino_server.tensors.calls import Form
+from sordino_server.tensors.lines import Line
+from sordino_server.tensors.values import Facts, Key, Number, Scalar, Slot, interned
 from sordino_server.trace.capture import capture
 from sordino_server.trace.draft import DTYPES, Draft
 from sordino_server.trace.lowering import lower
@@ -63,6 +65,7 @@ def _as_if_called_from_outside() -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Family:
+    structure: Structure
     first: tuple[float, ...]
     lifted: set[int] = field(default_factory=set)
     plans: dict[tuple[Any, ...], Compiled] = field(default_factory=dict)
@@ -73,24 +76,30 @@ class Compiler:
 
     def __init__(self) -> None:
         self.facts: dict[Key, Facts] = {}  # what a form of step gives, by the form
-        self._families: dict[Structure, _Family] = {}
+        self.forms: dict[Key, Form] = {}  # the same, by what a call is recognized by
+        self._families: dict[Key, _Family] = {}
         self.traces = 0
 
-    def compiled(self, structure: Structure, numbers: tuple[float, ...], lines: Sequence[Origin]) -> Compiled:
-        """The Plan of a structure with these numbers. Raises `PlanError` with the user's line."""
-        family = self._families.setdefault(structure, _Family(numbers))
+    def compiled(
+        self, key: Key, structure: Callable[[], Structure], numbers: tuple[float, ...], lines: Sequence[Line]
+    ) -> Compiled:
+        """The Plan of a structure, which `key` stands for, with these numbers. Raises `PlanError` with the user's
+        line."""
+        family = self._families.get(key)
+        if family is None:
+            family = self._families[key] = _Family(structure(), numbers)
         if numbers != family.first:
             family.lifted.update(i for i, (a, b) in enumerate(zip(family.first, numbers, strict=True)) if a != b)
         kept = tuple((i, repr(value)) for i, value in enumerate(numbers) if i not in family.lifted)
         found = family.plans.get(kept)
         if found is None:
             self.traces += 1
-            found = family.plans[kept] = _compile(structure, numbers, frozenset(family.lifted), lines)
+            found = family.plans[kept] = _compile(family.structure, numbers, frozenset(family.lifted), lines)
         return found
 
 
 def _compile(
-    structure: Structure, numbers: tuple[float, ...], lifted: frozenset[int], lines: Sequence[Origin]
+    structure: Structure, numbers: tuple[float, ...], lifted: frozenset[int], lines: Sequence[Line]
 ) -> Compiled:
     dtypes = _number_dtypes(structure)
     inputs = [Input(f"i{k}", "value", spec) for k, spec in enumerate(structure.inputs)]
@@ -105,7 +114,7 @@ def _compile(
         results: list[Sequence[Any]] = []
         start = 0
         for k, (facts, operands) in enumerate(structure.steps):
-            place[0] = lines[k]
+            place[0] = lines[k].origin
             found = [tensors[index] if step < 0 else results[step][index] for step, index in operands]
             count = _count(facts)
             result = call(facts, found, held[start : start + count])
@@ -140,7 +149,7 @@ def infer(facts_of: Callable[..., Facts], specs: Sequence[TensorSpec], numbers: 
     with _as_if_called_from_outside():
         graph = capture(alone, examples, modules=ModulePaths(None), name=NAME, origin=lambda: line)
     found = iter([draft.spec(ref) for ref in lower(graph, draft, name=NAME)])
-    outs = tuple(next(found) if there else None for there in shape["there"])
+    outs = tuple(interned(next(found)) if there else None for there in shape["there"])
     return facts_of(outs=outs, single=shape["single"])
 
 

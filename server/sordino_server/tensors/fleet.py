@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeVar, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,10 +48,10 @@ from sordino_server.tensors.datasets import RemoteDataset
 from sordino_server.tensors.errors import AgentAway, RemoteFailure, WrongPlace
 from sordino_server.tensors.messages import Run, Terms
 from sordino_server.tensors.pointer import PointerTensor
-from sordino_server.tensors.recorder import Recorder, Request
+from sordino_server.tensors.recorder import Recorder, Request, Scope
 from sordino_server.tensors.shared.committees import Committees, bits_of, fetch_module
 from sordino_server.tensors.shared.links import SharedTensor
-from sordino_server.tensors.values import Value
+from sordino_server.tensors.values import Value, interned
 from sordino_server.trace.draft import spec_of
 from sordino_server.trace.tracing import TracedPlan
 
@@ -152,6 +151,10 @@ class RemoteAgent:
     def flush(self) -> None:
         """Send what was recorded for this agent."""
         self.fleet.flush(self)
+
+    def end_step(self) -> None:
+        """A step of a loop is over: send it, and leave what the next one has begun."""
+        self.fleet._send((self,), "step")
 
 
 class PointerFleet:
@@ -270,12 +273,16 @@ class PointerFleet:
             for committee in self._committees:
                 if not committee.lost:
                     committee.flush()
-        self._renew(agents or tuple(self._agents.values()))
+        self._send(agents or tuple(self._agents.values()), "all")
+
+    def _send(self, agents: Sequence[RemoteAgent], scope: Scope, asked: Value | None = None) -> None:
+        self._require_open()
+        self._renew(agents)
         runs: dict[str, Run] = {}
-        for agent in agents or self._agents.values():
-            request = agent.recorder.request()
+        for agent in agents:
+            request = agent.recorder.request(scope, asked)
             if request is not None:
-                ids = tuple(self._random(16) for _ in request.outputs)
+                ids = tuple([self._random(16) for _ in request.outputs])
                 runs[agent.name] = Run(request=request, ids=ids, drops=_taken(agent.recorder.forgotten))
         if not runs:
             return
@@ -439,9 +446,7 @@ class PointerFleet:
         if value.failure is not None:
             raise value.failure
         if value.tensor_id is None:
-            keep = agent.recorder.cell(value)  # a view is not sent for its own sake
-            self.flush(agent)
-            del keep
+            self._send((agent,), "asked", value)
         if value.failure is not None:
             raise value.failure
         assert value.tensor_id is not None
@@ -455,9 +460,9 @@ class PointerFleet:
         if len(agent.recorder.forgotten) >= _DROP_MOST:  # else they go with a run, for nothing
             self._drop(agent)
         self._ask(agent, what, message, TensorStored)
-        value = Value(spec)
+        value = Value(interned(spec))
         agent.recorder.store(value, message.tensor_id, self._driver.now_s())
-        pointer: PointerTensor = PointerTensor(agent, agent.recorder.cell(value))
+        pointer: PointerTensor = PointerTensor(agent, agent.recorder.cell(value), value.spec)
         return pointer
 
     def _ask(self, agent: RemoteAgent, what: str, message: Message, expects: type[Message]) -> Message:
@@ -521,7 +526,7 @@ def _taken(ids: deque[bytes]) -> tuple[bytes, ...]:
 
 
 def _distinct(request: Request) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(str, request.lines)))
+    return tuple(dict.fromkeys([line.text for line in request.lines]))
 
 
 def _lines(request: Request, reason: str | None) -> tuple[str, ...]:
@@ -534,8 +539,8 @@ def _lines(request: Request, reason: str | None) -> tuple[str, ...]:
 
 
 def _tensor_of(reply: TensorValue, spec: TensorSpec, name: str) -> Tensor:
-    array = to_numpy(reply.value)
-    dtype = "uint8" if spec.dtype == "bool" else spec.dtype
-    if array.shape != spec.shape or str(array.dtype) != dtype:
-        raise RemoteError(f"{name} sent {array.dtype}{list(array.shape)} for a tensor that is {spec}")
-    return torch.from_numpy(np.array(array != 0 if spec.dtype == "bool" else array))
+    found, dtype = reply.value, "uint8" if spec.dtype == "bool" else spec.dtype
+    if found.shape != spec.shape or found.dtype != dtype:
+        raise RemoteError(f"{name} sent {found.dtype}{list(found.shape)} for a tensor that is {spec}")
+    tensor = torch.from_numpy(to_numpy(found).copy())
+    return tensor != 0 if spec.dtype == "bool" else tensor

@@ -33,7 +33,7 @@ _SPELT: Final = {
     _ATEN._reshape_alias.default: _ATEN.reshape.default,
 }
 
-_ALIASES: Final = (_ATEN.detach.default, _ATEN.alias.default)
+ALIASES: Final = frozenset({_ATEN.detach.default, _ATEN.alias.default})
 
 # For an op that no Plan has: what to write instead.
 _INSTEAD: Final = {
@@ -61,7 +61,7 @@ _INSTEAD: Final = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpInfo:
     """`op`: the overload to record. `names`: of its positional arguments. `writes`: the first operand gets the result.
-    `alias`: the result is the operand. `view`: the result is a view of the first operand. `refusal`: why it can't be
+    `view`: the result is a view of the first operand. `refusal`: why it can't be
     recorded, "" if it can. `lifted`: arguments whose number may change."""
 
     name: str
@@ -69,7 +69,6 @@ class OpInfo:
     names: tuple[str, ...]
     lifted: frozenset[str]
     writes: bool = False
-    alias: bool = False
     view: bool = False
     refusal: str = ""
 
@@ -117,7 +116,6 @@ def info_of(func: Any) -> OpInfo:
         names=names,
         lifted=frozenset(LIFTED.get(op.name(), ())),
         writes=bool(written),
-        alias=func in _ALIASES,
         view=func.is_view,
     )
 

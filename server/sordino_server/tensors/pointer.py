@@ -6,21 +6,23 @@ operations, and runs where the data is. Pointers are contiguous and on the devic
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.ring.fixed import FRACTION_BITS
+from sordino_server.tensors.calls import Form, Gathered, fixed, kinds, read
 from sordino_server.tensors.chain import ChainTensor
 from sordino_server.tensors.compile import TORCH_DTYPES
 from sordino_server.tensors.errors import UnsupportedOperation, WrongPlace
-from sordino_server.tensors.ops import OpInfo, View, info_of, unviewed
+from sordino_server.tensors.ops import ALIASES, View, info_of, unviewed
 from sordino_server.tensors.recorder import Recorder, liftable
-from sordino_server.tensors.values import Cell, Number, Scalar, Slot, Value
+from sordino_server.tensors.values import Cell, Key, Slot, Value
 
 _ATEN = torch.ops.aten
+_wrapper = Tensor._make_wrapper_subclass
 _NOT_OPTIONS = frozenset({"layout", "pin_memory", "memory_format", "non_blocking"})  # of memory that is not here
 
 
@@ -48,26 +50,25 @@ class Owner(Protocol):
 
     def flush(self) -> None: ...
 
+    def end_step(self) -> None: ...
+
 
 class PointerTensor(ChainTensor):
     """A tensor on `owner`. `child` is None: the link below is the agent's."""
 
     owner: Owner
     cell: Cell
+    spec: TensorSpec
+    child: Tensor | None = None
+    parent: ChainTensor | None = None
+    _views: tuple[tuple[View, int], ...] = ()
+    _read: tuple[Value, Value] | None = None  # what the base was, what the view of it is
 
     @staticmethod
-    def __new__(cls, owner: Owner, cell: Cell, *, spec: TensorSpec | None = None, views: tuple[Any, ...] = ()) -> Any:
-        spec = spec or cell.value.spec
-        return Tensor._make_wrapper_subclass(cls, spec.shape, dtype=TORCH_DTYPES[spec.dtype])
-
-    def __init__(
-        self, owner: Owner, cell: Cell, *, spec: TensorSpec | None = None, views: tuple[tuple[View, int], ...] = ()
-    ) -> None:
-        self.owner, self.cell = owner, cell
-        self.child = None
-        self.parent = None
-        self._views = views
-        self._read: tuple[Value, Value] | None = None  # what the base was, what the view of it is
+    def __new__(cls, owner: Owner, cell: Cell, spec: TensorSpec) -> Self:
+        pointer: Any = _wrapper(cls, spec.shape, dtype=TORCH_DTYPES[spec.dtype])
+        pointer.owner, pointer.cell, pointer.spec = owner, cell, spec
+        return pointer  # type: ignore[no-any-return]  # PyTorch says no more of it
 
     def describe(self) -> str:
         return f"PointerTensor({self.owner.name})"
@@ -143,18 +144,21 @@ class PointerTensor(ChainTensor):
                 operands.append(entry)
             else:
                 args.append(entry)
-        _, values = self.owner.recorder.apply(op, tuple(args), (), tuple(operands), (), _kinds(rest))
+        _, values = self.owner.recorder.apply(op, tuple(args), (), tuple(operands), (), kinds(rest))
         assert values[0] is not None
         return values[0]
 
     def _through(self, view: View, index: int, value: Value) -> Value:
         op, args = view
-        _, values = self.owner.recorder.apply(op, (Slot(0), *args), (), (value,), (), _kinds(args))
+        _, values = self.owner.recorder.apply(op, (Slot(0), *args), (), (value,), (), kinds(args))
         found = values[index]
         assert found is not None
         return found
 
-    def _write(self, value: Value, info: OpInfo) -> None:
+    def _write(self, value: Value, op: Any) -> None:
+        if not self._views:
+            self.owner.recorder.write(self.cell, value)
+            return
         shown = [self.cell.value]
         for view, index in self._views:
             shown.append(self._through(view, index, shown[-1]))
@@ -162,7 +166,7 @@ class PointerTensor(ChainTensor):
             back = unviewed(view, base.spec.shape)
             if back is None:
                 raise UnsupportedOperation(
-                    f"{info.name} writes into a view ({view[0].name()}) of {self!r}; write into the tensor itself, or "
+                    f"{op.name()} writes into a view ({view[0].name()}) of {self!r}; write into the tensor itself, or "
                     f"make a new one"
                 )
             value = back(base, value, self._apply)
@@ -173,70 +177,38 @@ class PointerTensor(ChainTensor):
     def __torch_dispatch__(  # type: ignore[override]  # the stub describes another function
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return _dispatch(func, args, kwargs or {})
+        return _dispatch(cls, func, args, kwargs or {})
 
 
-class _Gathered:
-    """The arguments of one call: operands by order of appearance, numbers apart, all else as a template."""
-
-    __slots__ = ("_func", "kinds", "numbers", "operands", "owner", "values")
-
-    def __init__(self, func: Any) -> None:
-        self._func = func
-        self.owner: Owner | None = None
-        self.operands: list[PointerTensor] = []
-        self.values: list[Value] = []
-        self.numbers: list[float] = []
-        self.kinds: list[str] = []
-
-    def take(self, entry: Any, liftable: bool = False) -> Any:
-        if isinstance(entry, Tensor):
-            return self._tensor(entry)
-        if isinstance(entry, float) and liftable:
-            self.numbers.append(entry)
-            return Number(len(self.numbers) - 1)
-        if isinstance(entry, list | tuple):
-            return tuple([self.take(item) for item in entry])
-        if isinstance(entry, bool | int | float):
-            self.kinds.append(repr(entry))  # 1, 1.0 and True are equal keys
-        elif isinstance(entry, torch.device):
-            raise UnsupportedOperation(
-                f"{self._func}: where {self.chain} computes is its owner's choice; leave out the device"
-            )
-        return entry
-
-    @property
-    def chain(self) -> str:
-        return self.operands[0].chain if self.operands else "a pointer"
-
-    def _tensor(self, entry: Tensor) -> Any:
-        if isinstance(entry, PointerTensor):
-            if self.owner is None:
-                self.owner = entry.owner
-            elif entry.owner is not self.owner:
-                bring = self.owner.bring if len(self.owner.bring) > len(entry.owner.bring) else entry.owner.bring
-                raise WrongPlace(
-                    f"{self._func}: one operand is on {self.owner.name}, another on {entry.owner.name}; bring them "
-                    f"together with {bring}"
-                )
-            self.operands.append(entry)
-            return Slot(len(self.operands) - 1)
-        if isinstance(entry, ChainTensor):
-            raise WrongPlace(f"{self._func}: operands on different links ({entry.chain}); send the local one first")
-        if entry.dim() == 0:  # a number, as PyTorch has it where devices differ
-            scalar = entry.item()
-            self.kinds.append(repr(scalar))
-            return Scalar(scalar, entry.dtype)
-        there = "a pointer; send it first with agent.send(tensor)"
-        if self.owner is not None and self.owner.link is not PointerTensor:
-            there = f"on {self.owner.name}; share it first with {self.owner.bring}"
-        raise WrongPlace(
-            f"{self._func}: one operand is here (a tensor of shape {list(entry.shape)}), another is {there}, or fetch "
-            f"the other with .get()"
-        )
+def _dispatch(link: type[PointerTensor], func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if func in ALIASES:
+        return _alias(args[0])
+    call = read(func, args, kwargs, link)
+    if call is None:
+        return _first_call(func, args, kwargs, None)
+    key, pointers, numbers = call
+    owner = pointers[0].owner
+    recorder = owner.recorder
+    form = recorder.compiler.forms.get(key)
+    if form is None:
+        return _first_call(func, args, kwargs, key)
+    if recorder.boundary() or recorder.full:
+        _make_room(owner)
+    operands = tuple([pointer.value() for pointer in pointers])
+    values = recorder.record(form.facts, operands, tuple(numbers))
+    return _results(form, pointers[0], values)
 
 
-def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _make_room(owner: Owner) -> None:
+    if owner.recorder.full:
+        owner.flush()
+    else:
+        owner.end_step()
+        owner.recorder.new_step()
+
+
+def _first_call(func: Any, args: Any, kwargs: dict[str, Any], key: Key | None) -> Any:
+    """A call whose like has not been seen, or that has no key: what it asks for is looked at, and refused by name."""
     info = info_of(func)
     first = args[0] if args else None
     if info.refusal:
@@ -246,9 +218,7 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise UnsupportedOperation(f"{info.name} on {pointer.chain}: {info.refusal}")
     if info.writes and not isinstance(first, PointerTensor):
         raise WrongPlace(f"{func}: would write a remote value into a tensor that is here; fetch it with .get() first")
-    if info.alias and isinstance(first, PointerTensor):
-        return _alias(first)
-    gathered = _Gathered(func)
+    gathered = Gathered(func, PointerTensor)
     template = tuple([gathered.take(entry, name in info.lifted) for entry, name in zip(args, info.names, strict=False)])
     named: list[tuple[str, Any]] = []
     for name, entry in kwargs.items():
@@ -257,57 +227,55 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         named.append((name, gathered.take(entry, name in info.lifted)))
     owner = gathered.owner
     assert owner is not None
-    recorder = owner.recorder
-    if recorder.boundary():
-        owner.flush()
-        recorder.new_step()
-    elif recorder.full:
-        owner.flush()
+    recorder: Recorder = owner.recorder
+    if recorder.boundary() or recorder.full:
+        _make_room(owner)
     operands = tuple([pointer.value() for pointer in gathered.operands])
     if gathered.numbers and not all(liftable(value.spec) for value in operands):
-        template, named = _fixed(template, named, gathered)
+        template, named = fixed(template, named, gathered)
+        key = None  # it has no place for those numbers
     facts, values = recorder.apply(
         info.op, template, tuple(named), operands, tuple(gathered.numbers), tuple(gathered.kinds)
     )
+    view = None
+    if info.view and isinstance(first, PointerTensor):
+        view = (info.op, template[1:])
     if info.writes:
-        target = first
-        assert isinstance(target, PointerTensor)
+        assert isinstance(first, PointerTensor)
+        if facts.outs != (first.spec,):
+            raise UnsupportedOperation(f"{func} on {first.chain}: gives {facts.outs[0]}, but writes into {first.spec}")
+    form = Form(facts, info.writes, view, tuple([operand.spec for operand in operands]))
+    if key is not None and recorder.knows(facts):
+        recorder.compiler.forms[key] = form
+    return _results(form, first if isinstance(first, PointerTensor) else gathered.operands[0], values)
+
+
+def _results(form: Form, first: PointerTensor, values: tuple[Value | None, ...]) -> Any:
+    if form.writes:
         (value,) = values
         assert value is not None
-        spec = target.value().spec
-        if value.spec != spec:
-            raise UnsupportedOperation(f"{func} on {target.chain}: gives {value.spec}, but writes into {spec}")
-        target._write(value, info)
-        return target
-    if info.view and isinstance(first, PointerTensor):
-        results: list[Any] = [_view(first, info, template[1:], k, value) for k, value in enumerate(values)]
+        first._write(value, form.facts.op)
+        return first
+    if form.view is not None:
+        results: list[Any] = [_view(first, form.view, k, value) for k, value in enumerate(values)]
     else:
-        link = owner.link
-        results = [None if value is None else link(owner, recorder.cell(value)) for value in values]
-    return results[0] if facts.single else results
+        owner = first.owner
+        link, cell = owner.link, owner.recorder.cell
+        results = [None if value is None else link(owner, cell(value), value.spec) for value in values]
+    return results[0] if form.facts.single else results
 
 
-def _fixed(template: Any, named: Any, gathered: _Gathered) -> tuple[Any, Any]:
-    """Beside an integer a number decides the result's dtype, so it stays part of the step."""
-    numbers, gathered.numbers = gathered.numbers, []
-    gathered.kinds += map(repr, numbers)
-
-    def back(entry: Any) -> Any:
-        return numbers[entry.index] if isinstance(entry, Number) else entry
-
-    return tuple(map(back, template)), [(name, back(entry)) for name, entry in named]
-
-
-def _view(base: PointerTensor, info: OpInfo, args: tuple[Any, ...], index: int, value: Value | None) -> PointerTensor:
+def _view(base: PointerTensor, view: View, index: int, value: Value | None) -> PointerTensor:
     assert value is not None
-    pointer = base.owner.link(base.owner, base.cell, spec=value.spec, views=(*base._views, ((info.op, args), index)))
-    pointer._read = (base.cell.value, value)
+    pointer = base.owner.link(base.owner, base.cell, value.spec)
+    pointer._views, pointer._read = (*base._views, (view, index)), (base.cell.value, value)
     return pointer
 
 
 def _alias(pointer: PointerTensor) -> PointerTensor:
-    alias = pointer.owner.link(pointer.owner, pointer.cell, spec=pointer.value().spec, views=pointer._views)
-    alias._read = pointer._read
+    alias = pointer.owner.link(pointer.owner, pointer.cell, pointer.spec)
+    if pointer._views:
+        alias._views, alias._read = pointer._views, pointer._read
     return alias
 
 
@@ -320,13 +288,3 @@ def _some_pointer(args: Any) -> PointerTensor:
                 if isinstance(item, PointerTensor):
                     return item
     raise WrongPlace("an operation on pointers has no pointer among its operands")
-
-
-def _kinds(args: tuple[Any, ...]) -> tuple[str, ...]:
-    found: list[str] = []
-    for entry in args:
-        if isinstance(entry, tuple):
-            found += _kinds(entry)
-        elif isinstance(entry, bool | int | float):
-            found.append(repr(entry))
-    return tuple(found)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 
@@ -20,11 +20,13 @@ from sordino_common.errors import PlanError
 from sordino_common.plan.spec import FLOATS, TensorSpec
 from sordino_server.tensors.compile import Compiled, Compiler, Place, Structure, infer
 from sordino_server.tensors.errors import RemoteFailure, UnsupportedOperation
-from sordino_server.tensors.lines import user_line
+from sordino_server.tensors.lines import Line, user_line
 from sordino_server.tensors.ops import instead_of
-from sordino_server.tensors.values import Cell, Facts, Key, Step, Value
-from sordino_server.trace.origins import Origin
+from sordino_server.tensors.values import Cell, Facts, Key, Step, Value, interned
 
+# What a flush sends: everything that somebody here holds; what a fetch needs and what else is due; a whole step.
+Scope = Literal["all", "asked", "step"]
+PLACES: Final = 1 << 20  # more results than one step has
 PENDING_MOST: Final = 4000  # steps that wait, dead ones counted: a fifth of what a Plan may have
 
 
@@ -36,7 +38,7 @@ class Request:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     numbers: tuple[float, ...]
-    lines: tuple[Origin, ...]
+    lines: tuple[Line, ...]
 
 
 class Recorder:
@@ -49,24 +51,32 @@ class Recorder:
         self.forgotten: deque[bytes] = deque()
         self.recorded = 0  # steps since the last flush
         self.backwards = 0  # backward passes since the last flush
-        self._in_backward = False
+        self._backward = -1  # PyTorch's number of the backward pass that runs
+        self._line: Line | None = None  # of that pass
+        self._last_write = -1  # since the last flush, to what is not a gradient: an optimizer's step, mostly
         self._held: dict[bytes, float] = {}  # id -> when its lease began, oldest first
         self._pending: dict[int, weakref.ref[Cell]] = {}
         self._numbers = itertools.count()
 
     def cell(self, value: Value) -> Cell:
         """New memory that holds `value`."""
-        cell = Cell(value, next(self._numbers))
+        cell = Cell(value, next(self._numbers), self._backward >= 0)
         self._wait(cell)
         return cell
 
     def write(self, cell: Cell, value: Value) -> None:
         cell.value = value
         self._wait(cell)
+        if not cell.gradient:
+            self._last_write = next(self._numbers)
 
     def _wait(self, cell: Cell) -> None:
         if cell.value.step is not None:
             self._pending[cell.number] = weakref.ref(cell)
+
+    def knows(self, facts: Facts) -> bool:
+        """Whether a step of this form may be recorded again without being looked at."""
+        return True
 
     @property
     def full(self) -> bool:
@@ -75,10 +85,14 @@ class Recorder:
 
     def boundary(self) -> bool:
         """Whether a second backward pass begins: a loop in eager style then sends what it has, once a step."""
-        inside = torch._C._current_autograd_node() is not None  # None outside a backward pass, whatever its stub says
-        begins, self._in_backward = inside and not self._in_backward, inside
-        if not begins:
+        task = torch._C._current_graph_task_id()  # -1 outside a backward pass
+        if task == self._backward:
             return False
+        self._backward = task
+        if task < 0:
+            self._line = None
+            return False
+        self._line = user_line()  # it is the same one for the whole pass
         self.backwards += 1
         return self.backwards > 1
 
@@ -93,61 +107,98 @@ class Recorder:
     ) -> tuple[Facts, tuple[Value | None, ...]]:
         """Record one step. Raises `UnsupportedOperation` at the user's line if no Plan has it, and the operand's own
         failure if it has one."""
-        line = user_line()
-        for operand in operands:
-            if operand.failure is not None:
-                raise operand.failure
-        specs = tuple(operand.spec for operand in operands)
+        specs = tuple([operand.spec for operand in operands])
         key = (op, args, kwargs, kinds, specs)
         facts = self.compiler.facts.get(key)
         if facts is None:
+            for operand in operands:
+                if operand.failure is not None:
+                    raise operand.failure
             try:
-                facts = infer(partial(Facts, op=op, args=args, kwargs=kwargs), specs, numbers, line)
+                facts = infer(partial(Facts, op=op, args=args, kwargs=kwargs), specs, numbers, user_line().origin)
             except PlanError as error:
                 text = str(error).removeprefix("tensors: ")
                 raise UnsupportedOperation(f"{op.name()} on {self.chain}: {text}{instead_of(op.name())}") from None
             self.compiler.facts[key] = facts
-        step = Step(facts, operands, numbers, next(self._numbers), line)
-        self.recorded += 1
-        values = tuple(
-            None if spec is None else Value(spec, step=step, index=index) for index, spec in enumerate(facts.outs)
-        )
-        return facts, values
+        return facts, self.record(facts, operands, numbers)
 
-    def request(self) -> Request | None:
-        """The Plan of everything that is needed and not there yet; None if nothing is. Changes nothing."""
-        cells = [cell for reference in self._pending.values() if (cell := reference()) is not None]
-        outputs: dict[int, Value] = {}
-        for cell in sorted(cells, key=lambda cell: cell.number):
-            value = cell.value
-            if value.step is not None and value.failure is None:
-                outputs[id(value)] = value
+    def record(self, facts: Facts, operands: tuple[Value, ...], numbers: tuple[float, ...]) -> tuple[Value | None, ...]:
+        """Record one step of a known form. Raises the operand's own failure if it has one."""
+        for operand in operands:
+            if operand.failure is not None:
+                raise operand.failure
+        step = Step(facts, operands, numbers, next(self._numbers), self._line or user_line())
+        self.recorded += 1
+        if facts.single:
+            spec = facts.outs[0]
+            assert spec is not None
+            return (Value(spec, step),)
+        return tuple([None if spec is None else Value(spec, step, k) for k, spec in enumerate(facts.outs)])
+
+    def request(self, scope: Scope = "all", asked: Value | None = None) -> Request | None:
+        """The Plan of everything that is due and not there yet; None if nothing is.
+
+        With `asked` or `step`, what is likely to die unread waits for another flush, and is computed anew if it is
+        needed after all: gradients that an optimizer has used, and at the boundary of a step what follows the last
+        write, the next step's beginning. It waits once: what is still held at the flush after that goes with it."""
+        outputs = self._due(scope, asked)
         steps = self._steps(outputs)
         if not steps:
             return None
-        position = {id(step): k for k, step in enumerate(steps)}
+        # The structure as a flat key of integers and of objects that hash by identity: one for every step of a loop.
+        key: list[Any] = []
         inputs: dict[int, tuple[int, Value]] = {}
+        numbers: list[float] = []
+        starts: dict[int, int] = {}
 
-        def place(value: Value) -> Place:
+        def place(value: Value) -> int:
             if value.step is not None:
-                return position[id(value.step)], value.index
-            return -1, inputs.setdefault(id(value), (len(inputs), value))[0]
+                return starts[value.step.number] + value.index
+            return inputs.setdefault(id(value), (~len(inputs), value))[0]
 
-        entries = tuple((step.facts, tuple([place(operand) for operand in step.operands])) for step in steps)
-        structure = Structure(
-            inputs=tuple(value.spec for _, value in inputs.values()),
-            steps=entries,
-            outputs=tuple(place(value) for value in outputs.values()),
-        )
-        numbers = tuple(number for step in steps for number in step.numbers)
-        lines = tuple(step.line for step in steps)
+        for k, step in enumerate(steps):
+            starts[step.number] = k * PLACES
+            key.append(step.facts)
+            for operand in step.operands:
+                made = operand.step
+                key.append(place(operand) if made is None else starts[made.number] + operand.index)
+            numbers += step.numbers
+        key.append(None)
+        key += [place(value) for value in outputs.values()]
+        key.append(None)
+        read = tuple([value for _, value in inputs.values()])
+        key += [id(value.spec) for value in read]  # interned (`store`)
+        lines = tuple([step.line for step in steps])
+        structure = partial(_structure, steps, place, read, outputs)
         return Request(
-            compiled=self.compiler.compiled(structure, numbers, lines),
-            inputs=tuple(value for _, value in inputs.values()),
+            compiled=self.compiler.compiled(tuple(key), structure, tuple(numbers), lines),
+            inputs=read,
             outputs=tuple(outputs.values()),
-            numbers=numbers,
+            numbers=tuple(numbers),
             lines=lines,
         )
+
+    def _due(self, scope: Scope, asked: Value | None) -> dict[int, Value]:
+        """What a flush has to send, by id, in the order in which its memory was made."""
+        if scope == "step" and self._last_write < 0:
+            scope = "all"  # nothing says where the step ends
+        due: dict[int, Value] = {}
+        if asked is not None and asked.step is not None:
+            due[id(asked)] = asked
+        for _, reference in sorted(self._pending.items()):
+            cell = reference()
+            if cell is None:
+                continue
+            value = cell.value
+            if value.step is None or value.failure is not None:
+                continue
+            if scope != "all" and not cell.waited:
+                after = value.step.number > self._last_write
+                if after if scope == "step" else cell.gradient and not after:
+                    cell.waited = True
+                    continue
+            due[id(value)] = value
+        return due
 
     def _steps(self, outputs: dict[int, Value]) -> list[Step]:
         """The steps that `outputs` need. An output that needs a failed value has failed with it, and is left out."""
@@ -165,6 +216,7 @@ class Recorder:
     def store(self, value: Value, tensor_id: bytes, now_s: float) -> None:
         """`value` is on the agent now, under this id, until nobody here has it any more."""
         self._held[tensor_id] = now_s
+        value.spec = interned(value.spec)
         value.stored(tensor_id, self._forget)
 
     def _forget(self, tensor_id: bytes) -> None:
@@ -203,6 +255,7 @@ class Recorder:
 
     def _settle(self) -> None:
         self.recorded = self.backwards = 0
+        self._last_write = -1
         left = {}
         for number, reference in self._pending.items():
             cell = reference()
@@ -211,20 +264,36 @@ class Recorder:
         self._pending = left
 
 
+def _structure(
+    steps: Sequence[Step], place: Callable[[Value], int], read: Sequence[Value], outputs: Mapping[int, Value]
+) -> Structure:
+    """What a key stands for, written out."""
+
+    def written(value: Value) -> Place:
+        code = place(value)
+        return (-1, ~code) if code < 0 else divmod(code, PLACES)
+
+    return Structure(
+        inputs=tuple(value.spec for value in read),
+        steps=tuple((step.facts, tuple(written(operand) for operand in step.operands)) for step in steps),
+        outputs=tuple(written(value) for value in outputs.values()),
+    )
+
+
 def _reached(outputs: Iterable[Value]) -> list[Step]:
     """The steps that these values need, in the order in which they were recorded."""
     found: dict[int, Step] = {}
-    waiting = [value for value in outputs if value.step is not None]
+    waiting = list(outputs)
     while waiting:
         value = waiting.pop()
         step = value.step
-        if step is None or id(step) in found:
+        if step is None or step.number in found:
             continue
         if value.failure is not None:
             raise value.failure
-        found[id(step)] = step
-        waiting += [operand for operand in step.operands if operand.step is not None]
-    return sorted(found.values(), key=lambda step: step.number)
+        found[step.number] = step
+        waiting += step.operands
+    return [found[number] for number in sorted(found)]
 
 
 def liftable(spec: TensorSpec) -> bool:

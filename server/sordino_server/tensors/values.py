@@ -5,14 +5,14 @@ Values never change. What a write changes is a `Cell`, the memory that pointers 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.tensors.errors import RemoteFailure
-from sordino_server.trace.origins import Origin
+from sordino_server.tensors.lines import Line
 
 Key = tuple[Any, ...]
 
@@ -52,40 +52,67 @@ class Facts:
     single: bool
 
 
+@cache
+def interned(spec: TensorSpec) -> TensorSpec:
+    """The one object of that dtype and shape: what is looked up at every operation is looked up by identity."""
+    return spec
+
+
 class Step:
     """One recorded operation."""
 
     __slots__ = ("facts", "line", "number", "numbers", "operands")
 
     def __init__(
-        self, facts: Facts, operands: tuple[Value, ...], numbers: tuple[float, ...], number: int, line: Origin
+        self, facts: Facts, operands: tuple[Value, ...], numbers: tuple[float, ...], number: int, line: Line
     ) -> None:
         self.facts, self.operands, self.numbers, self.number, self.line = facts, operands, numbers, number, line
 
 
+class Stored:
+    """That a tensor is on the agent under an id; `forget` is told the id when nobody here has the value any more."""
+
+    __slots__ = ("_forget", "tensor_id")
+
+    def __init__(self, tensor_id: bytes, forget: Callable[[bytes], None]) -> None:
+        self.tensor_id = tensor_id
+        self._forget = forget
+
+    def __del__(self) -> None:
+        self._forget(self.tensor_id)
+
+
 class Value:
-    """A tensor on an agent, by what made it or by its id there."""
+    """A tensor on an agent, by what made it or by its id there. `spec` is interned."""
 
-    __slots__ = ("__weakref__", "failure", "index", "spec", "step", "tensor_id")
+    __slots__ = ("_stored", "failure", "index", "spec", "step")
 
-    def __init__(self, spec: TensorSpec, *, step: Step | None = None, index: int = 0) -> None:
+    def __init__(self, spec: TensorSpec, step: Step | None = None, index: int = 0) -> None:
         self.spec = spec
         self.step = step
         self.index = index
-        self.tensor_id: bytes | None = None
         self.failure: RemoteFailure | None = None
+        self._stored: Stored | None = None
+
+    @property
+    def tensor_id(self) -> bytes | None:
+        """Its id on the agent; None before it is there."""
+        return None if self._stored is None else self._stored.tensor_id
 
     def stored(self, tensor_id: bytes, forget: Callable[[bytes], None]) -> None:
         """It is on the agent now, under this id, which `forget` is told when nobody here has the value any more."""
-        self.tensor_id, self.step = tensor_id, None
-        weakref.finalize(self, forget, tensor_id).atexit = False
+        self._stored, self.step = Stored(tensor_id, forget), None
 
 
 class Cell:
-    """What pointers that share memory share. `value` is what is in it now."""
+    """What pointers that share memory share. `value` is what is in it now.
 
-    __slots__ = ("__weakref__", "number", "value")
+    `gradient`: it was made in a backward pass. `waited`: a flush has left it out once (`Recorder.request`)."""
 
-    def __init__(self, value: Value, number: int) -> None:
+    __slots__ = ("__weakref__", "gradient", "number", "value", "waited")
+
+    def __init__(self, value: Value, number: int, gradient: bool = False) -> None:
         self.value = value
         self.number = number
+        self.gradient = gradient
+        self.waited = False

@@ -152,7 +152,7 @@ class Committee:
             value = self._store(ids[k], done, program.outputs[k], source.spec, source.limit, room, source.ranges)
             cell = self.recorder.cell(value)
             cell.limit = source.limit
-            shared.append(SharedTensor(self, cell))
+            shared.append(SharedTensor(self, cell, cell.value.spec))
         return shared
 
     # --- computing -----------------------------------------------------------------------------------------------
@@ -160,6 +160,10 @@ class Committee:
     def flush(self) -> None:
         """Compute everything that was recorded and is needed, in one step. Raises as `fetch`."""
         self._compute(None)
+
+    def end_step(self) -> None:
+        """As `flush`."""
+        self.flush()
 
     def _compute(self, asked: Value | None) -> I64 | None:
         """Everything that was recorded and is needed; what `asked` has opened as, if it is given.

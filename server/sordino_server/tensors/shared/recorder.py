@@ -74,10 +74,13 @@ class SharedRecorder(Recorder):
             self._require_computable(facts, operands, numbers)
         return facts, values
 
+    def knows(self, facts: Facts) -> bool:
+        return id(facts) in self._computable
+
     def _require_computable(self, facts: Facts, operands: Sequence[Value], numbers: Sequence[float]) -> None:
         if any(operand.step is not None and not operand.step.operands for operand in operands):
             return  # an operand is public, perhaps: the whole program will tell
-        line = user_line()
+        line = user_line().origin
         try:
             plan = single_step(facts, [operand.spec for operand in operands], numbers, line)
             draw(plan, Settings(), frozenset())
@@ -134,7 +137,7 @@ class SharedRecorder(Recorder):
             carried=tuple(carried),
             written=written,
             numbers=tuple(number for step in steps for number in step.numbers),
-            lines=tuple(step.line for step in steps),
+            lines=tuple(step.line.origin for step in steps),
             interval=self.interval,
         )
 
