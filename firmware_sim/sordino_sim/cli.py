@@ -61,6 +61,9 @@ def run(
         str | None, typer.Option("--profile", help="pi-zero2, pi3, pi4, pi5, server, or a mix: pi3:6,pi-zero2:4.")
     ] = None,
     faults: Annotated[Path | None, typer.Option("--faults", help="A fault schedule, instead of the job's own.")] = None,
+    chaos: Annotated[
+        int | None, typer.Option("--chaos", min=0, help="A fault schedule drawn from this seed, instead of one.")
+    ] = None,
     overrides: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
     report: Annotated[Path | None, typer.Option("--report", help="Write report.html and summary.json there.")] = None,
@@ -90,8 +93,8 @@ def run(
     changes = list(overrides or ())
     changes += [] if profile is None else [f"simulation.profile={profile!r}"]
     if sweep is not None:
-        if tamper is not None:
-            raise ConfigError("--tamper is for one run: leave out --sweep")
+        if tamper is not None or chaos is not None:
+            raise ConfigError("--tamper and --chaos are for one run: leave out --sweep")
         _sweep(
             job,
             read_sweep(sweep, repeat=repeat),
@@ -118,6 +121,7 @@ def run(
             loaded,
             transport=transport.value,
             faults=faults,
+            chaos=chaos,
             observer=progress,
             store_folder=store,
             with_baseline=baseline,

@@ -35,6 +35,10 @@ class Stage(Protocol):
 
     def cut(self, names: frozenset[str], for_s: float) -> None: ...
 
+    def set_clock(self, name: str, *, by_s: float) -> None: ...
+
+    def flood(self, name: str, *, per_s: float, for_s: float) -> None: ...
+
     def restart_broker(self, *, down_s: float) -> None: ...
 
 
@@ -101,6 +105,10 @@ class Director:
                 each(names, lambda name: self._stage.slow_down(name, fault.factor))
             case "cut":
                 self._stage.cut(frozenset(names), fault.for_s)
+            case "clock":
+                each(names, lambda name: self._stage.set_clock(name, by_s=fault.by_s))
+            case "flood":
+                each(names, lambda name: self._stage.flood(name, per_s=fault.per_s, for_s=fault.for_s))
             case "broker-restart":
                 self._stage.restart_broker(down_s=fault.down_s)
             case "server-kill":

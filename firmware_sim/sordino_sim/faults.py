@@ -8,6 +8,8 @@
       - {round: 4, do: slow, agents: [agent-08], factor: 20}   # computes twenty times slower from here on
       - {round: 4, do: cut, agents: [agent-09], for_s: 3}      # its network fails for three seconds
       - {round: 4, do: die, agents: [helper-0]}               # a helper of secure sums; only by name
+      - {round: 4, do: clock, agents: 2, by_s: -7200}          # their clocks are set back by two hours
+      - {round: 4, do: flood, agents: 1, per_s: 500, for_s: 5} # sends whatever it can: messages, garbage, old packets
       - {time_s: 12.5, do: broker-restart, down_s: 2.0}
       - {round: 6, do: server-kill}
 
@@ -32,15 +34,17 @@ from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Name
 
-Action = Literal["die", "leave", "return", "slow", "cut", "broker-restart", "server-kill"]
+Action = Literal["die", "leave", "return", "slow", "cut", "clock", "flood", "broker-restart", "server-kill"]
 TransportName = Literal["memory", "mqtt", "processes"]
 
-_ON_AGENTS = ("die", "leave", "return", "slow", "cut")
+_ON_AGENTS = ("die", "leave", "return", "slow", "cut", "clock", "flood")
 
 # What needs a part that only some transports simulate: where it can happen, and why nowhere else.
 _ONLY: Final[Mapping[Action, tuple[tuple[TransportName, ...], str]]] = {
     "slow": (("memory", "mqtt"), "processes compute as fast as this machine does"),
     "cut": (("memory",), "only there is the network simulated"),
+    "clock": (("memory", "mqtt"), "processes have the clock of this machine"),
+    "flood": (("memory", "mqtt"), "real agents don't"),
     "server-kill": (("memory", "mqtt"), "beside processes the server is the simulator itself"),
 }
 
@@ -57,6 +61,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     factor: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 10.0
     for_s: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 5.0
     down_s: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)] = 1.0
+    by_s: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)] = 3600.0
+    per_s: Annotated[float, msgspec.Meta(gt=0.0, le=1e5)] = 100.0
 
 
 class FaultFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +95,10 @@ class PlannedFault:
                 return f"{whom} slowed down by a factor of {self.fault.factor:g}"
             case "cut":
                 return f"{whom} cut off for {self.fault.for_s:g} s"
+            case "clock":
+                return f"the clocks of {whom} set by {self.fault.by_s:+g} s"
+            case "flood":
+                return f"{whom} flooded the server for {self.fault.for_s:g} s, {self.fault.per_s:g} packets a second"
             case "broker-restart":
                 return f"broker restarted, down for {self.fault.down_s:g} s"
             case "server-kill":
@@ -158,7 +168,7 @@ def plan_faults(
             planned.append(PlannedFault(fault=fault, agents=tuple(sorted(rng.sample(pool, fault.agents)))))
         else:
             planned.append(PlannedFault(fault=fault))
-        if fault.do not in ("return", "cut"):
+        if fault.do not in ("return", "cut", "clock"):
             taken.update(planned[-1].agents)
     return FaultSchedule(planned)
 

@@ -34,6 +34,7 @@ from sordino_agent.tasks import TaskCost
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
+from sordino_common.clock import Loop
 from sordino_common.errors import LocalError
 from sordino_common.messages import SpdzNumber
 from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
@@ -50,6 +51,7 @@ from sordino_server.dealer.service import DealerService
 from sordino_server.fleet import others_of
 from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
+from sordino_sim.flood import Flood
 from sordino_sim.keys import simulation_device_key, simulation_operator_key, simulation_random
 from sordino_sim.mortal import MortalLoop
 from sordino_sim.network import SimulatedNetwork
@@ -117,7 +119,7 @@ class SimulatedAgent:
 
     __slots__ = (
         *("board", "boot", "core", "endpoint", "identity", "journal", "ledger", "loop", "models", "name", "provides"),
-        *("slowdown", "sums", "table"),
+        *("slowdown", "sums", "table", "wall_offset_s"),
     )
 
     def __init__(
@@ -142,6 +144,7 @@ class SimulatedAgent:
         self.models: dict[str, bytes] = {}  # that opened to it
         self.provides = provides  # that it may input: name -> file
         self.slowdown = 1.0
+        self.wall_offset_s = 0.0  # of its clock from the true time
         self.loop: MortalLoop | None = None
         self.core: AgentCore | None = None
         self.endpoint: Endpoint | None = None
@@ -380,6 +383,21 @@ class SimulatedFleet:
         """From its next task on, the device takes `factor` times its profile's time."""
         self._device(name).slowdown = factor
 
+    def set_clock(self, name: str, *, by_s: float) -> None:
+        """The device's clock on the wall is set forward, or back, while it runs; what measures time goes on."""
+        agent = self._device(name)
+        agent.wall_offset_s += by_s
+        if agent.loop is not None:
+            agent.loop.wall_offset_s = agent.wall_offset_s
+
+    def flood(self, name: str, *, per_s: float, for_s: float) -> None:
+        """A device whose firmware has gone mad, or bad: beside its work it sends the server all that it can."""
+        agent = self._device(name)
+        transport = self._wire.transport_of(name)
+        if agent.endpoint is not None and agent.loop is not None and transport is not None:
+            flooding = Flood(name, endpoint=agent.endpoint, transport=transport, fleet=FLEET, server=SERVER)
+            flooding.begin(agent.loop, per_s=per_s, for_s=for_s)
+
     def cut(self, names: frozenset[str], for_s: float) -> None:
         """Nothing passes between the broker and `names` for so long."""
         if self._network is None:
@@ -406,7 +424,7 @@ class SimulatedFleet:
 
     def _start(self, agent: SimulatedAgent) -> None:
         agent.boot += 1
-        loop = agent.loop = MortalLoop(self._loop)
+        loop = agent.loop = MortalLoop(self._loop, wall_offset_s=agent.wall_offset_s)
         limits = Limits(memory_bytes=agent.board.memory_bytes // 2)
         catalogue = MemoryCatalogue([] if agent.table is None else [agent.table])
         bench = Bench(
@@ -440,7 +458,7 @@ class SimulatedFleet:
             identity=agent.identity,
             keep_model=agent.models.__setitem__,
         )
-        book = self._book()
+        book = self._book(loop)
         book.accept(self._signed)
         core.on_roster(book.require())
         endpoint = agent.endpoint = self._endpoint(agent.name, agent.identity, book, agent.boot, loop, core)
@@ -478,8 +496,9 @@ class SimulatedFleet:
             protocol=self.protocols.get(name, PROTOCOL),
         )
 
-    def _book(self) -> RosterBook:
-        return _SharedRosterBook(self._parsed, operator_key=self._operator.public, wall_s=self._loop.wall_s)
+    def _book(self, loop: Loop | None = None) -> RosterBook:
+        wall_s = (loop or self._loop).wall_s
+        return _SharedRosterBook(self._parsed, operator_key=self._operator.public, wall_s=wall_s)
 
     def _sign_roster(self) -> bytes:
         issued_s = int(self._loop.wall_s())

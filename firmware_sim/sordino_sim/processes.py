@@ -189,6 +189,12 @@ class ProcessFleet:
     def cut(self, names: frozenset[str], for_s: float) -> None:
         raise LocalError("ProcessFleet.cut: the network is not simulated; faults.py refuses such a schedule")
 
+    def set_clock(self, name: str, *, by_s: float) -> None:
+        raise LocalError("ProcessFleet.set_clock: processes have this machine's clock; faults.py refuses that")
+
+    def flood(self, name: str, *, per_s: float, for_s: float) -> None:
+        raise LocalError("ProcessFleet.flood: real agents don't; faults.py refuses such a schedule")
+
     def restart_broker(self, *, down_s: float) -> None:
         self._broker.stop()
         self.loop.call_at(self.loop.now_s() + down_s, self._broker.start)

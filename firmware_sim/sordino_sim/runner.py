@@ -26,8 +26,9 @@ from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop, RunResult, new_run_id, run_job
 from sordino_server.store import RunStore
 from sordino_sim.broker import LocalBroker
+from sordino_sim.chaos import draw_faults
 from sordino_sim.director import Director, ServerKilled, Stage
-from sordino_sim.faults import FaultSchedule, TransportName, load_faults
+from sordino_sim.faults import FaultSchedule, TransportName, load_faults, plan_faults
 from sordino_sim.fleet_dir import write_fleet
 from sordino_sim.harness import SERVER, SimulatedFleet
 from sordino_sim.processes import ProcessFleet
@@ -79,6 +80,7 @@ def simulate(
     *,
     transport: TransportName = "memory",
     faults: Path | None = None,
+    chaos: int | None = None,
     observer: Observer = silent,
     store_folder: Path | None = None,
     with_baseline: bool = True,
@@ -89,9 +91,9 @@ def simulate(
 
     `memory`: on a virtual clock, through the simulated network. `mqtt`: in this process and in real time, through a
     mosquitto of our own. `processes`: the same, but every agent is a process. `faults`: a schedule instead of the job's
-    own. Checkpoints go to `store_folder`, or to a folder that is gone afterwards. `tamper`: one party of the job's
-    committee cheats. `protocols`: parties that speak another version (not with `processes`). Raises what `run_job`
-    raises, and `ConfigError`."""
+    own; `chaos`: the seed of one that is drawn (`chaos.py`). Checkpoints go to `store_folder`, or to a folder that is
+    gone afterwards. `tamper`: one party of the job's committee cheats. `protocols`: parties that speak another version
+    (not with `processes`). Raises what `run_job` raises, and `ConfigError`."""
     if tamper is not None and (not job.spec.on_shares or transport == "processes"):
         raise ConfigError("--tamper needs a job of mode spdz, and --transport memory or mqtt: real agents don't cheat")
     if tamper is not None and tamper.agent >= job.spec.shares.committee:
@@ -99,7 +101,7 @@ def simulate(
     if protocols and transport == "processes":
         raise LocalError("simulate: processes speak the version that they are of")
     scenario = scenario_of(job)
-    schedule = fault_schedule(job, scenario, faults, transport=transport)
+    schedule = fault_schedule(job, scenario, faults, transport=transport, chaos=chaos)
     for setting, why in scenario.without_effect(transport):
         observer(Note(text=f"{setting} has no effect with --transport {transport}: {why}", level="warning"))
     with tempfile.TemporaryDirectory(prefix="sordino-sim-") as scratch, ExitStack() as stack:
@@ -209,9 +211,21 @@ def _drive(
     return Simulated(result=result, summary=summary, events=tuple(events))
 
 
-def fault_schedule(job: Job, scenario: Scenario, faults: Path | None, *, transport: TransportName) -> FaultSchedule:
-    """The schedule in `faults`, else the job's own, else none."""
+def fault_schedule(
+    job: Job, scenario: Scenario, faults: Path | None, *, transport: TransportName, chaos: int | None = None
+) -> FaultSchedule:
+    """The schedule in `faults`, else one drawn from `chaos`, else the job's own, else none."""
     own = job.spec.simulation.faults
+    if chaos is not None:
+        if faults is not None:
+            raise ConfigError("--faults and --chaos both give a schedule: name one")
+        agents, helpers = scenario.agents, tuple(scenario.helpers)
+        rounds = job.spec.train.rounds
+        drawn = draw_faults(chaos, agents=agents, helpers=helpers, rounds=rounds, transport=transport)
+        where = f"--chaos {chaos}"
+        return plan_faults(
+            drawn, agents=agents, helpers=helpers, seed=scenario.seed, transport=transport, where=where, marks={}
+        )
     if faults is None and own is None:
         return FaultSchedule()
     path = faults if faults is not None else job.path.parent / str(own)

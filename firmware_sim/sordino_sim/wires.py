@@ -23,6 +23,10 @@ class Wire(Protocol):
         """The transport of a new boot of `name`, living on `loop`."""
         ...
 
+    def transport_of(self, name: str) -> Transport | None:
+        """The transport of the boot of `name` that is running."""
+        ...
+
     def kill(self, name: str, *, noticed_after_s: float) -> None:
         """The process of `name` is gone, its connection with it; the broker notices after so long."""
         ...
@@ -45,6 +49,9 @@ class MemoryWire:
         # Not on the mortal loop: `kill` and `close` stop the transport's own timers, and the broker's part goes on.
         transport = self._transports[name] = MemoryTransport(self.broker, self._loop, name, window=_WINDOW)
         return transport
+
+    def transport_of(self, name: str) -> Transport | None:
+        return self._transports.get(name)
 
     def kill(self, name: str, *, noticed_after_s: float) -> None:
         transport = self._transports.pop(name, None)
@@ -82,6 +89,9 @@ class MqttWire:
         )
         transport = self._transports[name] = MqttTransport(settings, self._reactor)
         return transport
+
+    def transport_of(self, name: str) -> Transport | None:
+        return self._transports.get(name)
 
     def kill(self, name: str, *, noticed_after_s: float) -> None:
         """The connection breaks at once, as that of a killed process does, whatever `noticed_after_s` says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -40,6 +41,8 @@ from sordino_server.waits import Gathering, Hearing, Question, printable
 
 _REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
 _REFUSED_EVERY_S: Final = 60.0  # this time
+_UNASKED: Final = "spdz-"  # what members of a session say of themselves
+_UNWANTED: Final = 100  # messages of one party in this time; late answers and second copies are far fewer
 
 
 class Incoming(Protocol):
@@ -106,7 +109,9 @@ class Conductor:
         self._timer: Timer | None = None
         self._reminded_s = 0.0
         self._refused = 0
-        self._refused_from_s = loop.now_s()
+        self._refused_from_s = self._unwanted_from_s = loop.now_s()
+        self._unwanted_of: Counter[str] = Counter()
+        self._told: set[bytes] = set()  # correlations of what was told since listening began
         self._base = (0, 0)
         self.done = False
         self._result: Any = None
@@ -206,8 +211,10 @@ class Conductor:
         question, name = self._pending, incoming.sender
         if isinstance(question, Question) and question.awaits(name, incoming.correlation):
             question.take(name, incoming.message)
-        else:  # said unasked, or late: its question is over
-            self._ear.said(name, incoming.message, incoming.correlation)
+        else:  # unasked, or late: its question is over
+            kept = self._ear.said(name, incoming.message, incoming.correlation)
+            if not kept or not (incoming.correlation in self._told or incoming.message.kind.startswith(_UNASKED)):
+                self._unwanted(name)
         self._review()
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
@@ -256,6 +263,20 @@ class Conductor:
         who = sender or "an unknown sender"
         self._tell(Note(text=printable(f"a packet of {who} was refused: {error}"), level="warning"))
 
+    def _unwanted(self, name: str) -> None:
+        """A message that nobody waits for is dropped, here or by who listens. Who sends many of them is named."""
+        now_s = self._loop.now_s()
+        if now_s >= self._unwanted_from_s + _REFUSED_EVERY_S:
+            self._unwanted_from_s = now_s
+            self._unwanted_of.clear()
+        self._unwanted_of[name] += 1
+        if self._unwanted_of[name] == _UNWANTED:
+            text = (
+                f"{name} floods this server: {_UNWANTED} messages that nobody asked for; they are dropped. If it goes "
+                f"on, look at that device, or: sordino roster remove {name}, sordino roster sign"
+            )
+            self._tell(Note(text=text, level="warning"))
+
     # --- effects ---------------------------------------------------------------------------------------------------
 
     def _resume(self, value: Callable[[], Result]) -> None:
@@ -292,6 +313,7 @@ class Conductor:
                         self._review()
                         return
                     case Listen(names=names):
+                        self._told.clear()
                         self._ear.listen(names, self._online_of(tuple(names)), self._loop.now_s())
                     case Tell():
                         value = Sent(correlation=self._say(effect))
@@ -392,7 +414,9 @@ class Conductor:
                 self._review()
 
         try:
-            return self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
+            told = self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
+            self._told.add(told)
+            return told
         except LimitExceeded as error:
             self._ear.lose(effect.to, printable(str(error)))
             return b""

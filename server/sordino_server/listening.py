@@ -7,7 +7,7 @@ forgotten what it was in, and is gone at once.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +15,7 @@ from sordino_common.messages import Message
 from sordino_server.rounds.effects import Gone, Heard, Said
 
 _KEPT_MOST: Final = 4096  # what is not heard by then is lost: its sender will be missed
+_KEPT_EACH: Final = 64  # of one party, so that none can fill the room of the others; nobody has as much to say
 
 
 class Ear:
@@ -24,6 +25,7 @@ class Ear:
         self._gone_s = gone_s
         self._boots: dict[str, int] = {}  # of those who are listened to
         self._kept: deque[Said | Gone] = deque()
+        self._counts: Counter[str] = Counter()  # of what is kept, by name
         self._away: dict[str, float] = {}  # offline since
 
     def __bool__(self) -> bool:
@@ -33,12 +35,17 @@ class Ear:
     def listen(self, names: frozenset[str], online: Mapping[str, int], now_s: float) -> None:
         """To `names` from now on; what was kept of others is forgotten."""
         self._kept = deque(item for item in self._kept if item.name in names and item.name in self._boots)
+        self._counts = Counter(item.name for item in self._kept)
         self._boots = {name: online.get(name, self._boots.get(name, -1)) for name in sorted(names)}
         self._away = {name: self._away.get(name, now_s) for name in sorted(names) if name not in online}
 
-    def said(self, name: str, message: Message, correlation: bytes = b"") -> None:
-        if name in self._boots and len(self._kept) < _KEPT_MOST:
-            self._kept.append(Said(name=name, message=message, correlation=correlation))
+    def said(self, name: str, message: Message, correlation: bytes = b"") -> bool:
+        """Whether it is kept."""
+        if name not in self._boots or len(self._kept) >= _KEPT_MOST or self._counts[name] >= _KEPT_EACH:
+            return False
+        self._counts[name] += 1
+        self._kept.append(Said(name=name, message=message, correlation=correlation))
+        return True
 
     def lose(self, name: str, why: str) -> None:
         """`name` can't go on, if it is listened to."""
@@ -69,4 +76,5 @@ class Ear:
     def take(self) -> Heard:
         items = tuple(self._kept)
         self._kept.clear()
+        self._counts.clear()
         return Heard(items=items)

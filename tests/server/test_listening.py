@@ -25,6 +25,17 @@ def test_what_is_said_is_kept_in_order_and_taken_once() -> None:
     assert not heard
 
 
+def test_one_that_talks_too_much_does_not_take_the_room_of_others() -> None:
+    heard = ear("ada", "bob")
+    kept = [heard.said("ada", WORD) for _ in range(10_000)]
+    assert kept == [True] * 64 + [False] * 9_936
+    assert heard.said("bob", WORD) and not heard.said("eve", WORD)
+    assert [item.name for item in heard.take().items] == ["ada"] * 64 + ["bob"]
+    assert heard.said("ada", WORD), "what was taken makes room"
+    heard.listen(frozenset({"ada"}), {"ada": 1}, 1.0)
+    assert [heard.said("ada", WORD) for _ in range(64)] == [True] * 63 + [False]
+
+
 def test_who_is_offline_for_long_is_gone_and_who_flaps_is_not() -> None:
     heard = ear("ada", "bob")
     heard.presence("ada", False, 1, 10.0)
@@ -61,7 +72,8 @@ def test_what_others_said_is_forgotten_when_listening_turns() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    heard = ear("ada")
-    for _ in range(5000):
-        heard.said("ada", WORD)
+    names = [f"n{index}" for index in range(100)]
+    heard = ear(*names)
+    for name in names * 50:
+        heard.said(name, WORD)
     assert len(heard.take().items) == 4096
