@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from sordino_agent.budget import MOST_ROUNDS, BudgetSpec, Spent, rounds_left
-from sordino_agent.ledger import Account, Entry, Ledger
+from sordino_agent.ledger import ALL_DATASETS, Account, Entry, Ledger
 from sordino_common.privacy.rdp import epsilon_of
 
 DEFAULT_DELTA: Final = 1e-5  # where no budget says at which δ
@@ -50,11 +50,20 @@ def report(ledger: Ledger | None, budgets: Mapping[str, BudgetSpec]) -> tuple[Ac
     entries: dict[Account, list[Entry]] = {}
     for entry in ledger.entries() if ledger is not None else ():
         charge = entry.charge
-        entries.setdefault((charge.dataset, charge.split, charge.mechanism.unit), []).append(entry)
+        entries.setdefault(charge.account, []).append(entry)
     for dataset in budgets:
         if all(key[0] != dataset for key in spent):
             spent[(dataset, "train", "record")] = Spent()
-    return tuple(_account(key, spent[key], budgets.get(key[0]), entries.get(key, [])) for key in sorted(spent))
+    return tuple(
+        _account(key, spent[key], _budget_of(key, budgets, entries.get(key, [])), entries.get(key, []))
+        for key in sorted(spent)
+    )
+
+
+def _budget_of(key: Account, budgets: Mapping[str, BudgetSpec], entries: list[Entry]) -> BudgetSpec | None:
+    """The dataset's; of the account of the whole device, that of the dataset which was charged last: whoever asks for
+    another one is held against its own."""
+    return budgets.get(entries[-1].charge.dataset if key[0] == ALL_DATASETS and entries else key[0])
 
 
 def _account(key: Account, spent: Spent, budget: BudgetSpec | None, entries: list[Entry]) -> AccountReport:
@@ -99,7 +108,8 @@ def lines(reports: Iterable[AccountReport]) -> Iterator[str]:
     empty = True
     for account in reports:
         empty = False
-        yield f"{account.dataset}, {account.split} rows, unit {account.unit}"
+        one = account.dataset != ALL_DATASETS
+        yield f"{account.dataset}, {account.split} rows, unit {account.unit}" if one else "all datasets, unit device"
         rho = "" if account.rho is None or not account.runs else f" (rho {account.rho:.4g})"
         limit = "no budget: nothing is refused" if account.budget is None else f"budget {account.budget}"
         if account.epsilon_limit is not None and "rho" in (account.budget or ""):

@@ -27,7 +27,7 @@ from sordino_agent.costs import expected_cost
 from sordino_agent.desk import Asker, Desk, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
-from sordino_agent.ledger import Charge, Ledger
+from sordino_agent.ledger import LOST, Charge, Ledger
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
@@ -411,15 +411,19 @@ class AgentCore:
             self._policy.require_plan(terms.apply_plan)
         self._policy.require_plan(message.plan_id)
 
-        def charge(mechanism: Mechanism) -> Charge:
+        def charge(mechanism: Mechanism, how: str = "") -> Charge:
             return Charge(
                 dataset=dataset,
                 split="train",
                 run=message.run,
                 round=message.round,
-                what=message.kind,
+                what=f"{message.kind}{how}",
                 mechanism=mechanism,
             )
+
+        def lost() -> None:
+            if terms is not None:
+                self._ledger.lose([charge(expected_cost(message, terms), LOST)])
 
         def task() -> TrainTask:
             if terms is not None:
@@ -450,7 +454,7 @@ class AgentCore:
             )
 
         label = f"train {message.run} round {message.round}"
-        self._desk.submit_once(task, asker, command=message, label=label, answer=answer)
+        self._desk.submit_once(task, asker, command=message, label=label, answer=answer, lost=lost)
 
     def _evaluate(self, message: m.Evaluate, asker: Asker) -> None:
         self._policy.require_dataset(message.data.dataset, "evaluate")

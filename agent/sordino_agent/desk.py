@@ -25,6 +25,7 @@ log = logging.getLogger("sordino.agent")
 
 TrainKey = tuple[str, int, int]  # run, round, attempt
 Answer = Callable[[Facts, float], m.Message]
+Lost = Callable[[], None]
 
 
 class Asker(NamedTuple):
@@ -36,10 +37,13 @@ class Asker(NamedTuple):
 
 
 class _Pending:
-    __slots__ = ("askers", "cancel", "command", "digest", "label", "round", "run")
+    __slots__ = ("askers", "cancel", "command", "digest", "label", "lost", "round", "run")
 
-    def __init__(self, command: str, label: str, asker: Asker, run: str | None, round: int | None) -> None:
+    def __init__(
+        self, command: str, label: str, asker: Asker, run: str | None, round: int | None, lost: Lost | None
+    ) -> None:
         self.command = command
+        self.lost = lost
         self.label = label
         self.run = run
         self.round = round
@@ -89,12 +93,23 @@ class Desk:
         answer: Answer,
         run: str | None = None,
         round: int | None = None,
+        lost: Lost | None = None,
     ) -> None:
-        """Have `task` done and `answer(facts, seconds)` sent to the asker. Raises `Busy` or `Draining`."""
-        self._submit(task, _Pending(command, label, asker, run, round), answer, None)
+        """Have `task` done and `answer(facts, seconds)` sent to the asker. Raises `Busy` or `Draining`.
+
+        `lost`: called, before anybody is told, if the task has no result but may have begun: cancelled, killed, failed.
+        When and whether that happens may depend on what it drew."""
+        self._submit(task, _Pending(command, label, asker, run, round, lost), answer, None)
 
     def submit_once(
-        self, task: Callable[[], Task], asker: Asker, *, command: m.Train, label: str, answer: Answer
+        self,
+        task: Callable[[], Task],
+        asker: Asker,
+        *,
+        command: m.Train,
+        label: str,
+        answer: Answer,
+        lost: Lost | None = None,
     ) -> None:
         """As `submit`, but once per (run, round, attempt); raises `Conflict` on a repeat with other contents."""
         key = (command.run, command.round, command.attempt)
@@ -113,7 +128,7 @@ class Desk:
         elif kept is not None:
             self._reply(asker, kept[1])
         else:
-            pending = _Pending(command.kind, label, asker, command.run, command.round)
+            pending = _Pending(command.kind, label, asker, command.run, command.round, lost)
             pending.digest = digest
             self._submit(task(), pending, answer, key)
 
@@ -177,6 +192,11 @@ class Desk:
                 return
         else:
             code, reason = outcome.code, outcome.reason
+            if outcome.began and pending.lost is not None:
+                try:
+                    pending.lost()
+                except SordinoError as error:  # a full disk; the log must say what the ledger can't
+                    log.error("event=not-charged task=%r reason=%r", pending.label, str(error))  # noqa: TRY400
         self.tasks_failed += 1
         for asker in pending.askers:
             self._refuse(pending.command, asker, code, reason)

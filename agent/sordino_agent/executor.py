@@ -21,6 +21,7 @@ OnDone = Callable[[Outcome], None]
 Cancel = Callable[[], None]
 
 CANCELLED = Failure(code=Cancelled.code, reason="the task was cancelled")
+NOT_BEGUN = Failure(code=Cancelled.code, reason="the task was cancelled", began=False)
 
 
 class Executor(Protocol):
@@ -28,7 +29,7 @@ class Executor(Protocol):
 
     def submit(self, task: Task, on_done: OnDone) -> Cancel:
         """Run `task` when those before it are done. The function that comes back stops it; the outcome is then a
-        `Failure` of code `cancelled`, unless it was too late."""
+        `Failure` of code `cancelled`, unless it was too late. `Failure.began` is true if that can't be excluded."""
         ...
 
     def hold(self) -> Callable[[], None]:
@@ -107,15 +108,16 @@ class InlineExecutor:
 
     def _compute(self, task: Task) -> tuple[Outcome, float]:
         cost = TaskCost(kind=task.kind)
+        began = False
         try:
             prepared = self._workshop.prepare(task)
-            cost = prepared.cost
+            cost, began = prepared.cost, True
             seconds = self._seconds_of(cost)
             if seconds > self._limit_s:
                 return failure_of(too_long(task.kind, self._limit_s), task.kind), self._limit_s
             return Done(result=prepared.run(None), seconds=seconds), seconds
         except Exception as error:  # noqa: BLE001  whatever a task does, the device goes on; the log has the trace
-            failure = failure_of(error, task.kind)
+            failure = failure_of(error, task.kind, began=began)
             log_failure(task.kind, failure, error)
             return failure, min(self._seconds_of(cost), self._limit_s)
 
@@ -134,7 +136,7 @@ class InlineExecutor:
             self._timer = self._loop.call_at(self._loop.now_s(), lambda: self._finish(job, CANCELLED))
         elif job in self._queue:
             self._queue.remove(job)
-            self._loop.call_at(self._loop.now_s(), lambda: job.on_done(CANCELLED))
+            self._loop.call_at(self._loop.now_s(), lambda: job.on_done(NOT_BEGUN))
         else:
             return
         job.cancelled = True

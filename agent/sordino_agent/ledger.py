@@ -2,6 +2,7 @@
 
     afford(charges)   before the work: refuse what the budget can't pay
     charge(charges)   after the work, before anything leaves: durable (fsync) when it returns, or it raises
+    lose(charges)     work that began and has no result: written down whatever the budget says, before anybody is told
 
 An entry is a `Mechanism` as the code made it that sampled, clipped and added noise: the server's word is not in it.
 Between `charge` and the release a crash only leaves an entry too many. Every computation with fresh noise is charged;
@@ -37,6 +38,9 @@ from sordino_common.messages import encode
 from sordino_common.privacy.mechanism import Mechanism, Unit
 
 Split = Literal["train", "test"]
+Account = tuple[str, Split, Unit]
+LOST: Final = ", without a result"  # of a charge's `what`
+ALL_DATASETS: Final = "*"  # no dataset has this name
 
 log = logging.getLogger("sordino.agent")
 
@@ -69,6 +73,12 @@ SCHEMA: Final = Schema(
 )
 
 
+def account_of(dataset: str, split: Split, unit: Unit) -> Account:
+    """Records are disjoint by dataset and split, so each has an account. The device is one unit, whatever it shows of
+    itself: there is one account for it."""
+    return (ALL_DATASETS, "train", unit) if unit == "device" else (dataset, split, unit)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
     """One release about the rows of (dataset, split): `what` was answered in `round` of `run`, and what it costs."""
@@ -80,6 +90,11 @@ class Charge:
     what: str
     mechanism: Mechanism
 
+    @property
+    def account(self) -> Account:
+        """Where it is added up."""
+        return account_of(self.dataset, self.split, self.mechanism.unit)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -88,9 +103,6 @@ class Entry:
     number: int
     charge: Charge
     wall_s: float
-
-
-Account = tuple[str, Split, Unit]
 
 
 class Ledger:
@@ -162,12 +174,20 @@ class Ledger:
 
     def charge(self, charges: Sequence[Charge]) -> None:
         """Write all of `charges` down, or none. Durable when it returns. Raises `BudgetRefused` or `LedgerError`."""
+        self._write(charges, self._allow)
+
+    def lose(self, charges: Sequence[Charge]) -> None:
+        """As `charge`, but the budget is not asked: whoever sees that the work has ended without a result, and when,
+        may have learnt something of its sample. Raises `LedgerError`."""
+        self._write(charges, self._after)
+
+    def _write(self, charges: Sequence[Charge], after: Callable[[Sequence[Charge]], Mapping[Account, Spent]]) -> None:
         if not charges:
             raise LocalError("Ledger.charge: nothing to charge; a release without a mechanism must not come here")
         try:
             with transaction(self._db):
                 self._catch_up()
-                spent = self._allow(charges)
+                spent = after(charges)
                 if self._count + len(charges) > MOST_ENTRIES:
                     raise LedgerError(f"{self._count} entries are in the privacy ledger, as many as it holds")
                 self._write_mark()  # of what is durable by now: under the lock, never ahead of the entries
@@ -197,7 +217,7 @@ class Ledger:
     # --- looking ---------------------------------------------------------------------------------------------------
 
     def spent(self) -> Mapping[Account, Spent]:
-        """What was spent, per dataset, split and unit."""
+        """What was spent, per account."""
         with self._reading():
             self._catch_up()
         return dict(self._spent)
@@ -211,15 +231,21 @@ class Ledger:
     # --- inside a transaction --------------------------------------------------------------------------------------
 
     def _allow(self, charges: Sequence[Charge]) -> dict[Account, Spent]:
-        """What will have been spent. Raises `BudgetRefused`."""
+        """As `_after`. Raises `BudgetRefused`."""
+        after = self._after(charges)
+        for charge in charges:
+            account = charge.account
+            budget = self.budgets.get(charge.dataset)
+            if budget is not None and not budget.allows(after[account]):
+                raise BudgetRefused(_refusal(budget, charge, self._spent.get(account, Spent()), after[account]))
+        return after
+
+    def _after(self, charges: Sequence[Charge]) -> dict[Account, Spent]:
+        """What will have been spent."""
         after: dict[Account, Spent] = {}
         for charge in charges:
-            key = (charge.dataset, charge.split, charge.mechanism.unit)
-            before = after.get(key, self._spent.get(key, Spent()))
-            spent = after[key] = before.plus(charge.mechanism)
-            budget = self.budgets.get(charge.dataset)
-            if budget is not None and not budget.allows(spent):
-                raise BudgetRefused(_refusal(budget, charge, self._spent.get(key, Spent()), spent))
+            account = charge.account
+            after[account] = after.get(account, self._spent.get(account, Spent())).plus(charge.mechanism)
         return after
 
     @property
@@ -257,7 +283,7 @@ class Ledger:
         finally:  # what was read counts, also if the next entry is found to be wrong
             for (dataset, split, *figures), times in tally.items():
                 mechanism = _mechanism(figures)
-                key = (dataset, split, mechanism.unit)
+                key = account_of(dataset, split, mechanism.unit)
                 self._spent[key] = self._spent.get(key, Spent()).plus(mechanism, times)
         if mark is not None and not marked:
             raise LedgerError(
@@ -327,9 +353,10 @@ def _entry(row: tuple[Any, ...]) -> Entry:
 def _refusal(budget: BudgetSpec, charge: Charge, before: Spent, after: Spent) -> str:
     limit = budget.filter
     was, would = limit.epsilon_of(before.curve), limit.epsilon_of(after.curve)
+    every = " over all datasets of this device" if charge.mechanism.unit == "device" else ""
     worth = "" if budget.epsilon is not None else f", that is epsilon {limit.epsilon:.4g}"
     return (
         f"dataset {charge.dataset!r}, {charge.split} rows, unit {charge.mechanism.unit}: `{charge.what}` would bring "
-        f"what was spent from epsilon {was:.4g} to {would:.4g} at delta {limit.delta:g}; the owner's budget is "
+        f"what was spent{every} from epsilon {was:.4g} to {would:.4g} at delta {limit.delta:g}; the owner's budget is "
         f"{budget}{worth}. `sordino-agent budget` shows it; more noise or fewer rounds cost less"
     )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sordino_agent.errors import WorkerDied
-from sordino_agent.executor import CANCELLED, Cancel, OnDone, log_failure, too_long
+from sordino_agent.executor import CANCELLED, NOT_BEGUN, Cancel, OnDone, log_failure, too_long
 from sordino_agent.pipe import FrameReader, WorkerSetup, encode_setup, header, widen
 from sordino_agent.tasks import Failure, Outcome, Task, decode_outcome, encode_task, failure_of
 from sordino_common.clock import Loop, Timer
@@ -126,7 +126,7 @@ class ProcessExecutor:
                 self._rest()
 
     def close(self) -> None:
-        jobs = [*((self._running,) if self._running is not None else ()), *self._queue]
+        running, waiting = self._running, tuple(self._queue)
         self._queue.clear()
         self._running = None
         self._set_timer(None)
@@ -134,8 +134,10 @@ class ProcessExecutor:
             self._worker.kill()
             self._worker.bury()
             self._worker = None
-        for job in jobs:
-            self._deliver_soon(job, CANCELLED)
+        if running is not None:
+            self._deliver_soon(running, CANCELLED)
+        for job in waiting:
+            self._deliver_soon(job, NOT_BEGUN)
 
     def _begin_next(self) -> None:
         if self._running is not None:
@@ -160,7 +162,8 @@ class ProcessExecutor:
             self._hand_over(job)
         except OSError as error:
             self._running = None
-            failure = failure_of(WorkerDied(f"no worker process can be started: {error.strerror}"), job.task.kind)
+            died = WorkerDied(f"no worker process can be started: {error.strerror}")
+            failure = failure_of(died, job.task.kind, began=False)
             self._deliver_soon(job, failure)
             self._loop.call_at(self._loop.now_s(), self._begin_next)
 
@@ -171,7 +174,7 @@ class ProcessExecutor:
             self._set_timer(self._limit_s, lambda: self._stop(job, too_long_failure(job, self._limit_s)))
         else:
             late = WorkerDied(f"the worker process was not ready after {START_S:g} s")
-            self._set_timer(START_S, lambda: self._stop(job, failure_of(late, job.task.kind)))
+            self._set_timer(START_S, lambda: self._stop(job, failure_of(late, job.task.kind, began=False)))
 
     def _rest(self) -> None:
         worker = self._worker
@@ -189,7 +192,7 @@ class ProcessExecutor:
     def _cancel(self, job: _Job) -> None:
         if job in self._queue:
             self._queue.remove(job)
-            self._deliver_soon(job, CANCELLED)
+            self._deliver_soon(job, NOT_BEGUN)
         elif job is self._running and job.stopped is None:
             job.stopped = CANCELLED
             assert self._worker is not None

@@ -176,27 +176,30 @@ class Done(_Value, frozen=True, kw_only=True):
 
 
 class Failure(_Value, frozen=True, kw_only=True):
-    """A task that has no result. `reason` may be told to the server; `detail` is for this device's log only."""
+    """A task that has no result. `reason` may be told to the server; `detail` is for this device's log only. `began`:
+    false if it is known that nothing was computed, so that the failure tells nothing of a sample or a row."""
 
     kind = "failure"
+    began: bool = True
     code: Annotated[str, msgspec.Meta(max_length=80)]
     reason: Annotated[str, msgspec.Meta(max_length=4000)]
     detail: Annotated[str, msgspec.Meta(max_length=4000)] = ""
 
 
-def failure_of(error: Exception, task_kind: str) -> Failure:
+def failure_of(error: Exception, task_kind: str, *, began: bool = True) -> Failure:
     """What an error says to the server and to the log. An error that nobody raised on purpose is named by its type
     only: its text may quote data."""
+    detail = ""
     if isinstance(error, DatasetError):
-        return Failure(code=error.code, reason=error.public, detail=str(error)[:4000])
-    if isinstance(error, SordinoError):
-        return Failure(code=error.code, reason=str(error)[:4000])
-    if isinstance(error, MemoryError):
-        return Failure(
-            code=LimitExceeded.code, reason=f"{task_kind}: out of memory (limits.memory_bytes on the device)"
-        )
-    name = type(error).__name__
-    return Failure(code=LocalError.code, reason=f"{task_kind}: a bug in the agent ({name}); its log has the trace")
+        code, reason, detail = error.code, error.public, str(error)[:4000]
+    elif isinstance(error, SordinoError):
+        code, reason = error.code, str(error)[:4000]
+    elif isinstance(error, MemoryError):
+        code, reason = LimitExceeded.code, f"{task_kind}: out of memory (limits.memory_bytes on the device)"
+    else:
+        code = LocalError.code
+        reason = f"{task_kind}: a bug in the agent ({type(error).__name__}); its log has the trace"
+    return Failure(code=code, reason=reason, detail=detail, began=began)
 
 
 SpdzWork = SpdzOpenTask | SpdzTask | SpdzEndTask

@@ -77,15 +77,17 @@ def main() -> int:
 
 
 def _perform(workshop: Workshop, frame: bytes, interrupts: _Interrupts) -> Outcome:
-    kind = "task"
+    kind, began = "task", False
     try:
         task = decode_task(frame)
         kind = task.kind
         started_s = time.perf_counter()
-        facts = workshop.prepare(task).run(interrupts.check)
+        prepared = workshop.prepare(task)
+        began = True
+        facts = prepared.run(interrupts.check)
         return Done(result=facts, seconds=time.perf_counter() - started_s)
     except Exception as error:  # noqa: BLE001  whatever a task does, the worker goes on; the log has the trace
-        failure = failure_of(error, kind)
+        failure = failure_of(error, kind, began=began)
         log_failure(kind, failure, error)
         return failure
 

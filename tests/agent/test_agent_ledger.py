@@ -78,9 +78,48 @@ def test_accounts_are_apart_by_dataset_split_and_unit() -> None:
     device = Mechanism(unit="device", sensitivity_squared=4, sigma_squared=400)
     ledger.charge([charge(), charge(device), charge(split="test"), charge(dataset="other")])
     assert set(ledger.spent()) == {
-        *(("toy", "train", "record"), ("toy", "train", "device"), ("toy", "test", "record")),
+        *(("toy", "train", "record"), ("*", "train", "device"), ("toy", "test", "record")),
         ("other", "train", "record"),
     }
+
+
+def test_a_device_is_one_unit_over_all_its_datasets_and_splits(tmp_path: Path) -> None:
+    """Else a server that asks for two datasets of a device in turns would get twice what its owner allows."""
+    device = Mechanism(unit="device", sensitivity_squared=1, sigma_squared=50)
+    budgets = {"toy": EPSILON, "other": EPSILON}
+    ledger = Ledger(tmp_path / "ledger.sqlite", budgets=budgets)
+    count = rounds_left(EPSILON, Spent(), device)
+    for k in range(count):
+        ledger.charge([charge(device, dataset=("toy", "other")[k % 2], round=k)])
+    for dataset in budgets:
+        with pytest.raises(BudgetRefused, match=r"unit device: .* what was spent over all datasets of this device fro"):
+            ledger.afford([charge(device, dataset=dataset)])
+    ledger.charge([charge(dataset="other")])  # records are disjoint: theirs is another account
+    spent = ledger.spent()
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite", budgets=budgets)
+    with pytest.raises(BudgetRefused, match="unit device"):
+        again.charge([charge(device, dataset="other", split="test")])
+    assert again.spent()["*", "train", "device"].curve == pytest.approx(spent["*", "train", "device"].curve)
+
+
+def test_two_datasets_in_one_charge_add_up() -> None:
+    device = Mechanism(unit="device", sensitivity_squared=1, sigma_squared=50)
+    ledger = Ledger(None, budgets={"toy": EPSILON, "other": EPSILON})
+    most = rounds_left(EPSILON, Spent(), device)
+    with pytest.raises(BudgetRefused):
+        ledger.afford([charge(device, dataset=("toy", "other")[k % 2]) for k in range(most + 1)])
+    ledger.afford([charge(device, dataset=("toy", "other")[k % 2]) for k in range(most)])
+
+
+def test_what_came_to_nothing_is_written_down_beyond_the_budget() -> None:
+    ledger = Ledger(None, budgets={"toy": EPSILON})
+    count = rounds_left(EPSILON, Spent(), GAUSS)
+    for _ in range(count + 1):
+        ledger.lose([charge()])
+    assert len(entries(ledger)) == count + 1
+    with pytest.raises(BudgetRefused):
+        ledger.afford([charge()])
 
 
 @given(st.lists(st.sampled_from([GAUSS, SAMPLED]), min_size=1, max_size=12), st.integers(1, 9))

@@ -99,6 +99,28 @@ def test_the_same_bytes_as_inline(reactor: Reactor, make: Maker, datasets: tuple
     assert 0 < trained.seconds < 60
 
 
+def test_what_had_begun_is_told_from_what_had_not(reactor: Reactor, make: Maker) -> None:
+    """The daemon charges work that began, whatever came of it."""
+    executor = make()
+    outcomes: list[Outcome] = []
+    apart = TrainTask(
+        command=private_command(batch_rows=4), plan=GRADIENT_PLAN, agent="a", min_rows=2, apply=APPLY_PLAN
+    )
+    executor.submit(apart, outcomes.append)  # refused before anything is drawn
+    wait(reactor, outcomes)
+    cancel = executor.submit(train_task(steps=FOREVER), outcomes.append)
+    waiting = executor.submit(train_task(), outcomes.append)
+    waiting()
+    wait(reactor, outcomes, 2)
+    cancel()
+    wait(reactor, outcomes, 3)
+    executor.submit(train_task(steps=FOREVER), outcomes.append)
+    reactor.run_until(lambda: False, deadline_s=reactor.now_s() + 0.1)
+    executor.close()
+    wait(reactor, outcomes, 4)
+    assert [failure(one).began for one in outcomes] == [False, False, True, True]
+
+
 def test_private_training_in_the_worker_is_priced_and_never_twice_the_same(reactor: Reactor, make: Maker) -> None:
     """The worker's randomness is the system's: the same task gives other samples and other noise."""
     executor = make()

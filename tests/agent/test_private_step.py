@@ -99,6 +99,22 @@ def test_epochs_are_expected_passes() -> None:
     assert charges(ledger)[0].mechanism.count == 6
 
 
+def test_training_that_is_called_off_is_charged_all_the_same() -> None:
+    """A server that may call a step off for nothing, by its time, chooses among samples."""
+    made, ledger = private_bench()
+    command = private_command()
+    correlation = made.tell(command)
+    made.tell(m.Cancel(run=command.run, round=command.round))
+    while made.loop.step():
+        pass
+    (answer,) = made.answers(correlation)
+    assert isinstance(answer, m.Refused) and answer.code == "cancelled"
+    (lost,) = charges(ledger)
+    assert lost.what == "train, without a result"
+    assert isinstance(made.ask(private_command(attempt=1)), m.Trained)
+    assert charges(ledger)[1].mechanism == lost.mechanism
+
+
 def test_it_learns_when_noise_is_small_and_every_row_is_in() -> None:
     made, _ = private_bench()
     terms = msgspec.structs.replace(

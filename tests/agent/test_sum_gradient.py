@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import msgspec
@@ -20,7 +21,7 @@ from sordino_agent.executor import InlineExecutor
 from sordino_agent.ledger import Charge, Ledger
 from sordino_agent.policy import Policy
 from sordino_agent.private_step import PrivateSums, gradient_layout
-from sordino_agent.tasks import decode_task, encode_task
+from sordino_agent.tasks import TaskCost, decode_task, encode_task
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
 from sordino_common.aggregate.leader import LeaderSum
@@ -32,6 +33,7 @@ from sordino_common.plan.executors import load_program
 from sordino_common.plan.plan import plan_id
 from sordino_common.privacy.grid_bound import grid_bound
 from sordino_common.privacy.mechanism import FULL_SAMPLING, Mechanism
+from sordino_common.privacy.rdp import curve, epsilon_of
 from sordino_common.privacy.rows import row_bound
 
 POLICY = Policy(jobs=("train", "aggregate"), plans="any", min_rows=2, min_cohort=3)
@@ -55,7 +57,9 @@ def update(**changes: object) -> m.SumUpdate:
     return m.SumUpdate(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def owner(name: str = "pi-0", *, policy: Policy = POLICY, budget: BudgetSpec | None = None) -> Bench:
+def owner(
+    name: str = "pi-0", *, policy: Policy = POLICY, budget: BudgetSpec | None = None, limit_s: float = math.inf
+) -> Bench:
     seed = OWNERS.index(name)
     loop = VirtualLoop()
     workshop = Workshop(
@@ -64,13 +68,17 @@ def owner(name: str = "pi-0", *, policy: Policy = POLICY, budget: BudgetSpec | N
         memory_bytes=64 << 20,
         random=random.Random(seed).randbytes,
     )
-    executor = InlineExecutor(loop, workshop=workshop, seconds_of=lambda cost: 1.0)
+    executor = InlineExecutor(loop, workshop=workshop, seconds_of=seconds_of, limit_s=limit_s)
     ledger = Ledger(None, budgets={} if budget is None else {"toy": budget})
     made = bench(loop=loop, executor=executor, policy=policy, name=name, identity=device(name), ledger=ledger)
     made.core.on_roster(ROSTER)
     for plan in (GRADIENT_PLAN, APPLY_PLAN):
         assert isinstance(made.ask(m.PlanPut(plan=plan)), m.PlanReady)
     return made
+
+
+def seconds_of(cost: TaskCost) -> float:
+    return 1.0 if cost.runs else 0.1
 
 
 def charges(made: Bench) -> list[Charge]:
@@ -196,6 +204,76 @@ def test_a_sum_of_gradients_without_noise_is_no_message() -> None:
 def test_the_task_passes_the_pipe() -> None:
     task = SumGradientTask(command=gradient(), plan=GRADIENT_PLAN, agent="pi-0", min_rows=2)
     assert decode_task(encode_task(task)) == task
+
+
+# --- work that comes to nothing ------------------------------------------------------------------------------------
+#
+# A server that sees how long a step takes, and could call it off for nothing, would choose among samples.
+
+
+def called_off(made: Bench, command: m.SumGradient | m.SumUpdate) -> m.Message:
+    correlation = made.tell(command)
+    made.tell(m.Cancel(run=command.terms.run, round=command.round))
+    while made.loop.step():
+        pass
+    (answer,) = made.answers(correlation)
+    return answer
+
+
+def test_a_step_that_is_called_off_is_charged_all_the_same() -> None:
+    made, paid = owner(), owner()
+    answer = called_off(made, gradient(sampling_threshold=1 << 30))
+    assert isinstance(answer, m.Refused) and answer.code == "cancelled"
+    assert isinstance(paid.ask(gradient(sampling_threshold=1 << 30)), m.Contribution)
+    (lost,), (charged,) = charges(made), charges(paid)
+    assert lost.what == "sum-gradient, without a result"
+    assert lost.mechanism == charged.mechanism
+
+
+def test_both_units_are_charged_when_an_update_is_called_off() -> None:
+    made = owner()
+    assert isinstance(called_off(made, update()), m.Refused)
+    assert [charge.mechanism.unit for charge in charges(made)] == ["record", "device"]
+    assert {charge.what for charge in charges(made)} == {"sum-update, without a result"}
+
+
+def test_a_step_that_passes_its_time_is_charged() -> None:
+    made = owner(limit_s=0.5)
+    answer = made.ask(gradient())
+    assert isinstance(answer, m.Refused) and answer.code == "limit"
+    assert [charge.what for charge in charges(made)] == ["sum-gradient, without a result"]
+
+
+def test_a_step_that_had_not_begun_costs_nothing() -> None:
+    made = owner()
+    running = made.tell(gradient())
+    waiting = made.tell(gradient(terms=terms(session=bytes(16), run="toy-2")))
+    made.tell(m.Cancel(run="toy-2", round=None))
+    while made.loop.step():
+        pass
+    assert isinstance(made.answers(running)[0], m.Contribution)
+    assert isinstance(made.answers(waiting)[0], m.Refused)
+    assert [charge.what for charge in charges(made)] == ["sum-gradient"]
+
+
+def test_what_was_called_off_counts_beyond_the_budget_too() -> None:
+    """Two commands are affordable when they come; both are called off while they run, one after the other."""
+    made = owner()
+    assert isinstance(made.ask(gradient()), m.Contribution)
+    (charge,) = charges(made)
+    worth = epsilon_of(curve(charge.mechanism), 1e-5)
+    made = owner(budget=BudgetSpec(epsilon=1.1 * worth, delta=1e-5))
+    commands = [gradient(terms=terms(session=bytes([k] * 16), run=f"toy-{k}", index=k)) for k in (1, 2)]
+    correlations = [made.tell(command) for command in commands]
+    made.tell(m.Cancel(run="toy-1", round=None))
+    while not made.answers(correlations[0]):
+        assert made.loop.step()
+    made.tell(m.Cancel(run="toy-2", round=None))
+    while made.loop.step():
+        pass
+    assert [charge.what for charge in charges(made)] == ["sum-gradient, without a result"] * 2
+    answer = made.ask(gradient(terms=terms(session=bytes([9] * 16), index=9)))
+    assert isinstance(answer, m.Refused) and answer.code == "budget"
 
 
 # --- both units ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A contributor's glue in the daemon: policy, budget, task, charge, seal, answer.
 
     policy -> allowance.afford -> task (masks the vector where it is computed) -> allowance.charge, durable -> seal
+                                  cancelled, killed or failed after it began   -> allowance.lose, durable -> refused
 
 A session is contributed to once: a repeated command is refused, whatever became of the first. (A second answer would
 hurt nobody, its masks are fresh and helpers take one seed of each; but it would be charged again.)
@@ -41,6 +42,11 @@ class Allowance(Protocol):
         `BudgetRefused` or `LedgerError`; then nothing leaves."""
         ...
 
+    def lose(self) -> None:
+        """The task began and has no result: write down what it would have cost, for the server sees that, and when, and
+        could have stopped it because of its sample. Durable when it returns. Raises `LedgerError`."""
+        ...
+
 
 class Unmetered:
     """No budget was set for these rows: nothing to pay from, nothing to write down."""
@@ -49,6 +55,9 @@ class Unmetered:
         return
 
     def charge(self, facts: SumFacts) -> None:
+        return
+
+    def lose(self) -> None:
         return
 
 
@@ -83,12 +92,21 @@ class Contributor:
 
         def answer(facts: Facts, seconds: float) -> m.Message:
             assert isinstance(facts, SumFacts)
-            boxes = self._seal(facts, terms, roster())
             allowance.charge(facts)
+            boxes = self._seal(facts, terms, roster())
             return m.Contribution(session=terms.session, masked=facts.masked, boxes=boxes, seconds=seconds)
 
         label = f"{command} {terms.run} round {round}"
-        self._desk.submit(task(), asker, command=command, label=label, answer=answer, run=terms.run, round=round)
+        self._desk.submit(
+            task(),
+            asker,
+            command=command,
+            label=label,
+            answer=answer,
+            run=terms.run,
+            round=round,
+            lost=allowance.lose,
+        )
         self._sessions[terms.session] = None
         if len(self._sessions) > _REMEMBERED:
             self._sessions.popitem(last=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sordino_agent.aggregate.tasks import SumFacts
 from sordino_agent.costs import expected_costs
-from sordino_agent.ledger import Charge, Ledger, Split
+from sordino_agent.ledger import LOST, Charge, Ledger, Split
 from sordino_common.errors import LocalError
 from sordino_common.messages import SumGradient, SumStatistics, SumUpdate
 from sordino_common.privacy.mechanism import Mechanism
@@ -40,16 +40,21 @@ class Metered:
         else:
             self._require_exact()
 
+    def lose(self) -> None:
+        """The work began and came to nothing; it costs what was expected of it, which is never less."""
+        if self.expected:
+            self._ledger.lose([self._charge(mechanism, LOST) for mechanism in self.expected])
+
     def _require_exact(self) -> None:
         self._ledger.require_exact(self._dataset, f"{self._command.kind} without noise")
 
-    def _charge(self, mechanism: Mechanism) -> Charge:
+    def _charge(self, mechanism: Mechanism, how: str = "") -> Charge:
         command = self._command
         return Charge(
             dataset=self._dataset,
             split=self._split,
             run=command.terms.run,
             round=command.round,
-            what=command.kind,
+            what=f"{command.kind}{how}",
             mechanism=mechanism,
         )
