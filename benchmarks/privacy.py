@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timing import best_seconds
 from torch import nn
@@ -88,19 +89,20 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
     plain = NumpyProgram(training_plan(task.model, optimizer=OPTIMIZER, **what).plan)
     gradient = NumpyProgram(gradient_plan(task.model, **what).plan)
     layout = gradient_layout(gradient.plan)
-    sums = RowSum(layout.gradients, clip_norm=CLIP_NORM, grid_bits=GRID_BITS)
+    sums = RowSum(layout.gradients, clip_norm=CLIP_NORM, grid_bits=GRID_BITS, most_rows=1 << 20)
     applier = Applier(NumpyProgram(apply_plan(task.model, optimizer=OPTIMIZER).plan), gradient.plan, layout)
     params: list[Any] = [parameter.detach().numpy() for parameter in task.model.parameters()]
     x, y = (batch.numpy() for batch in examples(task.x, task.y, BATCH))
     outs = gradient.run([*params, x, y], own=False)
     unit = CLIP_NORM / (1 << GRID_BITS) / BATCH
+    everybody = np.ones(BATCH, dtype=np.bool_)
 
     def clip_and_sum() -> Any:
-        sums.add(outs, BATCH)
+        sums.add(outs, everybody)
         return sums.take()
 
     def private() -> None:
-        sums.add(gradient.run([*params, x, y], own=False), BATCH)
+        sums.add(gradient.run([*params, x, y], own=False), everybody)
         applier.step(params, sums.take() * unit)
 
     total = clip_and_sum() * unit

@@ -85,7 +85,7 @@ class PrivateSums:
         self._y = y
         self._threshold = threshold
         self._random = random
-        self._sum = RowSum(layout.gradients, clip_norm=clip_norm, grid_bits=grid_bits)
+        self._sum = RowSum(layout.gradients, clip_norm=clip_norm, grid_bits=grid_bits, most_rows=len(x))
         self._drawn = 0
         self.length = self._sum.length
 
@@ -98,10 +98,10 @@ class PrivateSums:
         sample = poisson_sample(len(self._x), self._threshold, self._random)
         self._sum.clear()
         with np.errstate(all="ignore"):  # rows that are NaN or infinite are dropped by the sum
-            for rows, filled in batches_of(sample, self._layout.gradients.rows):
+            for rows, counted in batches_of(sample, self._layout.gradients.rows, len(self._x)):
                 feeds[self._layout.x] = self._x[rows]
                 feeds[self._layout.y] = self._y[rows]
-                self._sum.add(self._program.run(feeds, check=check, own=False), filled)
+                self._sum.add(self._program.run(feeds, check=check, own=False), counted)
         return self._sum.take()
 
     def mechanism(self, sigma_squared: int) -> Mechanism:

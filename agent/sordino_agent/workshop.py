@@ -3,7 +3,6 @@ simulator, in this process. Holds what is worth keeping between tasks: tables, p
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
 from sordino_agent.errors import BadCommand, Cancelled
 from sordino_agent.models import ModelFile
+from sordino_agent.private_apart import require_apart
 from sordino_agent.private_step import GradientLayout
+from sordino_agent.private_sum import expected_batches
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
 from sordino_agent.store import ByteCache
 from sordino_agent.tasks import (
@@ -87,6 +88,9 @@ class Programs:
         self._cache: ByteCache[bytes, LoadedPlan] = ByteCache(
             budget_bytes=cache_bytes, size_of=lambda loaded: 8 * loaded.encoded_bytes
         )
+        self._layouts: ByteCache[bytes, GradientLayout] = ByteCache(
+            budget_bytes=cache_bytes, size_of=lambda layout: 512 * (1 + len(layout.gradients.blocks))
+        )
 
     def load(self, data: bytes) -> LoadedPlan:
         """Raises `PlanError` or `CodecError` on a Plan that may not run here."""
@@ -104,6 +108,17 @@ class Programs:
             )
             self._cache.put(key, loaded)
         return loaded
+
+    def gradients(self, loaded: LoadedPlan) -> GradientLayout:
+        """What a gradient Plan takes and gives, once it is proven and tried out that its rows are separate. Raises
+        `PlanError`, `BadCommand`."""
+        key = loaded.facts.plan_id
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = private_step.gradient_layout(loaded.plan)
+            require_apart(loaded.program, layout)
+            self._layouts.put(key, layout)
+        return layout
 
 
 def plan_limits(memory_bytes: int) -> PlanLimits:
@@ -255,8 +270,7 @@ class Workshop:
         if task.apply is None:
             raise LocalError("private training without the Plan that applies gradients")
         loaded, apply = self._programs.load(task.plan), self._programs.load(task.apply)
-        layout = private_step.gradient_layout(loaded.plan)
-        table, x, y = self._private_rows(loaded, layout, command.data, command.params, command.batch_rows)
+        table, layout, x, y = self._private_rows(loaded, command.data, command.params, command.batch_rows)
         compute.require_rows(len(x), task.min_rows, dataset=table.name, what="private training")
         applier = private_step.Applier(apply.program, loaded.plan, layout)
         sums = private_step.PrivateSums(
@@ -288,14 +302,15 @@ class Workshop:
             return TrainFacts(rows=len(x), steps=steps, update=arrays, loss_sum=0.0, mechanism=mechanism)
 
         # As many batches as are expected: the time of a simulated device must not tell the size of a sample.
-        batches = math.ceil(expected_rows / command.batch_rows)
+        batches = expected_batches(len(x), command.batch_rows, terms.sampling_threshold)
         return Prepared(cost=loaded.cost(task.kind, steps * batches), run=run)
 
     def _private_rows(
-        self, loaded: LoadedPlan, layout: GradientLayout, data: DataRef, params: tuple[Array, ...], batch_rows: int
-    ) -> tuple[Table, NDArray[Any], NDArray[Any]]:
+        self, loaded: LoadedPlan, data: DataRef, params: tuple[Array, ...], batch_rows: int
+    ) -> tuple[Table, GradientLayout, NDArray[Any], NDArray[Any]]:
         """The train rows as a gradient Plan takes them, after all checks. Raises what does not fit."""
         plan = loaded.plan
+        layout = private_step.gradient_layout(plan)
         if layout.gradients.rows != batch_rows:
             raise BadCommand(
                 f"Plan {plan.name!r} takes batches of {layout.gradients.rows} rows, the command says {batch_rows}"
@@ -309,9 +324,10 @@ class Workshop:
         table = self._catalogue.table(data.dataset)
         places = Layout(params=layout.params, states=(), x=layout.x, y=layout.y, carry=(), loss=None, rows=())
         self._require_memory(loaded, table, len(table.train), places, params, clipping=True)
+        layout = self._programs.gradients(loaded)  # it runs, so after what it takes is known to fit
         x, y = self._feeds(table, data, plan, places, strict=False)
         assert y is not None
-        return table, x, y
+        return table, layout, x, y
 
     def _evaluate(self, task: EvaluateTask) -> Prepared:
         command = task.command
@@ -382,8 +398,7 @@ class Workshop:
         terms = command.terms
         self._require_words(terms, held=4)
         loaded = self._programs.load(task.plan)
-        layout = private_step.gradient_layout(loaded.plan)
-        table, x, y = self._private_rows(loaded, layout, command.data, command.params, command.batch_rows)
+        table, layout, x, y = self._private_rows(loaded, command.data, command.params, command.batch_rows)
         compute.require_rows(len(x), task.min_rows, dataset=table.name, what="a private gradient")
         sums = private_step.PrivateSums(
             loaded.program,
@@ -403,7 +418,7 @@ class Workshop:
             cost = sums.mechanism(terms.noise.sigma_squared)
             return work.masked_facts(vector, terms, agent=task.agent, mechanisms=(cost,), random=self._random)
 
-        batches = math.ceil(command.sampling_threshold / FULL_SAMPLING * len(x) / command.batch_rows)
+        batches = expected_batches(len(x), command.batch_rows, command.sampling_threshold)
         return Prepared(cost=loaded.cost(task.kind, batches), run=run)
 
     def _sum_metrics(self, task: SumMetricsTask) -> Prepared:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from helpers_canary import RandomBytes, sampler_faults
 from sordino_agent.errors import BadCommand
-from sordino_agent.private_sum import RowSum, batches_of, poisson_sample
-from sordino_common.errors import LimitExceeded, LocalError
+from sordino_agent.private_sum import RowSum, batches_of, expected_batches, poisson_sample
+from sordino_common.errors import LocalError
 from sordino_common.plan.gradients import OuterRows, RowGradients, WholeRows
 from sordino_common.privacy.mechanism import FULL_SAMPLING
 from sordino_common.privacy.rows import row_bound
@@ -55,9 +55,9 @@ def width(plan: RowGradients) -> int:
 
 def summed(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
     """The sum over `rows`, fed in batches of `plan.rows`, the last one filled up."""
-    total = RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits)
-    for part, filled in batches_of(np.arange(len(rows)), plan.rows):
-        total.add(outs_of([rows[at] for at in part], plan), filled)
+    total = RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits, most_rows=1 << 22)
+    for part, counted in batches_of(np.arange(len(rows)), plan.rows, len(rows)):
+        total.add(outs_of([rows[at] for at in part], plan), counted)
     return [int(entry) for entry in total.take()]
 
 
@@ -153,13 +153,13 @@ def test_what_a_row_adds_does_not_depend_on_its_place_or_on_others(entries: int,
     pair = OuterRows(name="w", shape=(entries, entries), left=0, right=0)
     plan = RowGradients(rows=16, blocks=(pair if outer else whole,), loss=1)
     rows = (rng.normal(size=(16, entries)) * rng.lognormal(size=(16, 1))).astype(np.float32)
-    total = RowSum(plan, clip_norm=1.0, grid_bits=20)
+    total = RowSum(plan, clip_norm=1.0, grid_bits=20, most_rows=1 << 22)
 
     def add(some: NDArray[np.float32]) -> NDArray[np.int64]:
         filled = len(some)
         padded = np.concatenate([some, np.zeros((16 - filled, entries), np.float32)])
         total.clear()
-        total.add([padded, np.zeros(16)], filled)
+        total.add([padded, np.zeros(16)], np.arange(16) < filled)
         return total._total  # before the one shift to the grid, which rounds
 
     together = add(rows)
@@ -224,18 +224,18 @@ def test_a_row_that_is_not_finite_counts_as_zero_and_spoils_no_other(at: int, va
 
 def test_padding_rows_do_not_count() -> None:
     plan = gradients(rows=4)
-    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID)
+    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
     row = np.full(10, 0.25, dtype=np.float32)
     noise = np.full(10, math.nan, dtype=np.float32)
-    total.add(outs_of([row, noise, noise, noise], plan), 1)
+    total.add(outs_of([row, noise, noise, noise], plan), np.arange(4) < 1)
     assert [int(entry) for entry in total.take()] == summed([row], plan)
 
 
 def test_an_empty_sample_is_the_zero_vector_and_take_begins_anew() -> None:
-    total = RowSum(gradients(), clip_norm=1.0, grid_bits=GRID)
+    total = RowSum(gradients(), clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
     assert not total.take().any()
     assert total.take().dtype == np.int64
-    total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), 4)
+    total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
     assert total.take().any()
     assert not total.take().any()
 
@@ -253,7 +253,7 @@ def test_one_row_changes_the_sum_by_at_most_the_sensitivity(
     gone = data.draw(st.integers(0, len(rows) - 1))
     with_it = summed(rows, plan, grid_bits=grid_bits)
     without = summed([*rows[:gone], *rows[gone + 1 :]], plan, grid_bits=grid_bits)
-    bound = RowSum(plan, clip_norm=1.0, grid_bits=grid_bits).sensitivity_squared
+    bound = RowSum(plan, clip_norm=1.0, grid_bits=grid_bits, most_rows=1 << 22).sensitivity_squared
     assert bound == row_bound(len(with_it), grid_bits)
     assert sum((a - b) ** 2 for a, b in zip(with_it, without, strict=True)) <= bound
 
@@ -290,16 +290,29 @@ def test_the_bound_is_the_square_of_radius_plus_rounding(length: int, grid_bits:
 )
 def test_what_cant_be_exact_is_refused(plan: RowGradients, clip_norm: float, grid_bits: int, words: str) -> None:
     with pytest.raises(BadCommand, match=words.replace("^", r"\^")):
-        RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits)
+        RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits, most_rows=1 << 22)
 
 
-def test_more_rows_than_the_sum_holds_are_refused() -> None:
+@pytest.mark.parametrize("most_rows", [1, 1 << 22, (1 << 22) + 1, 1 << 30, 1 << 40])
+def test_any_split_is_summed_exactly_however_many_rows_it_has(most_rows: int) -> None:
+    """Finer factors where there is room; a refusal by the size of a sample would tell of the sample."""
     plan = gradients()
-    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID)
-    total._most_rows = 7
-    total.add(outs_of([np.ones(10, np.float32)] * 4, plan), 4)
-    with pytest.raises(LimitExceeded, match="more than 7 rows"):
-        total.add(outs_of([np.ones(10, np.float32)] * 4, plan), 4)
+    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID, most_rows=most_rows)
+    assert most_rows * 4**total._bits <= 1 << 62
+    assert total._bits >= GRID // 2 + 1
+    rows = [np.full(10, value, dtype=np.float32) for value in (0.25, -0.5, 0.125, 3.0)][: min(4, most_rows)]
+    total.add(outs_of([*rows, *[rows[0]] * (4 - len(rows))], plan), np.arange(4) < len(rows))
+    found = total.take()
+    assert np.abs(found - summed(rows, plan)).max() <= 4 * len(rows)  # in units of 2^-12 of the clip norm
+
+
+def test_a_split_too_large_to_be_exact_is_refused_by_its_size() -> None:
+    with pytest.raises(BadCommand, match=r"of 2199023255552 rows in batches of 4 can't be added exactly on a grid"):
+        RowSum(gradients(), clip_norm=1.0, grid_bits=20, most_rows=1 << 41)
+    total = RowSum(gradients(), clip_norm=1.0, grid_bits=GRID, most_rows=7)
+    total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
+    with pytest.raises(LocalError, match="more than the 7 rows"):
+        total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
 
 
 def test_bad_thresholds_are_our_own_mistake() -> None:
@@ -324,12 +337,35 @@ def test_a_row_is_taken_exactly_if_its_32_bits_are_below_the_threshold() -> None
     assert poisson_sample(5, FULL_SAMPLING, lambda count: coins.tobytes()[:count]).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_batches_cover_the_sample_once() -> None:
-    sample = np.array([2, 3, 5, 7, 11])
-    parts = list(batches_of(sample, 2))
-    assert [part.tolist() for part, _ in parts] == [[2, 3], [5, 7], [11, 11]]
-    assert [filled for _, filled in parts] == [2, 2, 1]
-    assert list(batches_of(sample[:0], 2)) == []
+def test_batches_cover_the_sample_once_and_no_row_leaves_its_place() -> None:
+    parts = list(batches_of(np.array([2, 3, 5, 7, 11]), 2, 12))
+    assert [part.tolist() for part, _ in parts] == [[2, 3], [0, 5], [0, 7], [0, 11]]
+    assert [counted.tolist() for _, counted in parts] == [[True, True], *[[False, True]] * 3]
+    assert list(batches_of(np.array([], dtype=np.int64), 2, 12)) == []
+    (few,) = batches_of(np.array([1]), 4, 2)
+    assert (few[0].tolist(), few[1].tolist()) == ([0, 1, 1, 1], [False, True, False, False])
+
+
+@given(st.integers(1, 9), st.sets(st.integers(0, 40)), st.integers(0, 40))
+@settings(deadline=None)
+def test_a_rows_place_does_not_depend_on_who_else_is_sampled(batch_rows: int, sample: set[int], row: int) -> None:
+    rows = np.array(sorted(sample | {row}), dtype=np.int64)
+    for some in (rows, rows[rows != row]):
+        taken = [int(at) for part, counted in batches_of(some, batch_rows, 41) for at in part[counted]]
+        assert sorted(taken) == some.tolist()
+        for part, counted in batches_of(some, batch_rows, 41):
+            assert part.shape == counted.shape == (batch_rows,) and counted.any()
+            assert (part[counted] % batch_rows == np.flatnonzero(counted)).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_rows", "rate"), [(41, 8, 1), (600, 128, 0.1), (5000, 128, 0.02), (60, 64, 0.25)]
+)
+def test_the_number_of_batches_is_foreseen(rows: int, batch_rows: int, rate: float) -> None:
+    draw = np.random.default_rng(1)
+    samples = [np.flatnonzero(draw.random(rows) < rate) for _ in range(100)]
+    mean = np.mean([sum(1 for _ in batches_of(sample, batch_rows, rows)) for sample in samples])
+    assert 0.5 <= mean / expected_batches(rows, batch_rows, round(rate * 2**32)) <= 1.5
 
 
 RATE = 0.25
