@@ -16,7 +16,8 @@ import torch
 
 from sordino_server.trace.origins import UNKNOWN, Origin
 
-_NOT_THE_USERS: Final = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+_HERE: Final = Path(__file__).parent
+_NOT_THE_USERS: Final = (str(Path(torch.__file__).parent), str(_HERE), str(_HERE.parent / "trace"), "<")
 # Code without a file is somebody's machinery (dataclasses, fx, importlib), but for what is typed at a prompt.
 _PROMPTS: Final = ("<stdin>", "<python-input", "<ipython-input")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sordino_common import messages as m
-from sordino_common.errors import FleetUnavailable, RemoteError
+from sordino_common.errors import FleetUnavailable, PlanError, RemoteError
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.ring.fixed import decode_fixed
 from sordino_common.spdz.errors import OutOfRange
@@ -174,7 +174,11 @@ class Committee:
             return None
         self._require_alive()
         self._renew()
-        program, limits, ranges, rooms = self._compiled(request)
+        try:
+            program, limits, ranges, rooms = self._compiled(request)
+        except PlanError as error:
+            self._fail_what_cannot(request, error)
+            raise
         ids = self._new_ids(len(request.outputs))
         opened: tuple[str, ...] = ()
         if asked is not None:
@@ -203,6 +207,21 @@ class Committee:
                 origin=done.origins[name], masks=done.masks[name], limit=limit, room=after[k], ranges=ranges
             )
         return done.opened[opened[0]] if opened else None
+
+    def _fail_what_cannot(self, request: SharedRequest, error: PlanError) -> None:
+        """Of a program that has no circuit, the results that have none alone can never be computed; the others wait for
+        the next flush, without them."""
+        failed = 0
+        for value in request.outputs if len(request.outputs) > 1 else ():
+            alone = self.recorder.shared_request(only=value)
+            try:
+                if alone is not None:
+                    self._compiled(alone)
+            except PlanError as why:
+                value.failure = RemoteFailure(str(why), agent=self.name, reason=str(why))
+                failed += 1
+        for value in request.outputs if not failed else ():
+            value.failure = RemoteFailure(str(error), agent=self.name, reason=str(error))
 
     def _compiled(self, request: SharedRequest) -> tuple[Program, tuple[float, ...], Ranges, tuple[int, ...]]:
         inputs = [self._kept[_id(value)] for value in request.inputs]
@@ -331,11 +350,14 @@ class Committee:
                     f"computing on {self.name}{place}: {error}", agent=agent, reason=reason, lines=run.lines
                 ) from error
             case OutOfRange():
-                reason = str(error).partition(": ")[2].replace("(spdz.ranges)", "(ranges=...)")
+                agent = str(error).split(": ")[1]  # see `spdz_session._error_of`
+                reason = (
+                    "a value is beyond what is stated for it; state what no value passes with ranges=..., or scale or "
+                    "clip it there first"
+                )
                 raise RemoteFailure(
-                    f"sharing with {self.name}{place}: {reason}", agent=", ".join(self.parties), reason=reason,
-                    lines=run.lines,
-                ) from error  # fmt: skip
+                    f"sharing with {self.name}{place}: {agent}: {reason}", agent=agent, reason=reason, lines=run.lines
+                ) from error
             case RemoteError() if not isinstance(error, FleetUnavailable):
                 self._lose(f"{type(error).__name__}: {error}")
 

@@ -36,6 +36,7 @@ _EXACTNESS: Final = (2.0**-12, 2.0**-9, None)
 # What the lowering calls by the names of a job's keys, in the words of this room.
 _WORDS: Final = {
     "(spdz.ranges.preactivations)": "(ranges=Ranges(preactivations=...))",
+    "(spdz.ranges: params, updates, values)": "(ranges=Ranges(params=..., updates=..., values=...))",
     "spdz.ranges.": "Ranges.",
     "spdz.activation.interval": "the interval",
     "(`spdz.activation` replaces torch.sigmoid and tanh by one)": "(sordino.sigmoid, sordino.polynomial_activations)",

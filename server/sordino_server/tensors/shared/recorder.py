@@ -93,14 +93,15 @@ class SharedRecorder(Recorder):
             raise UnsupportedOperation(f"{line}: {facts.op.name()} on {self.chain}: {error}") from None
         self._computable.add(id(facts))
 
-    def shared_request(self) -> SharedRequest | None:
-        """The program of everything that is needed and not there yet; None if nothing is. Changes nothing."""
+    def shared_request(self, only: Value | None = None) -> SharedRequest | None:
+        """The program of everything that is needed and not there yet, or of `only`; None if nothing is. Changes
+        nothing."""
         cells = [cell for reference in self._pending.values() if (cell := reference()) is not None]
         outputs: dict[int, Value] = {}
         holders: dict[int, list[SharedCell]] = {}
         for cell in sorted(cells, key=lambda cell: cell.number):
             value = cell.value
-            if value.step is not None and value.failure is None:
+            if value.step is not None and value.failure is None and (only is None or value is only):
                 assert isinstance(cell, SharedCell)
                 outputs[id(value)] = value
                 holders.setdefault(id(value), []).append(cell)
