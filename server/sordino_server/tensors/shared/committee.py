@@ -29,6 +29,7 @@ from sordino_server.rounds.spdz import World, with_digest_of
 from sordino_server.rounds.spdz_session import SessionLost, SessionRefused
 from sordino_server.tensors.compile import TORCH_DTYPES, Compiler, Structure
 from sordino_server.tensors.errors import AgentAway, RemoteFailure, SharesLost
+from sordino_server.tensors.recorder import Scope
 from sordino_server.tensors.shared.kept import Kept, merged, rounded_up
 from sordino_server.tensors.shared.links import SharedTensor
 from sordino_server.tensors.shared.local import LocalFixed
@@ -159,17 +160,17 @@ class Committee:
 
     def flush(self) -> None:
         """Compute everything that was recorded and is needed, in one step. Raises as `fetch`."""
-        self._compute(None)
+        self._compute("all")
 
     def end_step(self) -> None:
-        """As `flush`."""
-        self.flush()
+        """The same, but for the beginning of the next step of a loop, and gradients that have been used."""
+        self._compute("step")
 
-    def _compute(self, asked: Value | None) -> I64 | None:
-        """Everything that was recorded and is needed; what `asked` has opened as, if it is given.
+    def _compute(self, scope: Scope, asked: Value | None = None) -> I64 | None:
+        """Everything that is due; what `asked` has opened as, if it is given.
 
         Raises `RemoteFailure` with a member's reason and the user's line, `AgentAway`, and errors of exit code 4."""
-        request = self.recorder.shared_request()
+        request = self.recorder.shared_request(scope, asked)
         if request is None:
             return None
         self._require_alive()
@@ -272,7 +273,7 @@ class Committee:
                 raise value.failure
         if len(values) == 1 and values[0].tensor_id is None:
             cell = self.recorder.cell(values[0])  # a view is not computed for its own sake
-            opened = self._compute(values[0])
+            opened = self._compute("asked", values[0])
             del cell
             if values[0].failure is not None:
                 raise values[0].failure

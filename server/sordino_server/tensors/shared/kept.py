@@ -33,8 +33,8 @@ class SharedCell(Cell):
 
     __slots__ = ("base", "limit")
 
-    def __init__(self, value: Value, number: int) -> None:
-        super().__init__(value, number)
+    def __init__(self, value: Value, number: int, gradient: bool = False) -> None:
+        super().__init__(value, number, gradient)
         self.base: Value | None = None
         self.limit: float | None = None
 

@@ -13,7 +13,7 @@ from sordino_server.tensors.compile import Compiler, Place, Structure
 from sordino_server.tensors.errors import RemoteFailure, UnsupportedOperation
 from sordino_server.tensors.lines import user_line
 from sordino_server.tensors.ops import instead_of
-from sordino_server.tensors.recorder import Recorder
+from sordino_server.tensors.recorder import Recorder, Scope
 from sordino_server.tensors.shared.kept import SharedCell
 from sordino_server.tensors.shared.program import in_our_words, single_step
 from sordino_server.tensors.values import Cell, Facts, Key, Value
@@ -46,7 +46,7 @@ class SharedRecorder(Recorder):
         self._public: set[int] = set()
 
     def cell(self, value: Value) -> SharedCell:
-        cell = SharedCell(value, next(self._numbers))
+        cell = SharedCell(value, next(self._numbers), self._backward >= 0)
         self._wait(cell)
         return cell
 
@@ -93,18 +93,17 @@ class SharedRecorder(Recorder):
             raise UnsupportedOperation(f"{line}: {facts.op.name()} on {self.chain}: {error}") from None
         self._computable.add(id(facts))
 
-    def shared_request(self, only: Value | None = None) -> SharedRequest | None:
-        """The program of everything that is needed and not there yet, or of `only`; None if nothing is. Changes
-        nothing."""
-        cells = [cell for reference in self._pending.values() if (cell := reference()) is not None]
-        outputs: dict[int, Value] = {}
+    def shared_request(
+        self, scope: Scope = "all", asked: Value | None = None, *, only: Value | None = None
+    ) -> SharedRequest | None:
+        """The program of everything that is due and not there yet, as `request`'s; or of `only`. None if nothing is."""
+        outputs = self._due(scope, asked) if only is None else {id(only): only}
         holders: dict[int, list[SharedCell]] = {}
-        for cell in sorted(cells, key=lambda cell: cell.number):
-            value = cell.value
-            if value.step is not None and value.failure is None and (only is None or value is only):
+        for _, reference in sorted(self._pending.items()):
+            cell = reference()
+            if cell is not None and id(cell.value) in outputs:
                 assert isinstance(cell, SharedCell)
-                outputs[id(value)] = value
-                holders.setdefault(id(value), []).append(cell)
+                holders.setdefault(id(cell.value), []).append(cell)
         steps = self._steps(outputs)
         if not steps:
             return None
@@ -122,7 +121,7 @@ class SharedRecorder(Recorder):
         carried: list[int] = []
         for value in outputs.values():
             source = -1
-            for cell in holders[id(value)]:
+            for cell in holders.get(id(value), ()):
                 found = inputs.get(id(cell.base)) if cell.base is not None else None
                 if found is not None and found[0] not in written and found[1].spec == value.spec:
                     source = found[0]
@@ -148,12 +147,15 @@ class SharedRecorder(Recorder):
             cell.base = None
         for value, tensor_id in zip(request.outputs, ids, strict=True):
             self.store(value, tensor_id, now_s)
-        self.interval = None
-        self._settle()
+        self._settled()
 
     def gave_up(self, request: SharedRequest, failure: RemoteFailure) -> None:
         """It can't run, ever: whoever uses its outputs is told."""
         for value in request.outputs:
             value.failure = failure
-        self.interval = None
+        self._settled()
+
+    def _settled(self) -> None:
         self._settle()
+        if not self._pending:
+            self.interval = None
