@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sordino_agent.config import KEY_FILE, LEDGER_FILE, LoadedConfig, load_agent_config
+from sordino_agent.config import LEDGER_FILE, LoadedConfig, load_agent_config
 from sordino_agent.errors import LedgerError, ModelFileError
 from sordino_agent.ledger import Ledger
 from sordino_agent.ledger_mark import mark_path
 from sordino_agent.service import roster_book
-from sordino_common.channel.identity import DeviceKey
 from sordino_common.errors import ConfigError, FleetUnavailable, RosterError, SordinoError
 from sordino_common.transport.mqtt import MqttSettings, MqttTransport
 from sordino_common.transport.reactor import Reactor
@@ -81,7 +80,7 @@ def _state(loaded: LoadedConfig) -> Iterator[Finding]:
     else:
         yield ok("state", f"{folder} is there and writable")
     try:
-        key = DeviceKey.load(loaded.state_file(KEY_FILE))
+        key = loaded.device_key()
     except ConfigError as problem:
         yield error("key", str(problem), "make one with `sordino-agent init`, or mend the file's mode: chmod 600")
         return
@@ -122,7 +121,7 @@ def _roster(loaded: LoadedConfig) -> Iterator[Finding]:
             "set agent.server to the roster's",
         )
     try:
-        key = DeviceKey.load(loaded.state_file(KEY_FILE))
+        key = loaded.device_key()
     except ConfigError:
         return  # told already
     if entry.sign_key != key.public.sign_key or entry.box_key != key.public.box_key:

@@ -1,7 +1,7 @@
 """The agent's YAML file: typed, with errors that name file, line and column. Relative paths start at the file's folder.
 
 The device key is never in the file: `sordino-agent init` makes it in `state_dir`. A broker password is better kept in a
-file of its own (`broker_password_file`) than here.
+file of its own (`broker_password_file`) than here. `credential:NAME` in the place of a path is what systemd hands over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from sordino_agent.budget import BudgetSpec
 from sordino_agent.datasets import DatasetSpec
 from sordino_agent.models import ModelFile
 from sordino_agent.policy import Limits, Policy
+from sordino_common.channel.credentials import located, seen_by_others
+from sordino_common.channel.identity import DeviceKey
 from sordino_common.config import Marks, error_at, load_config_with_marks
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Name
@@ -42,12 +44,14 @@ class AgentSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. `operator_key`: 64 hex digits, or the path of a file that holds them. `roster`: a signed roster
-    to begin with; without it the first comes from the broker (it is checked against the operator's key either way).
-    `metrics_file`: figures for node_exporter's textfile collector, which reads files that end in .prom."""
+    """The whole file. `operator_key`: 64 hex digits, or the path of a file that holds them. `device_key`: the file of
+    this device's own keys; absent: agent.key in `state_dir`. `roster`: a signed roster to begin with; without it the
+    first comes from the broker (it is checked against the operator's key either way). `metrics_file`: figures for
+    node_exporter's textfile collector, which reads files that end in .prom."""
 
     agent: AgentSection
     operator_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    device_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None = None
     roster: str | None = None
     broker: MqttSettings
     broker_password_file: str | None = None
@@ -81,7 +85,20 @@ class LoadedConfig:
         return self.state_dir / name
 
     def resolve(self, text: str) -> Path:
-        return self.folder / Path(text).expanduser()
+        """Raises `ConfigError` for a credential that was not handed over."""
+        try:
+            return located(text, self.folder)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: {error}") from None
+
+    @property
+    def key_file(self) -> Path:
+        """Where this device's own keys are. Raises `ConfigError`."""
+        return self.state_file(KEY_FILE) if self.config.device_key is None else self.resolve(self.config.device_key)
+
+    def device_key(self) -> DeviceKey:
+        """Raises `ConfigError`."""
+        return DeviceKey.load(self.key_file)
 
     def datasets(self) -> tuple[DatasetSpec, ...]:
         """The datasets with absolute paths."""
@@ -143,7 +160,7 @@ class LoadedConfig:
     def _password(self, file: Path) -> str:
         key = ("broker_password_file",)
         try:
-            if file.stat().st_mode & 0o077:
+            if seen_by_others(file, file.stat()):
                 raise self.error(key, f"{file}: readable by others; run chmod 600 {file}")
             return file.read_text("utf-8").rstrip("\r\n")
         except OSError as error:

@@ -21,6 +21,7 @@ from sordino_agent.errors import WorkerDied
 from sordino_agent.executor import CANCELLED, NOT_BEGUN, Cancel, OnDone, log_failure, too_long
 from sordino_agent.pipe import FrameReader, WorkerSetup, encode_setup, header, widen
 from sordino_agent.tasks import Failure, Outcome, Task, decode_outcome, encode_task, failure_of
+from sordino_common.channel.credentials import VARIABLE
 from sordino_common.clock import Loop, Timer
 from sordino_common.errors import CodecError
 
@@ -291,7 +292,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,  # Ctrl-C in the daemon's terminal is the daemon's business
-            env={**os.environ, **dict.fromkeys(names, count)},
+            # It has no business with the keys that a service manager hands to the daemon.
+            env={key: value for key, value in os.environ.items() if key != VARIABLE} | dict.fromkeys(names, count),
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -22,7 +22,6 @@ from sordino_agent.budget import Spent
 from sordino_agent.config import (
     BOOT_FILE,
     JOURNAL_FILE,
-    KEY_FILE,
     LEDGER_FILE,
     MODELS_FOLDER,
     ROSTER_FILE,
@@ -34,22 +33,22 @@ from sordino_agent.config import (
 from sordino_agent.core import NOT_YET, AgentCore
 from sordino_agent.errors import LedgerError
 from sordino_agent.ledger import Account, Ledger
-from sordino_agent.liveness import StateProbe, low_disk, status_line
 from sordino_agent.metrics import exposition, write_metrics
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.status import DatasetStatus, Status, resident_bytes, write_status
+from sordino_agent.status_line import low_disk, status_line
 from sordino_agent.store import TensorStore
 from sordino_common.channel.boot import next_boot
 from sordino_common.channel.files import write_atomically
-from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import RosterBook
 from sordino_common.clock import Timer
 from sordino_common.daemon.liveness import Liveness
 from sordino_common.daemon.notify import Notifier
 from sordino_common.daemon.signals import STOPS, Signals
+from sordino_common.daemon.state import StateProbe
 from sordino_common.errors import ConfigError, LocalError, RosterError, SordinoError
 from sordino_common.transport.base import Transport
 from sordino_common.transport.endpoint import Endpoint
@@ -64,7 +63,7 @@ STATUS_LEAST_S: Final = 2.0  # between two writes, however much changes
 FAREWELL_S: Final = 5.0  # for answers that are under way when the agent stops
 _LEAVE_S: Final = 10.0  # beyond both: closing databases and connection on a slow card
 # What a reload can't change: it was built into what runs.
-FIXED: Final = ("agent", "operator_key", "roster", "broker", "broker_password_file", "limits", "executor")
+FIXED: Final = ("agent", "operator_key", "device_key", "roster", "broker", "broker_password_file", "limits", "executor")
 
 
 class Service:
@@ -83,7 +82,7 @@ class Service:
         self._reactor = reactor
         self._notifier = notifier or Notifier()
         config = loaded.config
-        identity = DeviceKey.load(loaded.state_file(KEY_FILE))
+        identity = loaded.device_key()
         self._book = roster_book(loaded, wall_s=reactor.wall_s)
         broker = loaded.broker()
         self._boot = next_boot(loaded.state_file(BOOT_FILE))

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Final, TypeVar
 
 from sordino_common.channel.boot import next_boot
+from sordino_common.channel.credentials import located
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
 from sordino_common.messages import Describe, Described
@@ -218,11 +219,11 @@ def broker_settings(broker: BrokerSpec, folder: Path, *, client_id: str) -> Mqtt
     """A broker with its paths and its password resolved against `folder`."""
 
     def path(text: str | None) -> str | None:
-        return None if text is None else str((folder / Path(text).expanduser()).resolve())
+        return None if text is None else str(located(text, folder).resolve())
 
     password = None
     if broker.password_file is not None:
-        file = folder / Path(broker.password_file).expanduser()
+        file = located(broker.password_file, folder)
         try:
             password = file.read_text("utf-8").splitlines()[0]
         except (OSError, IndexError) as error:

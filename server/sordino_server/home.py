@@ -26,6 +26,7 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
+from sordino_common.channel.credentials import located
 from sordino_common.channel.files import write_atomically
 from sordino_common.channel.identity import DeviceKey, OperatorKey, PublicKeys, fingerprint_of
 from sordino_common.channel.roster import Roster, RosterBook, RosterEntry, sign_roster
@@ -66,10 +67,13 @@ class BrokerSpec(_Strict, frozen=True, kw_only=True):
 
 
 class FleetSpec(_Strict, frozen=True, kw_only=True):
-    """fleet.yaml. `database`: where run records are, if not in runs.sqlite (postgresql://...)."""
+    """fleet.yaml. `server_key`: where the server's own keys are; absent: server.key in the fleet directory. Any path
+    here may be `credential:NAME` (`channel/credentials`). `database`: where run records are, if not in runs.sqlite
+    (postgresql://...)."""
 
     fleet: Name
     server: Name = "server"
+    server_key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None = None
     broker: BrokerSpec
     database: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)] | None = None
 
@@ -126,7 +130,7 @@ class Home:
     # --- keys and roster -------------------------------------------------------------------------------------------
 
     def server_key(self) -> DeviceKey:
-        return DeviceKey.load(self.folder / "server.key")
+        return DeviceKey.load(located(self.spec.server_key or "server.key", self.folder))
 
     def operator_public(self) -> bytes:
         """The pinned public key: from operator.pub, which stays when operator.key is taken away."""
@@ -340,6 +344,7 @@ def fleet_yaml(spec: FleetSpec) -> str:
     line = f"tls: {json.dumps(given)}" if given else example
     elsewhere = "# database: postgresql://sordino@db.example/sordino    # run records there; the password in ~/.pgpass"
     records = elsewhere if spec.database is None else f"database: {json.dumps(spec.database)}"
+    key = f"server_key: {json.dumps(spec.server_key)}\n" if spec.server_key is not None else ""
     return f"""\
 fleet: {spec.fleet}
 server: {spec.server}
@@ -350,4 +355,4 @@ broker:
   # password_file: broker.password     # its first line; relative to this folder
   {line}
 {records}
-"""
+{key}"""

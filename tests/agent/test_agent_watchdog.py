@@ -8,75 +8,26 @@ import os
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers_agent import TRAIN_PLAN, train_command
-from helpers_daemon import AGENT, LIMIT_S, Home, make_home, stage_of
+from helpers_daemon import AGENT, LIMIT_S, Home, make_home
 from helpers_mosquitto import Mosquitto
 from helpers_notify import Manager
-from sordino_agent.liveness import StateProbe, low_disk
+from helpers_unit import Unit, started
 from sordino_agent.status import read_status
+from sordino_agent.status_line import low_disk
 from sordino_common import messages as m
-from sordino_common.transport.mqtt import MqttTransport
-from sordino_common.transport.mqtt_settings import MqttSettings
+from sordino_common.daemon.state import StateProbe
 from sordino_common.transport.reactor import Reactor
-
-WATCHDOG_S = 0.2
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return make_home(tmp_path)
-
-
-class Unit:
-    """A running `sordino-agent run`, its manager, and the fleet's server."""
-
-    def __init__(self, home: Home, port: int, reactor: Reactor, *, stderr: int | None = None) -> None:
-        self.home = home
-        self.manager = Manager(home.folder.parent / "notify", reactor=reactor)
-        settings = MqttSettings(host="127.0.0.1", port=port, client_id="server", reconnect_least_s=0.05)
-        self.stage = stage_of(reactor, home, MqttTransport(settings, reactor))
-        self._log = (home.folder / "log").open("w")
-        self.process = subprocess.Popen(
-            [*AGENT, "run", str(home.folder)],
-            stderr=self._log if stderr is None else stderr,
-            env={**os.environ, **self.manager.environment(watchdog_s=WATCHDOG_S)},
-        )
-
-    @property
-    def fed(self) -> int:
-        return self.manager.count("WATCHDOG=1")
-
-    def until(self, done: Callable[[], object]) -> None:
-        self.stage.until(lambda: self.process.poll() is not None or done())
-        assert done(), f"ended with {self.process.poll()}: {(self.home.folder / 'log').read_text()}"
-
-    def starves(self) -> bool:
-        """Whether nothing is fed for several times what the watchdog allows."""
-        before, reactor = self.fed, self.stage.reactor
-        reactor.run_until(lambda: self.fed > before, deadline_s=reactor.now_s() + 4 * WATCHDOG_S)
-        return self.fed == before
-
-    def close(self) -> None:
-        self.stage.server.endpoint.close()
-        self.stage.until(lambda: self.stage.server.endpoint.closed)
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
-        self.manager.close()
-
-
-@contextmanager
-def started(home: Home, broker: Mosquitto, *, stderr: int | None = None) -> Iterator[Unit]:
-    home.edit("port: 1\n", f"port: {broker.port}\n  reconnect_least_s: 0.05\n")
-    with Reactor() as reactor, contextlib.closing(Unit(home, broker.port, reactor, stderr=stderr)) as unit:
-        unit.until(lambda: unit.manager.count("READY=1") == 1)
-        yield unit
 
 
 Start = Callable[..., Mosquitto]
@@ -230,9 +181,9 @@ def test_the_state_probe_finds_what_was_replaced(tmp_path: Path) -> None:
     assert probe() is None
     path.rename(tmp_path / "old")
     path.write_bytes(b"")
-    assert probe() == f"{path} is not the file that was opened: it was replaced under the running agent"
+    assert probe() == f"{path} is not the file that was opened: it was replaced under the running process"
     path.unlink()
-    assert "was removed under the running agent" in str(probe())
+    assert "was removed under the running process" in str(probe())
     (tmp_path / "old").rename(path)
     assert probe() is None
     path.write_bytes(b"no database" * 100)

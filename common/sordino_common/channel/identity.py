@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from sordino_common.channel.credentials import seen_by_others
 from sordino_common.channel.files import write_new
 from sordino_common.errors import ConfigError, LocalError, SessionError, SignatureError
 
@@ -307,7 +308,7 @@ def _read_private(path: Path, what: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: not a regular file, so no {what}")
         mode = stat.S_IMODE(status.st_mode)
-        if mode & 0o077:
+        if seen_by_others(path, status):
             raise ConfigError(f"{path}: the {what} has mode {mode:04o}, others may read it. Do: chmod 600 {path}")
         return os.read(handle, _MAX_KEY_FILE)  # one read takes a regular file of this size whole
     finally:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sordino_common.daemon.notify import Notifier
+from sordino_common.errors import SordinoError
 from sordino_server.cli.output import installed_version, say
 
 dealer_app = typer.Typer(
@@ -45,4 +48,9 @@ def dealer_run(folder: Annotated[Path, typer.Argument(help="The folder that `sor
     from sordino_server.dealer.process import run_dealer
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="level=%(levelname)s %(message)s")
-    run_dealer(folder, version=installed_version())
+    notifier = Notifier.from_environment(os.environ)
+    try:
+        run_dealer(folder, version=installed_version(), notifier=notifier)
+    except SordinoError as error:
+        notifier.status(str(error))  # it stays in `systemctl status` when the process is gone
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sordino_common.daemon.notify import Notifier
 from sordino_common.errors import ConfigError
 from sordino_server.cli.output import (
     HERE,
@@ -24,6 +26,7 @@ from sordino_server.cli.output import (
 from sordino_server.home import Home
 from sordino_server.job import load_job
 from sordino_server.progress import ProgressView, result_line
+from sordino_server.rounds.events import both
 
 
 def train(
@@ -54,6 +57,7 @@ def train(
                           "would make it another one")  # fmt: skip
     if resume is not None and name is not None:
         raise ConfigError("--resume and --run both name a run: give one")
+    notifier = Notifier.from_environment(os.environ)
     # The job is checked before torch is imported and the broker is called.
     loaded = None if job is None else load_job(job, overrides=changes)
     home = Home(fleet)
@@ -62,11 +66,13 @@ def train(
     from sordino_server.report import write_report
     from sordino_server.run import json_text, new_run_id, resumed_job, run_job
     from sordino_server.run_shares import owned_in_order
+    from sordino_server.serving import served
 
     with open_store(fleet, database) as store:
         if name is not None and any(row.run == name for row in store.runs()):
             row = store.row(name)
             if row.status == "done":
+                notifier.ready()  # as a service it has nothing left to do, and did not fail
                 say(json_text(row.summary or {}) if as_json else f"{name} is done: {result_line(row.summary or {})}")
                 return
             note(f"run {name} has begun before ({row.status}); going on with the job as it was recorded")
@@ -83,6 +89,7 @@ def train(
             ProgressView(quiet=quiet) as progress,
             open_fleet(home, version=installed_version()) as connection,
             interruptible(connection),
+            served(notifier, connection.reactor, home.folder) as service,
         ):
             result = run_job(
                 loaded,
@@ -91,7 +98,7 @@ def train(
                 loop=connection.reactor,
                 store=store,
                 members=connection.members,
-                observer=progress,
+                observer=both(progress, service),
                 resume=resume is not None,
                 pooled=pooled,
                 world=connection.world() if loaded.spec.needs_world else None,

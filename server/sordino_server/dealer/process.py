@@ -8,25 +8,30 @@ roster.cbor, boot, masks/    what it keeps
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
-import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Final
 
 import msgspec
 import yaml
 
 from sordino_common.channel.boot import next_boot
+from sordino_common.channel.credentials import located
 from sordino_common.channel.files import write_atomically
 from sordino_common.channel.identity import DeviceKey, check_sign_key
 from sordino_common.channel.roster import RosterBook
 from sordino_common.config import load_config
+from sordino_common.daemon.liveness import Liveness
+from sordino_common.daemon.notify import Notifier
+from sordino_common.daemon.signals import Signals
+from sordino_common.daemon.state import StateProbe
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Name
 from sordino_common.transport.endpoint import Endpoint
@@ -48,12 +53,14 @@ OperatorKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 
 
 class DealerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """dealer.yaml"""
+    """dealer.yaml. `key`: where the dealer's own keys are; absent: dealer.key in its folder. Any path here may be
+    `credential:NAME` (`channel/credentials`)."""
 
     name: Name
     fleet: Name
     server: Name = "server"
     operator_key: OperatorKey
+    key: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None = None
     broker: BrokerSpec
 
 
@@ -97,7 +104,7 @@ def enrol_dealer(folder: Path, *, name: str, fleet: str, operator_key: str, brok
 def open_dealer(folder: Path, *, version: str) -> Iterator[tuple[Reactor, DealerService]]:
     """Connect, and deal for whoever the fleet's server asks for. Raises `ConfigError`."""
     config = load_config(folder / CONFIG_FILE, DealerConfig)
-    identity = DeviceKey.load(folder / KEY_FILE)
+    identity = DeviceKey.load(located(config.key or KEY_FILE, folder))
     book = RosterBook(
         fleet=config.fleet,
         operator_key=bytes.fromhex(config.operator_key),
@@ -142,22 +149,33 @@ def open_dealer(folder: Path, *, version: str) -> Iterator[tuple[Reactor, Dealer
             reactor.run_until(lambda: endpoint.closed, deadline_s=reactor.now_s() + _DRAIN_S + 1.0)
 
 
-def run_dealer(folder: Path, *, version: str) -> int:
+def run_dealer(folder: Path, *, version: str, notifier: Notifier | None = None) -> int:
     """Be the dealer until SIGINT or SIGTERM. Returns the exit code."""
-    stopped: list[int] = []
-    with open_dealer(folder, version=version) as (reactor, _):
+    manager = notifier or Notifier()
+    faulthandler.enable(sys.stderr)
+    with open_dealer(folder, version=version) as (reactor, service), Signals(reactor) as signals:
+        ready = False
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            stopped.append(number)
-            if len(stopped) > 1:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            reactor.wake()
+        def tell() -> None:
+            nonlocal ready
+            state = "connected" if service.connected else f"not connected: {service.reason}"
+            complaint = liveness.complaint
+            parts = [*([f"UNWELL: {complaint}"] if complaint else []), service.name, state,
+                     f"{service.sessions} sessions"]  # fmt: skip
+            manager.status("; ".join(parts))
+            if not ready:  # the broker has answered, or can't be reached, which the status tells
+                ready = True
+                manager.ready()
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            reactor.run_until(lambda: bool(stopped), deadline_s=float("inf"))
-        finally:
-            for number, old in before.items():
-                signal.signal(number, old)
+        liveness = Liveness(
+            reactor,
+            manager,
+            probes={"state": StateProbe(folder / "masks", [])},
+            on_beat=lambda complaint: tell() if ready else None,
+        )
+        service.watch(tell)
+        liveness.start()
+        reactor.run_until(lambda: bool(signals.taken()), deadline_s=float("inf"))
+        manager.stopping(2 * _DRAIN_S)
+        liveness.stop()
     return 0

@@ -94,6 +94,11 @@ class DealerService:
         self._plans: dict[bytes, bytes] = {}
         self._sessions: dict[bytes, _Session] = {}
         self._server_boot = -1
+        self._on_change: Callable[[], None] = lambda: None
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` when the connection came or went."""
+        self._on_change = on_change
 
     def attach(self, sender: Sender) -> None:
         self._sender = sender
@@ -123,6 +128,7 @@ class DealerService:
     def on_connection(self, connected: bool, reason: str) -> None:
         self.connected, self.reason = connected, reason
         log.info("event=connection connected=%s reason=%r", connected, reason)
+        self._on_change()
 
     def on_roster(self, roster: Roster) -> None:
         self.roster = roster
