@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _config_argument(run)
     run.add_argument("--verbose", action="store_true", help="log debug lines too")
+    run.add_argument(
+        "--log-format",
+        choices=("auto", "text", "json", "journal"),
+        default="auto",
+        help="auto: the journal with its fields under systemd, else text",
+    )
     run.set_defaults(act=_run)
 
     check = commands.add_parser("check", help="look for everything that could keep the agent from working")
@@ -197,15 +203,11 @@ def _say_now(text: str) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from sordino_agent.config import load_agent_config
     from sordino_agent.service import run
+    from sordino_common.daemon.logs import set_up_logging
     from sordino_common.daemon.notify import Notifier
 
-    # Under systemd the journal has its own clock.
-    clock = "" if "JOURNAL_STREAM" in os.environ else "time=%(asctime)s "
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
-        format=f"{clock}level=%(levelname)s logger=%(name)s %(message)s",
-    )
+    level = logging.DEBUG if arguments.verbose else logging.INFO
+    set_up_logging("sordino-agent", form=arguments.log_format, level=level)
     notifier = Notifier.from_environment(os.environ)
     try:
         return run(load_agent_config(_config_path(arguments)), notifier)

@@ -184,7 +184,11 @@ class Desk:
                 code, reason = error.code, str(error)
             else:
                 self.tasks_done += 1
-                log.info("event=task-done task=%r seconds=%.3f", pending.label, outcome.seconds)
+                log.info(
+                    "event=task-done task=%r seconds=%.3f run=%s round=%s",
+                    *(pending.label, outcome.seconds, pending.run or "-"),
+                    "-" if pending.round is None else pending.round,
+                )
                 if key is not None:
                     self._results.put(key, (pending.digest, message))
                 for asker in pending.askers:

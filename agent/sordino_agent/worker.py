@@ -27,6 +27,7 @@ from sordino_agent.executor import CANCELLED, log_failure
 from sordino_agent.pipe import WorkerSetup, decode_setup, header, read_frame
 from sordino_agent.tasks import Done, Outcome, decode_task, encode_outcome, failure_of
 from sordino_agent.workshop import ExecutorName, Programs, Workshop, plan_limits
+from sordino_common.daemon.logs import inherited, set_up_logging
 
 # Beyond what tasks may hold: BLAS's packing buffers and the interpreter's own allocations.
 _SLACK_BYTES: Final = 96 << 20
@@ -52,7 +53,7 @@ class _Interrupts:
 
 def main() -> int:
     """Serve the daemon at stdin/stdout until it closes the pipe."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s worker %(message)s")
+    set_up_logging("sordino-agent", form=inherited(), level=logging.WARNING)
     interrupts = _Interrupts()
     signal.signal(signal.SIGUSR1, interrupts.on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

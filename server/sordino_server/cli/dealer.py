@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sordino_common.daemon.logs import set_up_logging
 from sordino_common.daemon.notify import Notifier
 from sordino_common.errors import SordinoError
-from sordino_server.cli.output import installed_version, say
+from sordino_server.cli.output import LogFormat, LogFormatOption, installed_version, say
 
 dealer_app = typer.Typer(
     help="The dealer of sessions on shares as a process on a host of its own: the server then sees no masks.",
@@ -43,11 +42,14 @@ def dealer_init(
 
 
 @dealer_app.command("run")
-def dealer_run(folder: Annotated[Path, typer.Argument(help="The folder that `sordino dealer init` made.")]) -> None:
+def dealer_run(
+    folder: Annotated[Path, typer.Argument(help="The folder that `sordino dealer init` made.")],
+    log_format: LogFormatOption = LogFormat.auto,
+) -> None:
     """Deal preprocessing until stopped."""
     from sordino_server.dealer.process import run_dealer
 
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="level=%(levelname)s %(message)s")
+    set_up_logging("sordino-dealer", form=log_format.value)
     notifier = Notifier.from_environment(os.environ)
     try:
         run_dealer(folder, version=installed_version(), notifier=notifier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from datetime import UTC, datetime
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Final
@@ -30,6 +31,20 @@ DatabaseOption = Annotated[
 ]
 JobArgument = Annotated[Path, typer.Argument(help="The job file.")]
 HERE: Final = Path()
+
+
+class LogFormat(StrEnum):
+    """How a process logs (`sordino_common.daemon.logs`)."""
+
+    auto = "auto"
+    text = "text"
+    json = "json"
+    journal = "journal"
+
+
+LogFormatOption = Annotated[
+    LogFormat, typer.Option("--log-format", help="auto: the journal with its fields under systemd, else text.")
+]
 
 
 def open_store(folder: Path, database: str | None = None) -> RunStore:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sordino_common.daemon.logs import resolve, set_up_logging
 from sordino_common.daemon.notify import Notifier
 from sordino_common.errors import ConfigError
 from sordino_server.cli.output import (
@@ -17,12 +20,15 @@ from sordino_server.cli.output import (
     DatabaseOption,
     FleetOption,
     JsonOption,
+    LogFormat,
+    LogFormatOption,
     SetOption,
     installed_version,
     note,
     open_store,
     say,
 )
+from sordino_server.event_log import EventLog
 from sordino_server.home import Home
 from sordino_server.job import load_job
 from sordino_server.progress import ProgressView, result_line
@@ -44,6 +50,7 @@ def train(
     report: Annotated[Path | None, typer.Option("--report", help="Write report.html and summary.json there.")] = None,
     baseline: Annotated[bool, typer.Option(help="Compare with plain PyTorch on the job's public data.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    log_format: LogFormatOption = LogFormat.auto,
     database: DatabaseOption = None,
 ) -> None:
     """Train a job on the fleet."""
@@ -86,7 +93,7 @@ def train(
         run = resume or name or new_run_id(loaded, wall_s=time.time(), token=secrets.token_hex(2))
         pooled = public_pool(loaded) if baseline else None
         with (
-            ProgressView(quiet=quiet) as progress,
+            _observer(log_format, quiet=quiet) as observer,
             open_fleet(home, version=installed_version()) as connection,
             interruptible(connection),
             served(notifier, connection.reactor, home.folder) as service,
@@ -98,7 +105,7 @@ def train(
                 loop=connection.reactor,
                 store=store,
                 members=connection.members,
-                observer=both(progress, service),
+                observer=both(observer, service),
                 resume=resume is not None,
                 pooled=pooled,
                 world=connection.world() if loaded.spec.needs_world else None,
@@ -114,3 +121,12 @@ def train(
         say(f"{run}: {result_line(result.summary)}")
         if result.tensors:  # else it is with the agents, or stays shared
             say(f"the model: sordino export {run} --fleet {fleet} -o model.safetensors")
+
+
+def _observer(log_format: LogFormat, *, quiet: bool) -> ProgressView | EventLog:
+    """Lines for people; records with fields for the journal and for machines."""
+    form = resolve(log_format.value, sys.stderr)
+    if form == "text":
+        return ProgressView(quiet=quiet)
+    set_up_logging("sordino", form=form, level=logging.WARNING if quiet else logging.INFO)
+    return EventLog()
