@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 TEST_STAMP := .venv/.ready-test
 WORKERS ?= 2
 
-.PHONY: setup demo test check fmt bench soak clean
+.PHONY: setup demo test check fmt bench soak deb clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,11 @@ bench: $(STAMP)  ## ratios and exact counts; benchmarks/README.md says how to re
 
 soak: $(TEST_STAMP)  ## the full trial counts that `make test` only samples
 	SORDINO_REQUIRE_MQTT=1 SORDINO_SOAK=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m soak
+
+deb: $(STAMP)  ## Debian packages in out/: the agent for arm64 and amd64, the server for this machine
+	$(PY) packaging/build_deb.py sordino-agent --arch arm64
+	$(PY) packaging/build_deb.py sordino-agent --arch amd64
+	$(PY) packaging/build_deb.py sordino-server --arch $$(dpkg --print-architecture)
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from sordino_common.channel.credentials import seen_by_others
 from sordino_common.channel.files import write_atomically
 from sordino_common.errors import CertificateError, ConfigError
 
@@ -159,7 +160,7 @@ def read_private(path: Path) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: not a regular file")
-        if status.st_mode & 0o077:
+        if seen_by_others(path, status):
             raise ConfigError(
                 f"{path}: has mode {stat.S_IMODE(status.st_mode):04o}, others may read it. Do: chmod 600 {path}"
             )
