@@ -34,6 +34,7 @@ from sordino_agent.core import NOT_YET, AgentCore
 from sordino_agent.errors import LedgerError
 from sordino_agent.ledger import Account, Ledger
 from sordino_agent.metrics import exposition, write_metrics
+from sordino_agent.occupied import occupied
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
@@ -341,7 +342,7 @@ def run(loaded: LoadedConfig, notifier: Notifier | None = None) -> int:
     """Be the daemon until a signal says otherwise. Returns the exit code."""
     # The watchdog's SIGABRT, or a fault in a library, leaves in the log where each thread was. No values.
     faulthandler.enable(sys.stderr)
-    with Reactor() as reactor:
+    with occupied(loaded.state_dir), Reactor() as reactor:
         service = Service(loaded, reactor, notifier=notifier)
         with Signals(reactor, (*STOPS, signal.SIGHUP)) as signals:
 

@@ -41,6 +41,8 @@ from sordino_server.waits import Gathering, Hearing, Question, printable
 
 _REFUSED_MOST: Final = 20  # refused packets that are told one by one, in
 _REFUSED_EVERY_S: Final = 60.0  # this time
+_FLAPS: Final = 5  # times that a party goes away within this time, and comes back: then why is told, once
+_FLAPS_WITHIN_S: Final = 300.0
 _UNASKED: Final = "spdz-"  # what members of a session say of themselves
 _UNWANTED: Final = 100  # messages of one party in this time; late answers and second copies are far fewer
 
@@ -111,6 +113,8 @@ class Conductor:
         self._refused = 0
         self._refused_from_s = self._unwanted_from_s = loop.now_s()
         self._unwanted_of: Counter[str] = Counter()
+        self._flaps_from_s = loop.now_s()
+        self._flaps: Counter[str] = Counter()
         self._told: set[bytes] = set()  # correlations of what was told since listening began
         self._base = (0, 0)
         self.done = False
@@ -226,6 +230,8 @@ class Conductor:
             del self._boots[name]
         if name in self._members() and (before is not None) != (name in self._boots):
             self._tell(Note(text=f"{name} is {'online' if online else 'offline'}"))
+        if not online and before is not None:
+            self._flapped(name)
         self._ear.presence(name, online, boot, self._loop.now_s())
         if isinstance(self._pending, Question):
             self._pending.presence(name, online, boot, self._loop.now_s())
@@ -262,6 +268,19 @@ class Conductor:
             return  # anybody who reaches the broker can cause these: they must not bury the rest
         who = sender or "an unknown sender"
         self._tell(Note(text=printable(f"a packet of {who} was refused: {error}"), level="warning"))
+
+    def _flapped(self, name: str) -> None:
+        now_s = self._loop.now_s()
+        if now_s >= self._flaps_from_s + _FLAPS_WITHIN_S:
+            self._flaps_from_s = now_s
+            self._flaps.clear()
+        self._flaps[name] += 1
+        if self._flaps[name] == _FLAPS:
+            text = (
+                f"{name} has gone away {_FLAPS} times within {_FLAPS_WITHIN_S / 60:g} minutes: a bad connection, or "
+                "two devices with its identity (a copied disk), which cut each other off; the log on the device tells"
+            )
+            self._tell(Note(text=text, level="warning"))
 
     def _unwanted(self, name: str) -> None:
         """A message that nobody waits for is dropped, here or by who listens. Who sends many of them is named."""

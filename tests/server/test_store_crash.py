@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers_disk import fill, small_disk
 from helpers_postgres import Postgres, require_postgres
 from sordino_common.errors import ConfigError
 from sordino_server.database import StoreUnavailable
@@ -220,54 +221,30 @@ def test_two_processes_never_get_the_same_number(tmp_path: Path, url: str | None
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB. Only root may mount one."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs of its own: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_named_and_the_last_round_stays(small_disk: Path) -> None:
-    with opened(small_disk, None) as store:
+def test_a_full_disk_is_named_and_the_last_round_stays(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small") as folder, opened(folder, None) as store:
         created(store)
         number = 0
         with store.hold("r"), pytest.raises(StoreUnavailable) as caught:  # noqa: PT012
             while True:
                 number += 1
                 store.save("r", checkpoint(number), elapsed_s=0.0)
-                (small_disk / f"ballast-{number}").write_bytes(bytes(64 << 10))
+                (folder / f"ballast-{number}").write_bytes(bytes(64 << 10))
         assert caught.value.exit_code == 3
-        for word in (str(small_disk), "free some room", "--resume"):
+        for word in (str(folder), "free some room", "--resume"):
             assert word in str(caught.value)
         assert number > 1
         require_whole(store, number - 1)
-        fill(small_disk)
+        fill(folder)
         for attempt in (lambda: store.next_sum("r"), lambda: store.begin("r", 1)):
             with pytest.raises(StoreUnavailable, match=r"runs.sqlite: the run records can't be used: .*disk is full"):
                 attempt()
         require_whole(store, number - 1)
-        for path in small_disk.glob("ballast*"):
+        for path in folder.glob("ballast*"):
             path.unlink()
         assert store.next_sum("r") == 1
         store.save("r", checkpoint(number), elapsed_s=0.0)
         require_whole(store, number)
-
-
-def fill(folder: Path) -> None:
-    with (folder / "ballast").open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                pass
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from sordino_agent.errors import JournalError
+from sordino_agent.journal_mark import JournalMark
 from sordino_common.aggregate.helper import SumAnswered
 from sordino_common.database import Schema, open_database
 from sordino_common.messages import SumTerms
@@ -32,7 +33,14 @@ class SumJournal:
     """SQLite at `path`; None: in memory, for the simulator, whose devices keep the object over their restarts."""
 
     def __init__(self, path: Path | None) -> None:
+        self._mark = JournalMark(path, SCHEMA)
+        self._mark.require_there()
         self._db = open_database(path, SCHEMA)
+        try:
+            self._mark.check(self._count())
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -59,7 +67,15 @@ class SumJournal:
         except sqlite3.IntegrityError:
             raise _answered(terms) from None
         except sqlite3.DatabaseError as error:  # a full disk: what can't be burnt must not be answered
-            raise JournalError(f"the journal of sums can't be written: {error}") from None
+            raise JournalError(f"the journal of sums can't be written: {error}; free some room") from None
+        self._mark.follow(self._count())
+
+    def _count(self) -> int:
+        try:
+            (count,) = self._db.execute("SELECT count(*) FROM answered").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"the journal of sums can't be read: {error}") from None
+        return int(count)
 
 
 def _answered(terms: SumTerms) -> SumAnswered:

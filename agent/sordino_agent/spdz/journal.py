@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sordino_agent.errors import JournalError, SessionReused, UnknownCheckpoint
+from sordino_agent.journal_mark import JournalMark
 from sordino_common.database import Schema, open_database
 from sordino_common.errors import LocalError
 from sordino_common.messages import Array, SpdzValues, decode, encode
@@ -40,7 +41,14 @@ class BurnJournal:
     """SQLite at `path`; None: in memory, for the simulator, whose devices keep the object over their restarts."""
 
     def __init__(self, path: Path | None) -> None:
+        self._mark = JournalMark(path, SCHEMA)
+        self._mark.require_there()
         self._db = open_database(path, SCHEMA)
+        try:
+            self._mark.check(self._sessions())
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -49,7 +57,7 @@ class BurnJournal:
 
     def burn_session(self, session: bytes, *, run: str, wall_s: float) -> None:
         """Durable when it returns. Raises `SessionReused` if the id was burnt before, by this or an earlier boot."""
-        (count,) = self._one("SELECT count(*) FROM sessions") or (0,)
+        count = self._sessions()
         if count >= MOST_SESSIONS:
             raise JournalError(f"{count} sessions are burnt in this device's journal, as many as it holds")
         try:
@@ -58,6 +66,11 @@ class BurnJournal:
             raise SessionReused(
                 f"session {session.hex()} was used on this device before; a session runs once, open a new one"
             ) from None
+        self._mark.follow(count + 1)
+
+    def _sessions(self) -> int:
+        (count,) = self._one("SELECT count(*) FROM sessions") or (0,)
+        return int(count)
 
     def is_burnt(self, session: bytes) -> bool:
         return self._one("SELECT count(*) FROM sessions WHERE session=?", session) == (1,)
@@ -122,4 +135,4 @@ class BurnJournal:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as error:  # a full disk: what can't be burnt must not be used
-            raise JournalError(f"the burn journal can't be written: {error}") from None
+            raise JournalError(f"the burn journal can't be written: {error}; free some room") from None
