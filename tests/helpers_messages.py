@@ -68,6 +68,7 @@ EXAMPLES: dict[str, m.Message] = {
     ),
     "health": m.Health(),
     "health-report": m.HealthReport(
+        wall_s=1_700_000_000.5,
         uptime_s=12.5,
         resident_bytes=40_000_000,
         store_used_bytes=0,

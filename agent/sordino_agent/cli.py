@@ -218,6 +218,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from sordino_agent.check import check, exit_code
+    from sordino_common.diagnosis.finding import count_line
 
     findings = check(_config_path(arguments), offline=arguments.offline)
     if arguments.json:
@@ -226,6 +227,8 @@ def _check(arguments: argparse.Namespace) -> int:
         _say(f"{finding.level:8} {finding.what:14} {finding.text}")
         if finding.remedy:
             _say(f"{'':8} {'':14} -> {finding.remedy}")
+    if not arguments.json:
+        _say(count_line(findings))
     return exit_code(findings)
 
 

@@ -220,6 +220,7 @@ class AgentCore:
         self._store.expire(self._loop.now_s())
         return m.HealthReport(
             uptime_s=self._loop.now_s() - self._started_s,
+            wall_s=self._loop.wall_s(),
             resident_bytes=self._resident_bytes(),
             store_used_bytes=self._store.used_bytes,
             store_tensors=len(self._store),

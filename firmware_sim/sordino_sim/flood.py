@@ -63,6 +63,7 @@ class Flood:
             return Refused(command="train", code="policy", reason="x" * 1000)
         return HealthReport(
             uptime_s=1.0,
+            wall_s=0.0,
             resident_bytes=1,
             store_used_bytes=0,
             store_tensors=0,

@@ -55,9 +55,10 @@ class Health(Message, frozen=True, kw_only=True):
 
 @register("health-report")
 class HealthReport(Message, frozen=True, kw_only=True):
-    """Agent: counters since it started, and what it holds now."""
+    """Agent: counters since it started, and what it holds now. `wall_s`: its clock, seconds since 1970."""
 
     uptime_s: float
+    wall_s: float
     resident_bytes: Bytes
     store_used_bytes: Bytes
     store_tensors: Count

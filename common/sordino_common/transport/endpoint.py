@@ -245,6 +245,8 @@ class Endpoint:
         total = self.counters.total
         total.packets_received += 1
         total.packet_bytes_received += len(payload)
+        if not payload:
+            return  # nothing: a retained packet that was taken back, or somebody who tries the broker's access rules
         sender = ""
         try:
             origin = read_topic(topic, fleet=self.fleet, server=self.server)

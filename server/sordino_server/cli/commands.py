@@ -9,6 +9,7 @@ import typer
 
 from sordino_server.cli.broker import broker_config
 from sordino_server.cli.dealer import dealer_app
+from sordino_server.cli.doctor import doctor
 from sordino_server.cli.enrol import enroll_token
 from sordino_server.cli.fleet import agents, init
 from sordino_server.cli.plans import plan_app, plans
@@ -36,6 +37,7 @@ app.command()(train)
 app.command()(runs)
 app.command()(show)
 app.command("export")(export_model)
+app.command()(doctor)
 app.command()(top)
 app.command()(web)
 app.add_typer(roster_app, name="roster")

@@ -1,0 +1,169 @@
+"""What `sordino doctor` finds in the fleet directory: keys, roster, authorities, run records, disk."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+
+from sordino_common.channel.credentials import located
+from sordino_common.channel.identity import OperatorKey
+from sordino_common.channel.roster import Roster
+from sordino_common.database import schema_version
+from sordino_common.diagnosis import certificates, files
+from sordino_common.diagnosis.finding import SECURITY, Finding, error, ok, untried, warning
+from sordino_common.diagnosis.standing import roster_ends
+from sordino_common.errors import ConfigError, SordinoError
+from sordino_server.home import Home
+from sordino_server.store import RUNS_FILE
+from sordino_server.store import SCHEMA as RUNS
+
+_ROOM = 1 << 30  # checkpoints of a few large runs
+
+
+def signed_roster(home: Home) -> Roster | None:
+    """The signed roster if there is one that verifies; `house_findings` says why not."""
+    try:
+        return home.roster_book(wall_s=time.time).current
+    except SordinoError:
+        return None
+
+
+def house_findings(home: Home, roster: Roster | None, *, now_s: float) -> Iterator[Finding]:
+    yield ok("fleet", f"{home.spec.fleet} in {home.folder}, its server is {home.spec.server}")
+    yield from files.own_folder(home.folder, "folder")
+    yield from files.loose_files(home.folder, "folder")
+    yield from _keys(home, roster)
+    yield from _roster(home, roster, now_s=now_s)
+    yield from _authority(home, now_s=now_s)
+    yield from _records(home)
+    yield from files.disk_room(home.folder, wanted_bytes=_ROOM, why="checkpoints")
+
+
+def _keys(home: Home, roster: Roster | None) -> Iterator[Finding]:
+    try:
+        path = located(home.spec.server_key or "server.key", home.folder)
+    except ConfigError as problem:  # a credential, which only the unit is given
+        yield untried("server key", str(problem), "run the doctor as the unit does")
+        yield from _operator(home)
+        return
+    found = list(files.private_file(path, "server key"))
+    yield from (finding for finding in found if finding.level != "ok")
+    if all(finding.level == "ok" for finding in found):
+        try:
+            key = home.server_key()
+        except ConfigError as problem:
+            yield error("server key", str(problem), "put it back from a backup")
+        else:
+            text = f"{key.fingerprint}"
+            if roster is not None and roster.server.sign_key != key.public.sign_key:
+                text = f"{path}: not the key that the signed roster lists for {roster.server.name}"
+                remedy = "put the right one back, or sign a roster with this one: sordino roster sign"
+                yield error("server key", text, remedy, exit_code=SECURITY)
+            else:
+                yield ok("server key", text)
+    yield from _operator(home)
+
+
+def _operator(home: Home) -> Iterator[Finding]:
+    try:
+        public = home.operator_public()
+    except ConfigError as problem:
+        yield error("operator key", str(problem), "put operator.pub back: agents have pinned this key")
+        return
+    path = home.folder / "operator.key"
+    if not path.exists():
+        yield ok("operator key", "not here, as it should be; operator.pub is")
+        return
+    loose = [finding for finding in files.private_file(path, "operator key") if finding.level != "ok"]
+    yield from loose
+    if not loose:
+        try:
+            ours = OperatorKey.load(path).public
+        except ConfigError as problem:
+            yield error("operator key", str(problem), "put it back from a backup")
+            return
+        if ours != public:
+            text = f"{path}: not the key of operator.pub, which agents have pinned"
+            yield error("operator key", text, "put the right pair back", exit_code=SECURITY)
+            return
+    text = f"{path} is on this host: whoever gets it decides who belongs to the fleet"
+    yield warning("operator key", text, "once the roster is signed, move it to a machine without a network")
+
+
+def _roster(home: Home, roster: Roster | None, *, now_s: float) -> Iterator[Finding]:
+    sign = f"sordino roster sign --fleet {home.folder}"
+    path = home.folder / "roster.cbor"
+    if roster is None:
+        if not path.exists():
+            yield error("roster", "it is not signed yet", sign)
+            return
+        try:
+            home.roster_book(wall_s=time.time)
+        except SordinoError as problem:
+            yield error("roster", str(problem), f"put it back from a backup, or: {sign}", exit_code=problem.exit_code)
+        return
+    yield from roster_ends(roster, now_s=now_s)
+    if roster.server.name != home.spec.server:
+        text = f"its server is {roster.server.name}, fleet.yaml says {home.spec.server}"
+        yield error("roster", text, "set `server` in fleet.yaml to the roster's")
+    try:
+        draft = home.draft()
+    except ConfigError as problem:
+        yield error("roster", f"the draft: {problem}", "mend roster.yaml at this place")
+        return
+    meant = {
+        (entry.name, entry.sign_key, entry.box_key, tuple(sorted(entry.roles)), entry.zone) for entry in draft.entries
+    }
+    signed = {(e.name, e.sign_key.hex(), e.box_key.hex(), tuple(e.roles), e.zone) for e in roster.entries}
+    if meant != signed:
+        names = sorted({entry[0] for entry in meant ^ signed})
+        text = f"the draft differs from what is signed: {', '.join(names[:8])}"
+        yield warning("roster", text, f"sordino roster list, then: {sign}")
+    if not any("data" in entry.roles for entry in roster.entries):
+        yield warning("roster", "no data agent is in it", "sordino roster add enrolment.json, or sordino enroll-token")
+
+
+def _authority(home: Home, *, now_s: float) -> Iterator[Finding]:
+    folder = home.folder / "ca"
+    for name, what in (("ca", "the fleet's authority"), ("enrol", "the authority of tokens")):
+        if (folder / f"{name}.pem").exists():
+            renew = "make a new authority with broker-config, and new certificates for all (docs/operations.md)"
+            yield from certificates.certificate_files(folder / f"{name}.pem", what, now_s=now_s, renew=renew)
+        if (folder / f"{name}.key").exists():
+            yield from files.private_file(folder / f"{name}.key", "authority key")
+
+
+def _records(home: Home) -> Iterator[Finding]:
+    if home.spec.database is not None:
+        from sordino_server.database import open_records
+
+        try:
+            open_records(home.folder / RUNS_FILE, home.spec.database, schema=RUNS, read_only=True).close()
+        except SordinoError as problem:
+            yield error("run records", str(problem), "see `database` in fleet.yaml", exit_code=problem.exit_code)
+        else:
+            yield ok("run records", "the database of fleet.yaml answers")
+        return
+    path = home.folder / RUNS_FILE
+    if not path.exists():
+        yield ok("run records", "none yet")
+        return
+    remedy = RUNS.advice[0].lower() + RUNS.advice[1:]
+    found = list(files.whole_database(path, RUNS.what, remedy=remedy))
+    if any(finding.level != "ok" for finding in found):
+        yield from found
+        return
+    try:
+        version = schema_version(path)
+    except sqlite3.DatabaseError as problem:
+        yield error("database", f"{path}: {problem}", remedy)
+        return
+    if version > RUNS.version:
+        text = f"{path}: schema {version}, of a newer sordino; this one knows up to {RUNS.version}"
+        yield error("database", text, "upgrade sordino, or put back the file from before the upgrade")
+    elif version < RUNS.version:
+        text = f"{path}: schema {version}; the next command makes it {RUNS.version}, and keeps a copy"
+        yield warning("database", text, "back it up before, if you like")
+    else:
+        yield from found
