@@ -208,9 +208,12 @@ class Home:
         self.follow(roster)
         return roster
 
-    def follow(self, roster: Roster) -> None:
-        """The draft notes the epoch that was signed."""
-        self.write_draft(replace(self.draft(), epoch=roster.epoch))
+    def follow(self, roster: Roster, *, entries: Sequence[RosterEntry] | None = None) -> None:
+        """The draft notes the epoch that was signed and, if given, these entries instead of its own."""
+        draft = replace(self.draft(), epoch=roster.epoch)
+        if entries is not None:
+            draft = replace(draft, entries=tuple(_draft_entry(entry) for entry in entries))
+        self.write_draft(draft)
 
     def roster_book(self, *, wall_s: Callable[[], float]) -> RosterBook:
         """The signed roster, verified under the pinned key."""
@@ -323,6 +326,17 @@ def read_request(path: Path) -> EnrolmentRequest:
         return msgspec.json.decode(raw[: 1 << 16], type=EnrolmentRequest)
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: no enrolment request: {error}") from None
+
+
+def _draft_entry(entry: RosterEntry) -> DraftEntry:
+    return DraftEntry(
+        name=entry.name,
+        sign_key=entry.sign_key.hex(),
+        box_key=entry.box_key.hex(),
+        roles=tuple(entry.roles),  # type: ignore[arg-type]  # the roster has checked them
+        zone=entry.zone,
+        not_after_s=entry.not_after_s,
+    )
 
 
 def _entry(entry: DraftEntry) -> RosterEntry:

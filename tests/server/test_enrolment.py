@@ -21,6 +21,7 @@ from helpers_enrol import make_fleet
 from sordino_agent.config import load_agent_config
 from sordino_agent.enrolling import enroll
 from sordino_agent.errand import Errand
+from sordino_agent.service import roster_book
 from sordino_common.channel.certificates import (
     check_certificate,
     common_name,
@@ -52,11 +53,11 @@ from sordino_common.errors import (
     RemoteError,
     RosterError,
     SignatureError,
-    StaleEpoch,
 )
 from sordino_common.messages.codec import decode, encode
 from sordino_common.transport.topics import token_user
 from sordino_server.enrolment import order as orders
+from sordino_server.enrolment.broker_config import BrokerPlace, broker_place
 from sordino_server.enrolment.ca import Authority, fleet_authority
 from sordino_server.enrolment.delivery import write_list
 from sordino_server.enrolment.desk import MOST_WAITING, RETIRE_AFTER_S, EnrolmentDesk
@@ -97,7 +98,8 @@ class Office:
         self.desk.certify(now_s=now_s)
 
     def grant_for(self, name: str) -> bytes:
-        return next(packet for _, request, packet in self.desk.grants() if request.name == name)
+        found = self.desk.grants("granted", "delivered", "done")
+        return next(item.packet for item in found if item.request.name == name)
 
     def member(self, name: str) -> Errand:
         errand = self.device(name, self.token(name=name))
@@ -120,6 +122,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def office(tmp_path: Path, template: Path) -> Iterator[Office]:
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    place = BrokerPlace(folder=str(tmp_path / "broker"), enrol_port=8884)
+    (tmp_path / "fleet" / "ca" / "broker.json").write_bytes(msgspec.json.encode(place))
     made = Office(tmp_path)
     yield made
     made.store.close()
@@ -571,23 +575,54 @@ def test_grants_that_are_refused(case: Case, tmp_path: Path) -> None:
     case.errand.settle(grant.packet())  # and the true one still is
 
 
-def test_a_replayed_old_roster_is_refused(office: Office) -> None:
-    """The broker keeps the first grant, and gives it out again after the device was taken off and let in anew."""
+def test_an_old_roster_never_comes_back_with_a_grant(office: Office) -> None:
+    """The broker replays grants: of other requests, and the right one with the roster of before."""
     office.member("pi-01")
-    old_roster = office.home.roster_book(wall_s=time.time).signed
+    old = office.home.roster_book(wall_s=time.time).signed
+    assert old is not None
     office.home.sign(now_s=NOW_S)
-    errand = office.errand("pi-01", "renew")
-    office.let_in(errand.begin().packet, sign=False)
-    fresh = read_grant_packet(office.grant_for("pi-01"))
-    errand.settle(fresh.packet())
+    first = office.errand("pi-01", "renew")
+    office.let_in(first.begin().packet, sign=False)
+    fresh = office.grant_for("pi-01")
+    first.settle(fresh)
     again = office.errand("pi-01", "renew")
     office.let_in(again.begin().packet, sign=False)
-    assert old_roster is not None
-    stale = dataclasses.replace(read_grant_packet(office.grant_for("pi-01")), signed_roster=old_roster)
-    with pytest.raises(StaleEpoch, match="older than epoch"):
-        again.settle(stale.packet())
     with pytest.raises(EnrolmentRefused, match="answers another request"):
-        again.settle(fresh.packet())
+        again.settle(fresh)
+    book = roster_book(load_agent_config(office.folder / "pi-01" / "agent.yaml"), wall_s=time.time)
+    stale = dataclasses.replace(read_grant_packet(office.grant_for("pi-01")), signed_roster=old)
+    again.settle(stale.packet())  # the certificate is the right one; the roster that it came with is not taken
+    now = roster_book(load_agent_config(office.folder / "pi-01" / "agent.yaml"), wall_s=time.time)
+    assert book.current is not None and now.current is not None
+    assert now.current.epoch == book.current.epoch == 2
+
+
+def test_an_old_roster_does_not_undo_a_revocation(office: Office) -> None:
+    office.member("pi-01")
+    errand = office.errand("pi-01", "renew")
+    office.let_in(errand.begin().packet, sign=False)
+    grant = office.grant_for("pi-01")
+    office.desk.revoke("pi-01", now_s=NOW_S)
+    office.home.sign(now_s=NOW_S)
+    signed = office.home.roster_book(wall_s=time.time).signed
+    assert signed is not None
+    roster_book(load_agent_config(office.folder / "pi-01" / "agent.yaml"), wall_s=time.time).accept(signed)
+    with pytest.raises(RosterError, match="is not in epoch"):
+        errand.settle(grant)
+
+
+def test_who_asks_again_is_answered_again(office: Office) -> None:
+    errand = office.device("pi-01", office.token(name="pi-01"))
+    packet = errand.begin().packet
+    office.let_in(packet)
+    for _ in range(2):
+        (item,) = office.desk.grants("granted")
+        office.desk.note_delivery(delivered=[item], cleared=[])
+        assert office.desk.grants("granted") == []
+        assert not office.desk.receive(packet, who=None, now_s=NOW_S).news
+    office.desk.note_delivery(delivered=[], cleared=office.desk.grants("granted"))
+    assert not office.desk.receive(packet, who=None, now_s=NOW_S).news
+    assert len(office.desk.grants("granted")) == 1 == len(office.store.certificates("pi-01"))
 
 
 # --- to stay a member --------------------------------------------------------------------------------------------
@@ -678,7 +713,7 @@ def test_revocation_is_for_good(office: Office) -> None:
     crl = x509.load_pem_x509_crl((office.home.folder / "ca" / "crl.pem").read_bytes())
     assert [entry.serial_number for entry in crl] == [record.serial for record in ended]
     assert office.desk.pending() == []  # what it had asked for before is refused along with it
-    assert [request.name for _, request, _ in office.desk.grants()] == ["pi-02"]
+    assert [item.request.name for item in office.desk.grants("granted")] == ["pi-02"]
     assert not office.desk.receive(late, who="pi-01", now_s=NOW_S).news
     refused(office, packet_of(office.token(), identity=key), "revoked or replaced in this fleet")
     office.let_in(packet_of(office.token()))  # another device under the old name is welcome
@@ -695,6 +730,41 @@ def test_lists_are_newer_than_the_last_one_and_never_end(shared: Office) -> None
         issued.append(crl.last_update_utc)
         assert crl.next_update_utc == fleet_authority(shared.home.folder).certificate.not_valid_after_utc
     assert issued == sorted(set(issued))
+
+
+def test_a_restored_backup_lets_nobody_in_again(office: Office) -> None:
+    office.member("pi-01")
+    office.member("pi-02")
+    write_list(office.home, office.store, now_s=NOW_S)
+    office.store.close()
+    backup = shutil.copytree(office.home.folder, office.folder / "backup")
+    now = Office(office.folder)
+    ended = now.desk.revoke("pi-01", now_s=NOW_S)
+    newest = now.home.sign(now_s=NOW_S)
+    signed = now.home.roster_book(wall_s=time.time).signed
+    write_list(now.home, now.store, now_s=NOW_S)
+    broker = Path(broker_place(now.home).folder)  # type: ignore[union-attr]
+    shutil.copy(now.home.folder / "ca" / "crl.pem", broker / "crl.pem")
+    now.store.close()
+    shutil.rmtree(now.home.folder)
+    backup.rename(now.home.folder)
+    # The records know nothing of it; the list at the broker does, and what is there stays.
+    restored = Office(office.folder)
+    assert restored.store.revoked() == []
+    write_list(restored.home, restored.store, now_s=NOW_S)
+    old, new = (x509.load_pem_x509_crl((f / "crl.pem").read_bytes()) for f in (broker, restored.home.folder / "ca"))
+    assert [e.serial_number for e in new] == [e.serial_number for e in old] == [r.serial for r in ended]
+    assert new.last_update_utc > old.last_update_utc
+    # And the roster that the broker keeps says who is out: it comes back before anything is signed.
+    assert signed is not None
+    assert "pi-01" in [entry.name for entry in restored.home.draft().entries]
+    restored.home.roster_book(wall_s=time.time).accept(signed)
+    assert restored.desk.follow(newest, now_s=NOW_S) == ["pi-01"]
+    assert [entry.name for entry in restored.home.draft().entries] == ["pi-02", "server"]
+    assert restored.home.sign(now_s=NOW_S).epoch == newest.epoch + 1
+    key = DeviceKey.load(office.folder / "pi-01" / "state" / "agent.key")
+    refused(restored, packet_of(restored.token(), identity=key), "revoked or replaced in this fleet")
+    restored.store.close()
 
 
 # --- keys on another machine -------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ keys; the certificate has the authority's, which the token pins too, and has to 
     a certificate request for another name, of another      CertificateError
     sort of key, not signed by its key
     a grant for another request                             EnrolmentRefused
-    a grant with a roster of another operator, fleet, an    SignatureError, RosterError, StaleEpoch
-    older one, or one with other keys for the device
+    a grant with a roster of another operator, fleet, or    SignatureError, RosterError
+    with other keys for the device
+    a grant with an older roster than the device has        the newer stays in force; if it lists other keys: StaleEpoch
     a grant with a certificate of another authority, name,  CertificateError
     key or time
 """

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from sordino_common.channel.enrolment import from_text, to_text
-from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError, StaleEpoch
 from sordino_server.cli.output import HERE, FleetOption, JsonOption, date, note, print_json, print_table, say, table_of
 from sordino_server.enrolment import order as orders
 from sordino_server.enrolment.ca import fleet_authority, has_authority
-from sordino_server.enrolment.delivery import collect, deliver, notes_of, tell_broker, write_list
+from sordino_server.enrolment.delivery import collect, deliver, fetch_roster, notes_of, tell_broker, write_list
 from sordino_server.enrolment.desk import EnrolmentDesk, Filed
 from sordino_server.enrolment.store import EnrolmentStore
 from sordino_server.home import Home
@@ -130,6 +130,30 @@ def deliver_all(fleet: FleetOption = HERE) -> None:
         _deliver(home, desk)
 
 
+def fetch(fleet: FleetOption = HERE) -> None:
+    """After a restore: take the newest roster from the broker, and revoke again whom it leaves out."""
+    now_s = time.time()
+    with desk_of(fleet) as (home, store, desk):
+        book = home.roster_book(wall_s=time.time)
+        before = book.current.epoch if book.current is not None else 0
+        signed = fetch_roster(home)
+        if signed is None:
+            raise ConfigError("the broker keeps no roster of this fleet; if it is new: sordino roster deliver")
+        try:
+            book.accept(signed)
+        except StaleEpoch:
+            say(f"the roster here, epoch {before}, is newer than the broker's: sordino roster deliver")
+            return
+        roster = book.current
+        assert roster is not None
+        gone = desk.follow(roster, now_s=now_s)
+        say(f"epoch {roster.epoch} is in force, here it was {before}; revoked with it: {', '.join(gone) or 'nobody'}")
+        if has_authority(home.folder) and fleet_authority(home.folder).has_key:
+            _certify(home, store, desk)
+        elif gone:
+            note(f"the authority's key is not here; now: sordino roster export -o order.txt --fleet {fleet}")
+
+
 def receive(
     files: Annotated[list[Path], typer.Argument(help="Requests that were brought by hand.")], fleet: FleetOption = HERE
 ) -> None:
@@ -147,10 +171,10 @@ def grant(
 ) -> None:
     """Write a device's certificate and roster into a file, to be carried there: sordino-agent enroll --grant FILE."""
     with desk_of(fleet) as (_, _, desk):
-        found = [packet for _, request, packet in desk.grants() if request.name == name]
+        found = [item.packet for item in desk.grants("granted", "delivered", "done") if item.request.name == name]
     if not found:
         raise ConfigError(f"nothing was granted to {name} yet: sordino roster approve {name}")
-    write_text(output, to_text(found[0], "grant"))
+    write_text(output, to_text(found[-1], "grant"))
     say(f"{output}: for {name}")
 
 
@@ -294,7 +318,7 @@ def _certify(home: Home, store: EnrolmentStore, desk: EnrolmentDesk) -> list[str
 
 def _deliver(home: Home, desk: EnrolmentDesk) -> None:
     try:
-        names = deliver(home, desk)
+        names = deliver(home, desk, now_s=time.time())
     except (FleetUnavailable, RemoteError) as error:
         raise type(error)(f"{error}. Everything is done but the delivery; later: sordino roster deliver") from None
     say(f"delivered: the roster, and certificates for {', '.join(names) or 'nobody'}")

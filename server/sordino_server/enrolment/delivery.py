@@ -13,12 +13,14 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import msgspec
+from cryptography import x509
 
 from sordino_common.channel.enrolment import MAX_REQUEST_BYTES
 from sordino_common.channel.files import write_atomically
-from sordino_common.channel.packets import roster_packet
+from sordino_common.channel.packets import read_packet, roster_packet
 from sordino_common.errors import CodecError, ConfigError, RemoteError
 from sordino_common.transport.mailbox import read_all, visit, visitor_settings
 from sordino_common.transport.mqtt_settings import MqttSettings
@@ -32,9 +34,11 @@ from sordino_common.transport.topics import (
 from sordino_server.enrolment.broker_config import CRL_FILE, PID_FILE, broker_place
 from sordino_server.enrolment.ca import fleet_authority
 from sordino_server.enrolment.desk import EnrolmentDesk, Filed
-from sordino_server.enrolment.store import EnrolmentStore
-from sordino_server.fleet import mqtt_settings
+from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore
 from sordino_server.home import Home
+
+_KEPT_S: Final = 86_400.0
+_RETAINED_S: Final = 5.0  # what is retained comes at once; a broker that is slower has it not
 
 
 @dataclass(slots=True)
@@ -69,29 +73,84 @@ def collect(home: Home, desk: EnrolmentDesk, *, now_s: float) -> Collected:
     return found
 
 
-def deliver(home: Home, desk: EnrolmentDesk) -> list[str]:
-    """Publish the signed roster, and the grants; returns the names of those who have one. Raises `FleetUnavailable`."""
+def deliver(home: Home, desk: EnrolmentDesk, *, now_s: float) -> list[str]:
+    """Publish the signed roster and new grants, take old ones away; returns the names of those who have a new one.
+
+    A grant is as large as the roster, so it lies at the broker for a day. Who comes later asks again, and
+    `EnrolmentDesk.receive` has it delivered once more. Raises `FleetUnavailable`."""
     signed = home.roster_book(wall_s=lambda: 0.0).signed
     if signed is None:
         raise ConfigError(f"{home.folder}: the roster is not signed yet; do: sordino roster sign --fleet {home.folder}")
-    grants = desk.grants()
+    fresh = desk.grants("granted")
+    taken = {item.place for item in fresh}
+    old = [item for item in desk.grants("delivered") if now_s > item.granted_s + _KEPT_S]
     packets = [(roster_topic(home.spec.fleet, home.spec.server), roster_packet(signed))]
-    packets += [(grant_topic(home.spec.fleet, place), packet) for place, _, packet in grants]
+    packets += [(grant_topic(home.spec.fleet, item.place), b"") for item in old if item.place not in taken]
+    packets += [(grant_topic(home.spec.fleet, item.place), item.packet) for item in fresh]
     visit(_settings(home), leave=packets)
-    return [request.name for _, request, _ in grants]
+    desk.note_delivery(delivered=fresh, cleared=old)
+    return [item.request.name for item in fresh]
+
+
+def fetch_roster(home: Home) -> bytes | None:
+    """The signed roster that the broker keeps; None if there is none. Not verified. Raises `FleetUnavailable`."""
+    found: list[bytes] = []
+
+    def take(_topic: str, packet: bytes) -> bool:
+        try:
+            kind, parts = read_packet(packet)
+        except CodecError:
+            return False
+        if kind == "roster":
+            found.append(parts[0])
+        return bool(found)
+
+    visit(_settings(home), filters=[roster_topic(home.spec.fleet, home.spec.server)], take=take, wait_s=_RETAINED_S)
+    return found[0] if found else None
 
 
 def write_list(home: Home, store: EnrolmentStore, *, now_s: float) -> None:
-    """A new list of revoked certificates, in the fleet directory. Raises `ConfigError` if the key is not here."""
-    number, issued_s = store.last_list()
+    """A new list of revoked certificates, in the fleet directory. Raises `ConfigError` if the key is not here.
+
+    Whatever a list says that lies here or at the broker stays revoked, also if the records were restored from a backup
+    that does not know it."""
+    number, issued_s = _take_over(home, store)
     alive = [entry for entry in store.revoked() if _ends_s(store, entry.serial) > now_s]
     pem = fleet_authority(home.folder).crl(alive, number=number + 1, now_s=now_s, after_s=issued_s)
     take_list(home, store, pem, number=number + 1)
 
 
-def take_list(home: Home, store: EnrolmentStore, pem: bytes, *, number: int) -> None:
-    from cryptography import x509
+def _take_over(home: Home, store: EnrolmentStore) -> tuple[int, int]:
+    """Revocations that the lists on disk know and the records do not. (number, time) of the last list of all."""
+    authority, place = fleet_authority(home.folder).certificate, broker_place(home)
+    number, issued_s = store.last_list()
+    folders = [home.folder / "ca", *([Path(place.folder)] if place is not None else [])]
+    for path in (folder / CRL_FILE for folder in folders):
+        try:
+            listed = x509.load_pem_x509_crl(path.read_bytes())
+            if not listed.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
+                continue  # of another fleet
+            number = max(number, listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number)
+        except (OSError, ValueError, x509.ExtensionNotFound):
+            continue  # another broker's, or none: it adds nothing
+        issued_s = max(issued_s, int(listed.last_update_utc.timestamp()))
+        known = {record.serial for record in store.certificates()}
+        for entry in listed:
+            at_s = entry.revocation_date_utc.timestamp()
+            if entry.serial_number not in known:
+                record = CertificateRecord(
+                    serial=entry.serial_number,
+                    name="",
+                    made_s=at_s,
+                    ends_s=authority.not_valid_after_utc.timestamp(),
+                    revoked_s=int(at_s),
+                )
+                store.add_certificate(record)
+            store.revoke_certificate(entry.serial_number, at_s=at_s)
+    return number, issued_s
 
+
+def take_list(home: Home, store: EnrolmentStore, pem: bytes, *, number: int) -> None:
     issued_s = int(x509.load_pem_x509_crl(pem).last_update_utc.timestamp())
     try:
         write_atomically(home.folder / "ca" / CRL_FILE, pem)
@@ -137,6 +196,8 @@ def _ends_s(store: EnrolmentStore, serial: int) -> float:
 
 
 def _settings(home: Home) -> MqttSettings:
+    from sordino_server.fleet import mqtt_settings  # and with it the conductor: commands that stay at home do without
+
     return visitor_settings(mqtt_settings(home), "roster")
 
 

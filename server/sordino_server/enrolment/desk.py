@@ -38,7 +38,7 @@ from sordino_common.channel.roster import Roster
 from sordino_common.errors import ConfigError
 from sordino_common.transport.topics import token_user
 from sordino_server.enrolment.ca import fleet_authority
-from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore, RequestRecord
+from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore, RequestRecord, RequestState
 from sordino_server.home import EnrolmentRequest, Home
 
 RETIRE_AFTER_S: Final = 7.0 * 86_400
@@ -55,6 +55,17 @@ class Filed:
     old_fingerprint: str | None
     news: bool
     others: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """A grant and where it belongs: `place` is whose grant topic."""
+
+    digest: bytes
+    place: str
+    request: Request
+    packet: bytes
+    granted_s: float
 
 
 class EnrolmentDesk:
@@ -86,6 +97,8 @@ class EnrolmentDesk:
         with self._store.transaction():
             known = self._store.request(signed.digest)
             if known is not None:
+                if known.state in ("delivered", "done"):  # it has not seen the answer: once more
+                    self._store.set_request_state(known.digest, "granted")
                 return self._filed(known, news=False)
             if request.purpose == "enrol":
                 self._enrol(signed, now_s)
@@ -167,9 +180,9 @@ class EnrolmentDesk:
         """What waits for the operator, oldest first."""
         return [self._filed(record, news=False) for record in self._store.requests("pending")]
 
-    def find(self, text: str, *states: str) -> Filed:
+    def find(self, text: str, *states: RequestState) -> Filed:
         """The one request with this name or fingerprint. Raises `ConfigError`: none, or several."""
-        filed = [self._filed(r, news=False) for r in self._store.requests("pending", "approved", "granted")]
+        filed = [self._filed(r, news=False) for r in self._store.requests("pending", "approved")]
         found = [f for f in filed if text in (f.request.name, f.fingerprint) and f.record.state in states]
         if not found:
             raise ConfigError(f"there is no request of {text[:80]!r}; `sordino roster pending` shows them")
@@ -241,6 +254,24 @@ class EnrolmentDesk:
             self._home.remove(name)
         return ended
 
+    def follow(self, roster: Roster, *, now_s: float) -> list[str]:
+        """The records as the newest roster says, after a backup was restored: whom it leaves out is revoked, also where
+        the draft or a certificate still has it. Returns those names."""
+        members = {entry.name for entry in roster.entries}
+        draft = self._home.draft()
+        certified = {record.name for record in self._store.certificates() if record.revoked_s is None and record.name}
+        gone = ({entry.name for entry in draft.entries} | certified) - members
+        with self._store.transaction():
+            for entry in draft.entries:
+                newer = next((e for e in roster.entries if e.name == entry.name), None)
+                if newer is None or newer.sign_key.hex() != entry.sign_key:
+                    self._store.bury_key(bytes.fromhex(entry.sign_key), entry.name, at_s=now_s)
+            for record in self._store.certificates():
+                if record.name in gone and record.revoked_s is None:
+                    self._store.revoke_certificate(record.serial, at_s=now_s)
+        self._home.follow(roster, entries=roster.entries)
+        return sorted(gone)
+
     # --- certificates ----------------------------------------------------------------------------------------------
 
     def certify(self, *, now_s: float) -> list[str]:
@@ -259,7 +290,7 @@ class EnrolmentDesk:
     def retire(self, *, now_s: float) -> None:
         """Certificates of replaced keys end a week later: with one of them the device fetches its new one."""
         with self._store.transaction():
-            for record in self._store.requests("granted"):
+            for record in self._store.requests("granted", "delivered", "done"):
                 if record.purpose != "rotate" or record.granted_s is None or now_s < record.granted_s + RETIRE_AFTER_S:
                     continue
                 for certificate in self._store.certificates(record.name):
@@ -298,18 +329,32 @@ class EnrolmentDesk:
             if request.previous:
                 self._store.bury_key(request.previous, request.name, at_s=now_s)
 
-    def grants(self) -> list[tuple[str, Request, bytes]]:
-        """(whose place, request, packet) of all that was granted and may still be wanted: the last one of each name."""
+    def grants(self, *states: RequestState) -> list[Granted]:
+        """What was granted, is in one of `states` and may still be wanted, with today's roster; oldest first, the last
+        one of each name only."""
         signed = self._home.roster_book(wall_s=lambda: 0.0).signed
-        newest: dict[str, tuple[str, Request, bytes]] = {}
-        for record in sorted(self._store.requests("granted"), key=lambda r: r.grant_number or 0):
+        newest: dict[str, Granted] = {}
+        for record in sorted(self._store.requests(*states), key=lambda r: r.grant_number or 0):
             request = read_request_packet(record.packet).request
             if signed is None or record.certificate is None or self._store.is_dead(request.sign_key):
                 continue
-            packet = Grant(request=record.digest, certificate=record.certificate, signed_roster=signed).packet()
-            place = token_user(request.token) if request.purpose == "enrol" else request.name
-            newest[request.name] = (place, request, packet)
-        return [newest[name] for name in sorted(newest)]
+            newest.pop(request.name, None)
+            newest[request.name] = Granted(
+                digest=record.digest,
+                place=token_user(request.token) if request.purpose == "enrol" else request.name,
+                request=request,
+                packet=Grant(request=record.digest, certificate=record.certificate, signed_roster=signed).packet(),
+                granted_s=record.granted_s or 0.0,
+            )
+        return list(newest.values())
+
+    def note_delivery(self, *, delivered: Sequence[Granted], cleared: Sequence[Granted]) -> None:
+        """They lie at the broker now, or no longer."""
+        with self._store.transaction():
+            for item in cleared:
+                self._store.set_request_state(item.digest, "done")
+            for item in delivered:
+                self._store.set_request_state(item.digest, "delivered")
 
     def _signed_roster(self) -> Roster | None:
         return self._home.roster_book(wall_s=lambda: 0.0).current

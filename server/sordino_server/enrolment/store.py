@@ -44,7 +44,8 @@ SCHEMA: Final = Schema(
 )
 
 TokenState = Literal["open", "used", "withdrawn"]
-RequestState = Literal["pending", "approved", "granted", "refused"]
+# granted: has its certificate; delivered: lies at the broker; done: was taken away there after a while
+RequestState = Literal["pending", "approved", "granted", "delivered", "done", "refused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
