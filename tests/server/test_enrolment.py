@@ -434,8 +434,6 @@ def test_two_devices_of_one_name(office: Office) -> None:
     office.desk.approve(filed)
     with pytest.raises(ConfigError, match="pi-01 is in the roster with other keys"):
         office.desk.approve(office.desk.find(read_request_packet(second).fingerprint, "pending"))
-    with pytest.raises(ConfigError, match="is in the roster already"):
-        office.token(name="pi-01")
 
 
 def test_nobody_fills_the_desk(office: Office) -> None:
@@ -644,6 +642,18 @@ def test_renewal_changes_the_certificate_and_nothing_else(office: Office) -> Non
     assert new.public_key() != old.public_key()
     assert ((state / "agent.key").read_bytes(), office.home.draft().epoch) == (before, epoch)
     assert len(office.store.certificates("pi-01")) == 2
+
+
+def test_a_member_whose_certificate_has_ended_comes_back_with_a_token(office: Office) -> None:
+    office.member("pi-01")
+    before = DeviceKey.load(office.folder / "pi-01" / "state" / "agent.key").fingerprint
+    errand = office.device("pi-01", office.token(name="pi-01"))
+    signed = errand.begin()
+    assert signed.fingerprint == before
+    office.let_in(signed.packet)
+    errand.settle(office.grant_for("pi-01"))
+    assert len(office.store.certificates("pi-01")) == 2
+    assert not (office.folder / "pi-01" / "state" / "enrolment.token").exists()
 
 
 def test_rotation_ends_the_old_key(office: Office) -> None:

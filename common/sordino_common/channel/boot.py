@@ -19,6 +19,16 @@ def next_boot(path: Path) -> int:
     """The number after the one in `path` (1 if there is no file), written and fsynced before it is returned.
 
     Raises `ConfigError` if the file can't be read or written, or holds anything but a number."""
+    return _write(path, _read(path) + 1)
+
+
+def skip_to(path: Path, heard: int) -> None:
+    """After a restore: the next boot comes after `heard`, which peers know. Raises as `next_boot`."""
+    if _read(path) < heard < _MAX_BOOT:
+        _write(path, heard)
+
+
+def _read(path: Path) -> int:
     try:
         text = path.read_bytes()[:64]
     except FileNotFoundError:
@@ -30,7 +40,10 @@ def next_boot(path: Path) -> int:
             f"{path}: expected one number below {_MAX_BOOT} and a newline. Write a number greater than every earlier "
             "boot into it: peers refuse a smaller one"
         )
-    boot = int(text) + 1
+    return int(text)
+
+
+def _write(path: Path, boot: int) -> int:
     try:
         write_atomically(path, b"%d\n" % boot)
     except OSError as error:

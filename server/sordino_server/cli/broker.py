@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -12,16 +12,29 @@ from sordino_server.cli.output import HERE, FleetOption, note, say
 from sordino_server.home import Home
 
 
+_PLAIN_PORT: Final = 1883  # MQTT's, without TLS; what `sordino init` takes if no port is named
+_TLS_PORT: Final = 8883
+
+
 def broker_config(
     folder: Annotated[Path, typer.Argument(help="The broker's folder, new.")],
-    host: Annotated[list[str], typer.Option("--host", help="Under which agents find it: names, addresses; repeat it.")],
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="For members.")] = 8883,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Under which agents find it: names, addresses; repeat it. Default: fleet.yaml's."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="For members. Default: fleet.yaml's, or 8883.")
+    ] = None,
     enrol_port: Annotated[
         int | None, typer.Option("--enrol-port", min=1, max=65535, help="For holders of a token; PORT + 1 by default.")
     ] = None,
     bind: Annotated[str | None, typer.Option("--bind", help="Listen on this address only.")] = None,
     tie_client_ids: Annotated[
-        bool, typer.Option("--tie-client-ids", help="One connection per certificate: nobody throws off another.")
+        bool,
+        typer.Option(
+            "--tie-client-ids",
+            help="One connection per certificate: no member throws off another, but `sordino` commands do one another.",
+        ),
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Write everything again, with a new certificate.")] = False,
     fleet: FleetOption = HERE,
@@ -31,8 +44,15 @@ def broker_config(
     from sordino_server.enrolment.fleet_file import point_at_broker
 
     home = Home(fleet)
+    at = home.spec.broker
+    if port is None:
+        port = _TLS_PORT if at.port == _PLAIN_PORT else at.port
     plan = BrokerPlan(
-        hosts=tuple(host), port=port, enrol_port=enrol_port or port + 1, bind=bind, tie_client_ids=tie_client_ids
+        hosts=tuple(host or (at.host,)),
+        port=port,
+        enrol_port=enrol_port or port + 1,
+        bind=bind,
+        tie_client_ids=tie_client_ids,
     )
     write_broker(home, folder, plan, now_s=time.time(), again=again)
     say(

@@ -41,7 +41,7 @@ def enroll_token(
         if place is None:
             raise ConfigError(
                 f"{home.folder}: this fleet has no broker of its own, and tokens need one; make it with: "
-                "sordino broker-config DIR --host HOST. Without: sordino-agent init, sordino roster add"
+                "sordino broker-config DIR. Without: sordino-agent init, sordino roster add"
             )
         wanted = [role.strip() for role in roles.split(",") if role.strip()]
         made = tokens.make_token(
@@ -58,6 +58,11 @@ def enroll_token(
         print_json({"id": made.id.hex(), "token": made.text(), "expires_s": made.expires_s, "name": name})
         return
     say(f"sordino-agent enroll '{made.text()}'")
+    if name is not None and any(entry.name == name for entry in home.draft().entries):
+        note(
+            f"{name} is in the roster: this token helps that very device, with the keys that it has, to a new "
+            f"certificate. For another device under its name, first: sordino roster revoke {name}"
+        )
     whose = f"for {name}" if name else "add --name NAME"
     note(
         f"token {made.id.hex()} ({whose}), once, until {date(made.expires_s)}. Run the line above on the device; then "

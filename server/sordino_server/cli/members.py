@@ -16,7 +16,8 @@ from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError, St
 from sordino_server.cli.output import HERE, FleetOption, JsonOption, date, note, print_json, print_table, say, table_of
 from sordino_server.enrolment import order as orders
 from sordino_server.enrolment.ca import fleet_authority, has_authority
-from sordino_server.enrolment.delivery import collect, deliver, fetch_roster, notes_of, tell_broker, write_list
+from sordino_server.enrolment.delivery import collect, count_boots, deliver, notes_of, tell_broker, write_list
+from sordino_server.enrolment.delivery import fetch as fetch_kept
 from sordino_server.enrolment.desk import EnrolmentDesk, Filed
 from sordino_server.enrolment.store import EnrolmentStore
 from sordino_server.home import Home
@@ -136,7 +137,8 @@ def fetch(fleet: FleetOption = HERE) -> None:
     with desk_of(fleet) as (home, store, desk):
         book = home.roster_book(wall_s=time.time)
         before = book.current.epoch if book.current is not None else 0
-        signed = fetch_roster(home)
+        kept = fetch_kept(home)
+        signed = kept.roster
         if signed is None:
             raise ConfigError("the broker keeps no roster of this fleet; if it is new: sordino roster deliver")
         try:
@@ -146,6 +148,7 @@ def fetch(fleet: FleetOption = HERE) -> None:
             return
         roster = book.current
         assert roster is not None
+        count_boots(home, kept, roster)
         gone = desk.follow(roster, now_s=now_s)
         say(f"epoch {roster.epoch} is in force, here it was {before}; revoked with it: {', '.join(gone) or 'nobody'}")
         if has_authority(home.folder) and fleet_authority(home.folder).has_key:

@@ -66,7 +66,7 @@ class Authority:
         except OSError as error:
             raise ConfigError(
                 f"{self._path}: the fleet's authority can't be read: {error.strerror}. Make it with: "
-                "sordino broker-config DIR --host HOST"
+                "sordino broker-config DIR"
             ) from None
         except ValueError:
             raise ConfigError(f"{self._path}: expected a certificate in PEM") from None

@@ -18,9 +18,12 @@ from typing import Final
 import msgspec
 from cryptography import x509
 
+from sordino_common.channel.boot import skip_to
 from sordino_common.channel.enrolment import MAX_REQUEST_BYTES
 from sordino_common.channel.files import write_atomically
 from sordino_common.channel.packets import read_packet, roster_packet
+from sordino_common.channel.presence import read_presence
+from sordino_common.channel.roster import Roster
 from sordino_common.errors import CodecError, ConfigError, RemoteError
 from sordino_common.transport.mailbox import read_all, visit, visitor_settings
 from sordino_common.transport.mqtt_settings import MqttSettings
@@ -30,6 +33,7 @@ from sordino_common.transport.topics import (
     requester_of,
     requests_filter,
     roster_topic,
+    status_topic,
 )
 from sordino_server.enrolment.broker_config import CRL_FILE, PID_FILE, broker_place
 from sordino_server.enrolment.ca import fleet_authority
@@ -92,9 +96,17 @@ def deliver(home: Home, desk: EnrolmentDesk, *, now_s: float) -> list[str]:
     return [item.request.name for item in fresh]
 
 
-def fetch_roster(home: Home) -> bytes | None:
-    """The signed roster that the broker keeps; None if there is none. Not verified. Raises `FleetUnavailable`."""
-    found: list[bytes] = []
+@dataclass(slots=True)
+class Kept:
+    """What the broker keeps of the server: its last status, and the signed roster. Neither is verified."""
+
+    roster: bytes | None = None
+    status: bytes | None = None
+
+
+def fetch(home: Home) -> Kept:
+    """Raises `FleetUnavailable`."""
+    found = Kept()
 
     def take(_topic: str, packet: bytes) -> bool:
         try:
@@ -102,11 +114,24 @@ def fetch_roster(home: Home) -> bytes | None:
         except CodecError:
             return False
         if kind == "roster":
-            found.append(parts[0])
-        return bool(found)
+            found.roster = parts[0]
+        elif kind in ("birth", "death"):
+            found.status = packet
+        return found.roster is not None and found.status is not None
 
-    visit(_settings(home), filters=[roster_topic(home.spec.fleet, home.spec.server)], take=take, wait_s=_RETAINED_S)
-    return found[0] if found else None
+    fleet, server = home.spec.fleet, home.spec.server
+    topics = [roster_topic(fleet, server), status_topic(fleet, server)]
+    visit(_settings(home), filters=topics, take=take, wait_s=_RETAINED_S)
+    return found
+
+
+def count_boots(home: Home, kept: Kept, roster: Roster) -> None:
+    """Have the server's boot counter go on where it was last heard: agents refuse a smaller one as a replay."""
+    if kept.status is None:
+        return
+    status = read_presence(kept.status, roster)
+    if status.name == home.spec.server:
+        skip_to(home.folder / "boot", status.boot)
 
 
 def write_list(home: Home, store: EnrolmentStore, *, now_s: float) -> None:

@@ -35,15 +35,10 @@ def make_token(
         raise ConfigError(f"--hours {hours:g}: more than 0 and at most {MOST_HOURS:g} are expected")
     if name == home.spec.server:
         raise ConfigError(f"--name {name}: this is the server's name")
-    if name is not None and any(entry.name == name for entry in home.draft().entries):
-        raise ConfigError(
-            f"--name {name}: is in the roster already. A device with a new key of its own does `sordino-agent rotate`; "
-            f"for another device under the old name, first: sordino roster revoke {name}"
-        )
     if home.spec.broker.tls is None:
         raise ConfigError(
             f"{home.folder / 'fleet.yaml'}: the broker there has no TLS, and a token leads to one that has. Make it "
-            "with `sordino broker-config DIR --host HOST`, or enrol by hand: sordino-agent init, sordino roster add"
+            "with `sordino broker-config DIR`, or enrol by hand: sordino-agent init, sordino roster add"
         )
     open_ones = [record for record in store.tokens() if record.state == "open" and record.expires_s > now_s]
     if len(open_ones) >= MOST_OPEN:
