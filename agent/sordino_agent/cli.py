@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         default=Path(DEFAULT_CONFIG).parent,
         help=f"where key and configuration go (default: {Path(DEFAULT_CONFIG).parent})",
     )
+    enroll.add_argument(
+        "--state-dir", default="state", metavar="DIR", help="for keys and state, relative to --dir (default: state)"
+    )
     enroll.add_argument("--name", help="this device's name, if the token does not say it")
     _wait_argument(enroll)
     enroll.add_argument("--offline", action="store_true", help="write the request into a file, to be carried by hand")
@@ -173,6 +176,7 @@ def _enroll(arguments: argparse.Namespace) -> int:
         offline=arguments.offline,
         grant=arguments.grant,
         say=_say_now,
+        state_dir=arguments.state_dir,
     )
     return 0
 

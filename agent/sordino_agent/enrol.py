@@ -44,9 +44,10 @@ def enrol(
     server: str = "server",
     roles: tuple[str, ...] = ("data",),
     tls: TlsSettings | None = None,
+    state_dir: str = STATE_FOLDER,
 ) -> Enrolment:
-    """Make `folder` with key, configuration and enrolment request. A key that is there already is kept. `tls`: for the
-    configuration.
+    """Make `folder` with key, configuration and enrolment request. A key that is there already is kept. `tls` and
+    `state_dir` (relative to `folder`): for the configuration.
 
     Raises `ConfigError` if an argument is wrong or the folder holds a configuration."""
     for what, value in (("--name", name), ("--fleet", fleet), ("--server", server)):
@@ -61,11 +62,11 @@ def enrol(
     config = folder / CONFIG_FILE
     if config.exists():
         raise ConfigError(f"{config}: is there already; edit it, or choose another folder")
-    state = folder / STATE_FOLDER
+    state = folder / state_dir
     key_path = state / KEY_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        state.mkdir(mode=0o700, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if key_path.exists():
             key = DeviceKey.load(key_path)
         else:
@@ -81,7 +82,14 @@ def enrol(
         )
         write_atomically(request, _request(made, name=name, fleet=fleet, roles=roles))
         text = _config(
-            name=name, fleet=fleet, server=server, operator_key=operator_key.lower(), host=host, port=port, tls=tls
+            name=name,
+            fleet=fleet,
+            server=server,
+            operator_key=operator_key.lower(),
+            host=host,
+            port=port,
+            tls=tls,
+            state_dir=state_dir,
         )
         write_new(config, text.encode(), mode=0o600)
     except OSError as error:
@@ -111,7 +119,15 @@ def _request(made: Enrolment, *, name: str, fleet: str, roles: tuple[str, ...]) 
 
 
 def _config(
-    *, name: str, fleet: str, server: str, operator_key: str, host: str, port: int, tls: TlsSettings | None
+    *,
+    name: str,
+    fleet: str,
+    server: str,
+    operator_key: str,
+    host: str,
+    port: int,
+    tls: TlsSettings | None,
+    state_dir: str,
 ) -> str:
     limits = Limits()
     tls_line = f"# tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}"
@@ -125,7 +141,7 @@ agent:
   name: {name}
   fleet: {fleet}
   server: {server}
-  state_dir: {STATE_FOLDER}          # device key, roster, boot counter, status; relative to this file
+  state_dir: {json.dumps(state_dir)}   # device key, roster, boot counter, status; relative to this file
 
 # The operator's public key. A roster that it did not sign is refused; so is a server that the roster does not name.
 operator_key: {operator_key}
@@ -150,7 +166,7 @@ datasets: []
 # Models that this device may provide to sessions on shares: it masks the parameters, nobody else ever sees them.
 models: []
 #  - name: boiler
-#    path: {STATE_FOLDER}/models/RUN.npz    # a float32 array per parameter; models that open to it are kept there
+#    path: {state_dir}/models/RUN.npz    # a float32 array per parameter; models that open to it are kept there
 
 # What a server may ask for. Whatever is not allowed here is refused.
 policy:

@@ -13,13 +13,12 @@ from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sordino_agent.config import KEY_FILE, LoadedConfig, load_agent_config
+from sordino_agent.config import LoadedConfig, load_agent_config
 from sordino_agent.enrol import CONFIG_FILE, STATE_FOLDER, enrol
 from sordino_agent.errand import CA_FILE, IDENTITY_FILE, TOKEN_FILE, Errand
 from sordino_common.channel.certificates import begins_s, ends_s, read_certificate, read_identity
 from sordino_common.channel.enrolment import SignedRequest, Token, from_text, read_token, to_text
 from sordino_common.channel.files import write_atomically
-from sordino_common.channel.identity import DeviceKey
 from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
 from sordino_common.transport.mqtt_settings import TlsSettings
 
@@ -30,14 +29,23 @@ Say = Callable[[str], None]
 
 
 def enroll(
-    folder: Path, *, token: str | None, name: str | None, wait_s: float, offline: bool, grant: Path | None, say: Say
+    folder: Path,
+    *,
+    token: str | None,
+    name: str | None,
+    wait_s: float,
+    offline: bool,
+    grant: Path | None,
+    say: Say,
+    state_dir: str = STATE_FOLDER,
 ) -> None:
     """Make the device's folder from a token, ask, and take the answer. Without a token: go on where it stood.
+    `state_dir`: for keys and state, if a configuration is made; relative to the folder.
 
     Raises `ConfigError`, `FleetUnavailable` (broker; not approved in time) and, for grants that don't fit,
     `RemoteError`s."""
     if token is not None:
-        loaded = _prepare(folder, read_token(token), token, name)
+        loaded = _prepare(folder, read_token(token), token, name, state_dir)
     else:
         loaded = load_agent_config(folder / CONFIG_FILE)
     errand = Errand(loaded, "enrol", wall_s=time.time)
@@ -84,7 +92,7 @@ def rotate(loaded: LoadedConfig, *, wait_s: float, say: Say) -> None:
     """New identity keys, vouched for by the old ones; the old ones end when the operator's new roster is in force."""
     errand = Errand(loaded, "rotate", wall_s=time.time)
     signed = errand.begin()
-    old = DeviceKey.load(loaded.state_file(KEY_FILE)).fingerprint
+    old = loaded.device_key().fingerprint
     say(
         f"name          {signed.request.name}\n"
         f"fingerprint   {signed.fingerprint}\n"
@@ -95,7 +103,7 @@ def rotate(loaded: LoadedConfig, *, wait_s: float, say: Say) -> None:
         say("rotated: the old key is gone. Restart the agent: systemctl restart sordino-agent")
 
 
-def _prepare(folder: Path, token: Token, text: str, name: str | None) -> LoadedConfig:
+def _prepare(folder: Path, token: Token, text: str, name: str | None, state_dir: str) -> LoadedConfig:
     """The folder, its keys, and the token put aside."""
     if name is not None and token.name is not None and name != token.name:
         raise ConfigError(f"--name {name}: the token is for {token.name}")
@@ -107,7 +115,7 @@ def _prepare(folder: Path, token: Token, text: str, name: str | None) -> LoadedC
         loaded = load_agent_config(config)
         _same_fleet(loaded, token, name)
     else:
-        tls = TlsSettings(ca=f"{STATE_FOLDER}/{CA_FILE}", certificate=f"{STATE_FOLDER}/{IDENTITY_FILE}")
+        tls = TlsSettings(ca=f"{state_dir}/{CA_FILE}", certificate=f"{state_dir}/{IDENTITY_FILE}")
         where = f"[{token.host}]:{token.port}" if ":" in token.host else f"{token.host}:{token.port}"
         enrol(
             folder,
@@ -117,6 +125,7 @@ def _prepare(folder: Path, token: Token, text: str, name: str | None) -> LoadedC
             broker=where,
             server=token.server,
             tls=tls,
+            state_dir=state_dir,
         )
         loaded = load_agent_config(config)
     state = loaded.state_dir

@@ -88,12 +88,17 @@ class Errand:
             raise ConfigError(f"{error.filename or self._state}: can't be written: {error.strerror}") from None
 
     def _make(self) -> SignedRequest:
-        now = DeviceKey.load(self._state / KEY_FILE)
+        now = self._loaded.device_key()
         identity, prover, token = now, None, None
         if self._purpose == "enrol":
             token = self.token()
             prover = token_key(token.secret)
         elif self._purpose == "rotate":
+            if self._loaded.config.device_key is not None:
+                raise ConfigError(
+                    f"{self._loaded.path}: device_key names a file elsewhere, which is not replaced from here. For the "
+                    f"rotation put the key into {self._state / KEY_FILE}, without device_key; then back"
+                )
             path = self._state / NEXT_KEY_FILE
             if not path.exists():
                 DeviceKey.generate().save(path)

@@ -11,7 +11,6 @@ import typer
 from sordino_server.cli.output import HERE, FleetOption, note, say
 from sordino_server.home import Home
 
-
 _PLAIN_PORT: Final = 1883  # MQTT's, without TLS; what `sordino init` takes if no port is named
 _TLS_PORT: Final = 8883
 
