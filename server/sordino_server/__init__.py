@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sordino_server.tensors.chain import ChainTensor, LocalTensor
     from sordino_server.tensors.entry import connect, simulate
     from sordino_server.tensors.fleet import PointerFleet, RemoteAgent
+    from sordino_server.tensors.loader import FederatedLoader, federated_loader
     from sordino_server.tensors.pointer import PointerTensor
     from sordino_server.tensors.shared.functions import polynomial_activations, sigmoid, tanh
     from sordino_server.tensors.shared.links import FixedPrecisionTensor, MPCTensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChainTensor",
+    "FederatedLoader",
     "FixedPrecisionTensor",
     "LocalTensor",
     "MPCTensor",
@@ -28,6 +30,7 @@ __all__ = [
     "Ranges",
     "RemoteAgent",
     "connect",
+    "federated_loader",
     "fix_precision",
     "polynomial_activations",
     "sigmoid",
@@ -37,6 +40,7 @@ __all__ = [
 
 _ROOMS = {
     "ChainTensor": "chain",
+    "FederatedLoader": "loader",
     "FixedPrecisionTensor": "shared.links",
     "LocalTensor": "chain",
     "MPCTensor": "shared.links",
@@ -45,6 +49,7 @@ _ROOMS = {
     "Ranges": "shared.committees",
     "RemoteAgent": "fleet",
     "connect": "entry",
+    "federated_loader": "loader",
     "fix_precision": "shared.local",
     "polynomial_activations": "shared.functions",
     "sigmoid": "shared.functions",

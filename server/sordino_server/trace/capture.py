@@ -37,6 +37,7 @@ _TAKEN_APART: Final = (
     _ATEN.leaky_relu_backward,
     _ATEN.hardtanh_backward,
     _ATEN.embedding_dense_backward,
+    _ATEN.index_select,
 )
 
 
