@@ -525,7 +525,8 @@ class AgentCore:
 
         task = RunTask(plan=self._plan(message.plan_id), inputs=inputs)
         label = f"tensors {message.plan_id.hex()[:12]}"
-        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer)
+        run = m.task_of(message.outputs[0]) if message.outputs else None
+        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer, run=run)
 
     def _tensor_load(self, message: m.TensorLoad, asker: Asker) -> None:
         self._policy.require_dataset(message.dataset, "tensors")
@@ -545,8 +546,8 @@ class AgentCore:
             return self._stored((message.tensor_id,))
 
         task = LoadTask(command=message, min_rows=self._policy.min_rows)
-        label = f"load {message.dataset}"
-        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer)
+        label, run = f"load {message.dataset}", m.task_of(message.tensor_id)
+        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer, run=run)
 
     def _plan(self, plan_id: bytes) -> bytes:
         known = self._plans.get(plan_id)

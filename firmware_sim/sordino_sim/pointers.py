@@ -6,11 +6,14 @@ of our own in real time. Keys come from the seed: nothing here is secret."""
 from __future__ import annotations
 
 import math
+import signal
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
@@ -22,6 +25,7 @@ from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError
 from sordino_common.transport.reactor import Reactor
+from sordino_server.conductor import Interrupted
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
 from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
@@ -86,11 +90,36 @@ class SimulatedDriver:
         assert conductor is not None
         conductor.start(generator)
         try:
-            self._loop.run_until(lambda: conductor.done, deadline_s=math.inf)
+            with self._interruptible() as received:
+                self._loop.run_until(lambda: conductor.done or bool(received), deadline_s=math.inf)
         finally:
-            conductor.interrupt("interrupted")  # nothing, if it is done
-        result: T = conductor.result()
+            conductor.interrupt("stopped by SIGINT")  # nothing, if it is done
+        try:
+            result: T = conductor.result()
+        except Interrupted as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
         return result
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[list[int]]:
+        """Ctrl-C ends the wait between two callbacks, none of which it may tear; a second one does at once."""
+        received: list[int] = []
+        if threading.current_thread() is not threading.main_thread():
+            yield received
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            received.append(number)
+            if len(received) > 1:
+                raise KeyboardInterrupt
+            if isinstance(self._loop, Reactor):
+                self._loop.wake()
+
+        before = signal.signal(signal.SIGINT, handle)
+        try:
+            yield received
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def now_s(self) -> float:
         return self._loop.now_s()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,22 +28,28 @@ def test_a_program_through_a_broker() -> None:
             w.grad = None
 
 
-def test_ctrl_c_leaves_the_fleet_usable(monkeypatch: pytest.MonkeyPatch) -> None:
-    with sordino.simulate(agents=1, transport="mqtt") as fleet:
+def test_ctrl_c_stops_the_task_and_leaves_the_fleet_clean_and_usable() -> None:
+    with sordino.simulate(agents=1, transport="mqtt", board="pi-zero2") as fleet:
         alice, driver = fleet["alice"], fleet._driver
-        x = alice.send(torch.ones(2))
-        run_until: Any = driver._loop.run_until  # type: ignore[attr-defined]
+        core, loop = driver.fleet.agents["alice"].core, driver._loop  # type: ignore[attr-defined]
+        x = alice.send(torch.ones(400, 400))
+        y = x
+        for _ in range(80):  # some 10 s on that board
+            y = (y @ x) / 400
+        total = y.sum()
 
-        def interrupted(*_: object, **__: object) -> bool:
-            os.kill(os.getpid(), signal.SIGINT)
-            raise AssertionError("the signal comes first")
+        def interrupt() -> None:
+            if any(label.startswith("tensors") for label in core.running):
+                os.kill(os.getpid(), signal.SIGINT)
+            else:  # the Plan is still on its way
+                loop.call_at(loop.now_s() + 0.05, interrupt)
 
-        y = x + 1
-        monkeypatch.setattr(driver._loop, "run_until", interrupted)  # type: ignore[attr-defined]
-        with pytest.raises(KeyboardInterrupt):
-            y.get()
-        monkeypatch.setattr(driver._loop, "run_until", run_until)  # type: ignore[attr-defined]
-        assert torch.equal(y.get(), torch.full((2,), 2.0))
+        loop.call_at(loop.now_s(), interrupt)
+        with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+            total.get()
+        assert (core.running, core.health().store_tensors) == ((), 1)
+        assert torch.equal((x[0] + 1).get(), torch.full((400,), 2.0))
+        del y, total  # else they are computed when the fleet is left
 
 
 def test_connect_says_what_is_missing(tmp_path: Path) -> None:

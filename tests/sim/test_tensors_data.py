@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from typing import Any
 
 import numpy as np
@@ -170,6 +172,53 @@ def test_leases_are_renewed_while_something_is_sent_and_their_end_is_told() -> N
         driver._loop.advance(101.0)
         with pytest.raises(RemoteFailure, match="never put, dropped, or its lease is over"):
             (x + 1).get()
+
+
+def test_ctrl_c_during_a_long_evaluation_leaves_no_task_and_no_value() -> None:
+    with sordino.simulate(agents=2, board="pi-zero2") as fleet:
+        driver: Any = fleet._driver
+        cores = [core_of(fleet, agent.name) for agent in fleet]
+        held = [agent.send(torch.ones(300, 300)) for agent in fleet]
+        results = []
+        for x in held:
+            y = x
+            for _ in range(80):
+                y = (y @ x) / 300
+            results.append(y.sum())
+        del x, y
+
+        def interrupt() -> None:
+            assert all(core.running for core in cores)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        started_s = driver.now_s()
+        driver._loop.call_at(started_s + 1.0, interrupt)
+        with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+            fleet.flush()
+        assert driver.now_s() < started_s + 2.0  # nobody was waited for
+        assert [core.running for core in cores] == [(), ()]
+        assert [core.health().store_tensors for core in cores] == [1, 1]
+        assert [result.get() for result in results] == [300.0**2] * 2  # what was recorded is kept
+    assert [core.health().store_tensors for core in cores] == [0, 0]
+
+
+def test_ctrl_c_while_columns_are_loaded_leaves_nothing() -> None:
+    with simulated() as fleet:
+        driver: Any = fleet._driver
+        demo = fleet["alice"].dataset("demo")
+        driver._loop.call_at(driver.now_s() + 1e-3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            demo["x"]
+        assert (core_of(fleet).running, stored(fleet)) == ((), 0)
+
+
+def test_ctrl_c_leaves_the_with_with_everything_freed() -> None:
+    with pytest.raises(KeyboardInterrupt), simulated() as fleet:  # noqa: PT012  # what is in the with is the point
+        core, kept = core_of(fleet), fleet["alice"].dataset("demo")["x"]
+        total = kept.sum()
+        raise KeyboardInterrupt
+    assert core.health().store_tensors == 0
+    del total
 
 
 def test_a_restarted_agent_gets_the_plan_again_and_has_lost_its_tensors() -> None:

@@ -235,6 +235,17 @@ def test_a_remote_failure_names_the_users_own_line(fleet: PointerFleet, alice: R
     assert torch.equal((fine + 1).get(), torch.full((2,), 2.0))
 
 
+def test_of_two_equal_programs_the_one_that_fails_is_named(alice: RemoteAgent) -> None:
+    table = alice.send(torch.arange(3.0))
+    good, bad = alice.send(torch.tensor([1, 2])), alice.send(torch.tensor([1, 9]))
+    assert (torch.gather(table, 0, good) * 2).sum().get() == 6.0
+    picked = torch.gather(table, 0, bad)  # the bad one
+    text = Path(__file__).read_text("utf-8").splitlines()
+    line = next(k for k, words in enumerate(text, 1) if words.endswith("# the bad one"))
+    with pytest.raises(RemoteFailure, match=re.escape(f"(recorded at {__file__}:{line})")):
+        (picked * 2).sum().get()
+
+
 def test_a_policy_refusal_is_told_and_what_was_recorded_is_kept() -> None:
     with sordino.simulate(agents=1, policy=Policy(jobs=("tensors",), plans="any")) as fleet:
         x = fleet["alice"].send(torch.ones(2))

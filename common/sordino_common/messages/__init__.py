@@ -66,6 +66,7 @@ from sordino_common.messages.store import (
     TensorRun,
     TensorStored,
     TensorValue,
+    task_of,
 )
 from sordino_common.messages.sums import (
     Contribution,
@@ -165,6 +166,7 @@ __all__ = [
     "encode_message",
     "message_types",
     "read_shares",
+    "task_of",
     "terms_of",
     "terms_of_step",
     "write_shares",

@@ -53,7 +53,7 @@ class TensorRun(Message, frozen=True, kw_only=True):
 
     The Plan's first inputs are the stored tensors `inputs`, the last ones are `values`: numbers that change from run to
     run (a step size, say), which have no name. Once the Plan has run, and before its outputs are stored, `drops` are
-    forgotten; unknown ids are no error there."""
+    forgotten; unknown ids are no error there. `Cancel` of the run `task_of(outputs[0])` stops it."""
 
     plan_id: Digest
     inputs: TensorIds
@@ -61,6 +61,12 @@ class TensorRun(Message, frozen=True, kw_only=True):
     values: Annotated[tuple[Array, ...], msgspec.Meta(max_length=4096)] = ()
     drops: TensorIds = ()
     lease_s: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)]
+
+
+def task_of(tensor_id: bytes) -> str:
+    """The name by which a `Cancel` finds the task that makes this tensor: a load, or the run whose first output it
+    is."""
+    return f"tensor-{tensor_id.hex()}"
 
 
 @register("tensor-stored")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
@@ -47,9 +47,11 @@ class Structure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A Plan, and which of the structure's numbers it takes as its last inputs (with their dtypes)."""
+    """A Plan, and which of the structure's numbers it takes as its last inputs (with their dtypes). `steps`: of each
+    node the step that it comes from, -1 for none; another program of this structure has its steps on other lines."""
 
     traced: TracedPlan
+    steps: tuple[int, ...]
     lifted: tuple[tuple[int, str], ...]
 
 
@@ -105,6 +107,8 @@ def _compile(
     inputs = [Input(f"i{k}", "value", spec) for k, spec in enumerate(structure.inputs)]
     taken = tuple((i, dtypes[i]) for i in sorted(lifted))
     inputs += [Input(f"n{k}", "value", TensorSpec(dtype, ())) for k, (_, dtype) in enumerate(taken)]
+    # An object for each step, by which its nodes are known afterwards.
+    places = [replace(line.origin) for line in lines]
     place = [UNKNOWN]
 
     def replay(*tensors: Tensor) -> list[Tensor]:
@@ -114,7 +118,7 @@ def _compile(
         results: list[Sequence[Any]] = []
         start = 0
         for k, (facts, operands) in enumerate(structure.steps):
-            place[0] = lines[k].origin
+            place[0] = places[k]
             found = [tensors[index] if step < 0 else results[step][index] for step, index in operands]
             count = _count(facts)
             result = call(facts, found, held[start : start + count])
@@ -130,7 +134,9 @@ def _compile(
     plan, origins = draft.finish(NAME, [(f"o{k}", "value", ref) for k, ref in enumerate(refs)])
     data = encode_plan(plan)
     traced = TracedPlan(plan=plan, data=data, plan_id=plan_id(data), origins=tuple(map(str, origins)))
-    return Compiled(traced=traced, lifted=taken)
+    numbers_of = {id(origin): k for k, origin in enumerate(places)}
+    steps = tuple(numbers_of.get(id(origin), -1) for origin in origins)
+    return Compiled(traced=traced, steps=steps, lifted=taken)
 
 
 def infer(facts_of: Callable[..., Facts], specs: Sequence[TensorSpec], numbers: Sequence[float], line: Origin) -> Facts:

@@ -9,18 +9,19 @@ with sordino.simulate(agents=3) as fleet:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from sordino_common.errors import LocalError, PlanError, RemoteError
+from sordino_common.errors import LocalError, PlanError, RemoteError, SordinoError
 from sordino_common.messages import (
     Describe,
     Described,
@@ -59,6 +60,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 LEASE_S: Final = 3600.0
+_STOP_S: Final = 10.0  # to free and to stop needs no computing
 DEADLINE_S: Final = 330.0  # an agent stops a Plan after limits.plan_seconds, 300 by default
 _TRACE_KEPT: Final = 10_000
 _DROP_MOST: Final = 4096  # as messages.TensorIds
@@ -292,7 +294,8 @@ class PointerFleet:
             answers = self._driver.drive(messages.run_all(self._terms, runs, lambda name: self._agents[name].plans))
         except BaseException:  # Ctrl-C: nobody knows what was carried out
             for name, run in runs.items():
-                self._agents[name].recorder.forgotten.extend((*run.drops, *run.ids))
+                self._agents[name].recorder.forgotten.extend(run.drops)
+            self._call_off({name: run.ids for name, run in runs.items()})
             raise
         failures: list[AgentAway | RemoteFailure] = []
         for name, run in runs.items():
@@ -301,6 +304,8 @@ class PointerFleet:
                 recorder.sent(run.request, run.ids, self._driver.now_s())
                 continue
             recorder.forgotten.extend(run.drops)  # they may still be there
+            if name in answers.missing:
+                recorder.forgotten.extend(run.ids)  # or come to be
             failure = messages.failure(
                 name, answers, what="computing", lines=_lines(run.request, answers.refusals.get(name))
             )
@@ -459,18 +464,44 @@ class PointerFleet:
     ) -> PointerTensor:
         if len(agent.recorder.forgotten) >= _DROP_MOST:  # else they go with a run, for nothing
             self._drop(agent)
-        self._ask(agent, what, message, TensorStored)
+        try:
+            self._ask(agent, what, message, TensorStored)
+        except AgentAway:
+            agent.recorder.forgotten.append(message.tensor_id)
+            raise
+        except KeyboardInterrupt:
+            self._call_off({agent.name: (message.tensor_id,)})
+            raise
         value = Value(interned(spec))
         agent.recorder.store(value, message.tensor_id, self._driver.now_s())
         pointer: PointerTensor = PointerTensor(agent, agent.recorder.cell(value), value.spec)
         return pointer
 
-    def _ask(self, agent: RemoteAgent, what: str, message: Message, expects: type[Message]) -> Message:
+    def _ask(
+        self,
+        agent: RemoteAgent,
+        what: str,
+        message: Message,
+        expects: type[Message],
+        *,
+        deadline_s: float = math.inf,
+    ) -> Message:
         self._trace.append(Sent(agent=agent.name, kind=message.kind))
-        answers = self._driver.drive(messages.question(self._terms, what, {agent.name: message}, expects))
+        terms = replace(self._terms, deadline_s=min(self._terms.deadline_s, deadline_s))
+        answers = self._driver.drive(messages.question(terms, what, {agent.name: message}, expects))
         if agent.name not in answers.replies:
             raise messages.failure(agent.name, answers, what=what)
         return answers.replies[agent.name]
+
+    def _call_off(self, tasks: Mapping[str, tuple[bytes, ...]]) -> None:
+        """After Ctrl-C: no task goes on, and what it would leave is freed. Where that can't be said, leases end."""
+        answered: frozenset[str] = frozenset()
+        with contextlib.suppress(SordinoError, KeyboardInterrupt):
+            terms = replace(self._terms, deadline_s=min(self._terms.deadline_s, _STOP_S))
+            answered = frozenset(self._driver.drive(messages.call_off(terms, tasks)).replies)
+        for name, ids in tasks.items():
+            if name not in answered:
+                self._agents[name].recorder.forgotten.extend(ids)
 
     def _note_run(self, name: str, run: Run) -> None:
         traced = run.request.compiled.traced
@@ -498,8 +529,8 @@ class PointerFleet:
     def _drop(self, agent: RemoteAgent) -> None:
         ids = _taken(agent.recorder.forgotten)
         try:
-            self._ask(agent, "free", TensorDrop(tensor_ids=ids), TensorDropped)
-        except (AgentAway, RemoteFailure):
+            self._ask(agent, "free", TensorDrop(tensor_ids=ids), TensorDropped, deadline_s=_STOP_S)
+        except (AgentAway, RemoteFailure, KeyboardInterrupt):
             agent.recorder.forgotten.extend(ids)
             raise
 
@@ -532,9 +563,9 @@ def _distinct(request: Request) -> tuple[str, ...]:
 def _lines(request: Request, reason: str | None) -> tuple[str, ...]:
     """The user's lines behind a refusal: that of the node it names, else of all steps."""
     found = _NODE.search(reason or "")
-    origins = request.compiled.traced.origins
-    if found is not None and int(found[1]) < len(origins):
-        return (origins[int(found[1])],)
+    steps = request.compiled.steps
+    if found is not None and int(found[1]) < len(steps) and steps[int(found[1])] >= 0:
+        return (request.lines[steps[int(found[1])]].text,)
     return _distinct(request)
 
 

@@ -12,9 +12,20 @@ from typing import Final
 
 import numpy as np
 
-from sordino_common.messages import Array, Message, PlanPut, PlanReady, TensorRun, TensorStored
+from sordino_common.messages import (
+    Array,
+    Cancel,
+    Message,
+    PlanPut,
+    PlanReady,
+    TensorDrop,
+    TensorDropped,
+    TensorRun,
+    TensorStored,
+    task_of,
+)
 from sordino_common.plan.arrays import from_numpy
-from sordino_server.rounds.effects import Answers, Ask, Effect, Result, ask
+from sordino_server.rounds.effects import Answers, Ask, Effect, Result, ask, tell
 from sordino_server.tensors.errors import AgentAway, RemoteFailure
 from sordino_server.tensors.recorder import Request
 
@@ -109,6 +120,15 @@ def run_all(
         left = {name: run for name, run in left.items() if name in unknown}
     refusals.update(dict.fromkeys(left, "unknown-plan: the agent forgets the Plan as soon as it has it"))
     return Answers(replies=replies, refusals=refusals, missing=missing)
+
+
+def call_off(terms: Terms, tasks: Mapping[str, tuple[bytes, ...]]) -> Turn:
+    """Stop each agent's task whose outputs were to have these ids, and have the ids forgotten: the task is over when
+    that is answered, or will never begin."""
+    for name, ids in tasks.items():
+        yield from tell(name, Cancel(run=task_of(ids[0]), round=None))
+    drops = {name: TensorDrop(tensor_ids=ids) for name, ids in tasks.items()}
+    return (yield from question(terms, "stopping", drops, TensorDropped))
 
 
 def failure(name: str, answers: Answers, *, what: str, lines: tuple[str, ...] = ()) -> AgentAway | RemoteFailure:
