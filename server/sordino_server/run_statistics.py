@@ -69,6 +69,7 @@ class StatisticsRun:
             world=self.world,
             noise=noise,
             retries=retries,
+            releases=None if noise is None else self.releases,
             resumed=resumed,
         )
         return generator if noise is None else self.releases.counted(generator)

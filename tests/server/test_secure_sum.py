@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers_channel import entry, roster
-from helpers_sums import Helper, contribution_of, names, rounded_gaussian, seeded, vectors
+from helpers_sums import Helper, contribution_of, names, noise_of, rounded_gaussian, seeded, vectors
 from sordino_common import messages as m
 from sordino_common.aggregate.contributor import mask
 from sordino_common.aggregate.seeds import read_seed
@@ -36,6 +36,7 @@ from sordino_server.rounds.effects import (
     Tell,
 )
 from sordino_server.rounds.events import Event, Note
+from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
 from sordino_server.rounds.spdz import World
 
@@ -254,6 +255,19 @@ def test_helpers_are_chosen_from_different_zones_and_replaced_when_lost() -> Non
     assert "helper helper-1 is lost: went offline; 2 attempts left" in script.notes()
     with pytest.raises(FleetUnavailable, match=r"wants 2 helpers.*helper-1 in zone-1 \(offline\)"):
         play(Script(x, online=("helper-0",)))
+
+
+def test_a_void_noised_sum_says_what_it_has_cost() -> None:
+    releases = Releases(planned=5, begun=2)
+    script = Script(data(6), gone={"helper-1": "went offline"})
+    play(script, releases=releases, noise=noise_of(4))
+    paid = "it is paid for all the same: 2 of the 5 noised releases that epsilon is planned for have begun, and the bud"
+    assert f"2 attempts left; {paid}gets of the 6 devices that contributed are charged" in script.notes()
+    with pytest.raises(FleetUnavailable, match=r"no sum in 1 attempt; missing: .*; it is paid for all .* 2 of the 5"):
+        play(Script(data(6), mute=frozenset(names(4))), releases=releases, noise=noise_of(4), retries=0)
+    script = Script(data(6), gone={"helper-1": "went offline"})
+    play(script)
+    assert "paid" not in script.notes(), "an exact sum costs nothing"
 
 
 def test_no_helper_is_chosen_from_the_servers_zone() -> None:

@@ -213,6 +213,10 @@ def test_a_void_sum_is_paid_for_and_training_ends_within_its_epsilon() -> None:
     assert final.record.round == 2, "three releases were planned, one of them came to nothing"
     assert play.begun == 3
     assert "training ends after 2 of 3 rounds: 3 noised releases have begun" in play.notes()
+    paid = (
+        "it is paid for all the same: 1 of the 3 noised releases that epsilon is planned for have begun, and the budg"
+    )
+    assert paid + "ets of the 6 devices that contributed are charged" in play.notes()
     assert final.record.metrics["test_mse"] > 0.0, "the last round is evaluated, whatever makes it the last"
     told = play.summary(final)
     assert (told["releases"], told["rounds"]) == (3, 2)

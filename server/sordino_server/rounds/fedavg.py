@@ -192,7 +192,8 @@ class _Round:
             if len(answers.replies) >= need:
                 return replies, shares, attempt + 1
             left = f"{tries - 1 - attempt} attempts left" if attempt < tries - 1 else "no attempt left"
-            text = f"round {self.number}: {len(answers.replies)} answers, {need} are needed; {left}"
+            paid = "" if self.private is None else f"; {self.private.releases.told}"
+            text = f"round {self.number}: {len(answers.replies)} answers, {need} are needed; {left}{paid}"
             yield from report(Note(text=text, level="warning"))
         missing = {name: share.note for name, share in sorted(shares.items()) if share.outcome != "answered"}
         detail = ", ".join(f"{name} ({note})" for name, note in missing.items())

@@ -221,6 +221,7 @@ class SecureRound:
             bits=secure.bits,
             choose=lambda names, attempt: chosen(train, self.within(names, self.row_limit), self.number, attempt),
             announce=True,
+            releases=None if self.private is None else self.private.releases,
         )
         return (yield from secure_sum(self.roll, request, run=self.run, world=self.world))
 

@@ -232,5 +232,6 @@ class _PrivateRound:
             bits=secure.bits,
             choose=lambda names, attempt: chosen(train, base.within(names, limit), base.number, attempt),
             announce=True,
+            releases=self.releases,
         )
         return (yield from secure_sum(base.roll, request, run=base.run, world=base.world))

@@ -46,6 +46,11 @@ class Releases:
         """How many may still be made."""
         return max(0, self.planned - self.begun)
 
+    @property
+    def told(self) -> str:
+        """For people: how many have begun."""
+        return f"{self.begun} of the {self.planned} noised releases that epsilon is planned for have begun"
+
     def counted(self, rounds: Generator[Effect, Result, T]) -> Generator[Effect, Result, T]:
         """`rounds`, but every release is on disk before its first command leaves, and every checkpoint has the count.
         What `rounds` returns, this returns."""

@@ -56,6 +56,7 @@ from sordino_server.rounds.effects import (
     tell,
 )
 from sordino_server.rounds.events import Answered, Note, Outcome, RoundStarted
+from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.roll import Names, Roll, shortage
 from sordino_server.rounds.spdz import World
 from sordino_server.waits import printable
@@ -69,7 +70,8 @@ class SumRequest:
     """`command(terms)`: what contributors are asked. `bound`: no entry of a contribution is larger in size.
 
     `choose(names, attempt)`: whom to ask of those who are ready. `deadline_s`: of the whole sum, per attempt;
-    `straggler_s`: after the quorum. `announce`: an attempt is an attempt at the round, for observers."""
+    `straggler_s`: after the quorum. `announce`: an attempt is an attempt at the round, for observers. `releases`: of a
+    noised sum; an attempt is one of them, whatever comes of it."""
 
     purpose: str
     round: int
@@ -85,6 +87,7 @@ class SumRequest:
     bits: int | None = None
     choose: Callable[[Names, int], Names] = lambda names, attempt: names
     announce: bool = False
+    releases: Releases | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +167,7 @@ def secure_sum(
             for name in last.refused:
                 roll.forget(name)  # describe and prepare it anew before it is asked again
             left = f"{request.retries - attempt} attempts left" if attempt < request.retries else "no attempt left"
-            yield from report(Note(text=f"{request.purpose}: {void}; {left}", level="warning"))
+            yield from report(Note(text=f"{request.purpose}: {void}; {left}{_paid(request, last)}", level="warning"))
         else:
             yield from listen(frozenset())
             return (yield from _done(roll, request, last, attempt + 1, drawn))
@@ -194,15 +197,26 @@ def _done(
     )
 
 
+def _paid(request: SumRequest, last: _Attempt) -> str:
+    """What an attempt at a noised sum has cost, although nothing came of it."""
+    if request.releases is None:
+        return ""
+    gave = len(last.seconds)
+    return (
+        f"; it is paid for all the same: {request.releases.told}, and the budgets of the {gave} "
+        f"device{'s' if gave != 1 else ''} that contributed are charged"
+    )
+
+
 def _no_sum(
     request: SumRequest, last: _Attempt, lost: Mapping[str, str]
 ) -> RemoteError | FleetUnavailable | BudgetRefused:
     reasons = {**last.leader.excluded, **{f"helper {name}": why for name, why in lost.items()}}
     detail = ", ".join(f"{name} ({why})" for name, why in sorted(reasons.items())) or "nobody"
-    tries = request.retries + 1
+    tries = "1 attempt" if request.retries == 0 else f"{request.retries + 1} attempts"
     text = (
-        f"{request.purpose}: no sum in {tries} attempt{'s' if tries != 1 else ''}; missing: {detail}. The last "
-        "checkpoint is kept: go on with --resume."
+        f"{request.purpose}: no sum in {tries}; missing: {detail}{_paid(request, last)}. The last checkpoint is kept: go "
+        "on with --resume."
     )
     return shortage(
         text,

@@ -26,6 +26,7 @@ from sordino_server.rounds.effects import Checkpoint, Effect, Params, Result, me
 from sordino_server.rounds.events import RoundDone, RoundRecord, Share
 from sordino_server.rounds.fedavg import Programs, nothing_yet
 from sordino_server.rounds.fedavg_secure import SecureRound
+from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.roll import Roll
 from sordino_server.rounds.scaling import given_scaling
 from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
@@ -57,6 +58,7 @@ def ask_rows(
     noise: SumNoise | None,
     round: int,
     retries: int,
+    releases: Releases | None = None,
 ) -> Generator[Effect, Result, tuple[SumResult, tuple[Answer, ...]]]:
     """The fleet's noised answers to `queries`, in their order. Raises what `secure_sum` raises."""
     secure, train = spec.secure, spec.train
@@ -87,6 +89,7 @@ def ask_rows(
         bits=secure.bits,
         choose=lambda names, attempt: tuple(n for n in names if roll.able[n].data.train_rows <= most_rows),
         announce=True,
+        releases=releases,
     )
     result = yield from secure_sum(roll, request, run=run, world=world)
     deviation = 0.0 if noise is None else float(np.sqrt(float(noise.sigma_squared) * result.aggregators))
@@ -106,6 +109,7 @@ def statistics_round(
     world: World,
     noise: SumNoise | None,
     retries: int,
+    releases: Releases | None = None,
     resumed: Checkpoint | None = None,
 ) -> Generator[Effect, Result, Checkpoint]:
     """The checkpoint after the one round, with its `findings`; `params` are the ridge model's, if the job asks for
@@ -122,7 +126,16 @@ def statistics_round(
     )
     columns, queries = columns_of(spec), queries_of(spec)
     result, answers = yield from ask_rows(
-        roll, spec, run=run, world=world, columns=columns, queries=queries, noise=noise, round=1, retries=retries
+        roll,
+        spec,
+        run=run,
+        world=world,
+        columns=columns,
+        queries=queries,
+        noise=noise,
+        round=1,
+        retries=retries,
+        releases=releases,
     )
     found = findings_of(spec, columns, answers)
     state = Checkpoint(params=params, scaling=given_scaling(spec.data), steps=0, record=nothing_yet(), findings=found)
