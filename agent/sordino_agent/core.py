@@ -24,7 +24,7 @@ from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.aggregate.metered import Metered
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.costs import expected_cost
-from sordino_agent.desk import Asker, Desk, payload_bytes
+from sordino_agent.desk import Asker, Desk, coarse, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
 from sordino_agent.ledger import LOST, Charge, Ledger
@@ -451,7 +451,7 @@ class AgentCore:
                 steps=facts.steps,
                 update=facts.update,
                 loss_sum=facts.loss_sum,
-                seconds=seconds,
+                seconds=seconds if terms is None else coarse(seconds),
             )
 
         label = f"train {message.run} round {message.round}"

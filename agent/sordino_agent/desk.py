@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -211,6 +212,11 @@ class Desk:
             raise LimitExceeded(
                 f"the answer has {size} bytes; limits.payload_bytes on the device is {self._limits.payload_bytes}"
             )
+
+
+def coarse(seconds: float) -> float:
+    """What is told of how long private work took, for it grows with the sample: whole seconds, rounded up."""
+    return float(math.ceil(seconds))
 
 
 def payload_bytes(message: m.Message) -> int:

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from sordino_common.errors import ConfigError
 from sordino_common.messages.base import Label
-from sordino_common.messages.statistics import QueryKind, RangedColumn, RowQuery
+from sordino_common.messages.statistics import QueryKind, RangedColumn, RowQuery, half_width
 from sordino_common.privacy.row_queries import norm_squared
 from sordino_server.job_privacy import NO_CLIP, one_of
 
@@ -167,7 +167,7 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
     else:
         pairs = (*(data.ranges.of_features(len(data.features)) or ()), data.ranges.target)
         for place, (low, high) in enumerate(pairs):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            if not (math.isfinite(low) and math.isfinite(high) and half_width(low, high) > 0.0):
                 name = "target" if place == len(data.features) else f"features.{place}"
                 yield f"data.ranges.{name}", f"expected [lo, hi] with lo < hi, got [{low:g}, {high:g}]"
     known = {*data.features, data.target}

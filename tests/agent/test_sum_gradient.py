@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -58,7 +59,12 @@ def update(**changes: object) -> m.SumUpdate:
 
 
 def owner(
-    name: str = "pi-0", *, policy: Policy = POLICY, budget: BudgetSpec | None = None, limit_s: float = math.inf
+    name: str = "pi-0",
+    *,
+    policy: Policy = POLICY,
+    budget: BudgetSpec | None = None,
+    limit_s: float = math.inf,
+    seconds_of: Callable[[TaskCost], float] = lambda cost: 1.0 if cost.runs else 0.1,
 ) -> Bench:
     seed = OWNERS.index(name)
     loop = VirtualLoop()
@@ -75,10 +81,6 @@ def owner(
     for plan in (GRADIENT_PLAN, APPLY_PLAN):
         assert isinstance(made.ask(m.PlanPut(plan=plan)), m.PlanReady)
     return made
-
-
-def seconds_of(cost: TaskCost) -> float:
-    return 1.0 if cost.runs else 0.1
 
 
 def charges(made: Bench) -> list[Charge]:
@@ -130,6 +132,13 @@ def test_each_device_charges_one_sampled_step_by_the_noise_of_one_aggregator() -
     run = command.terms.run
     expected = Charge(dataset="toy", split="train", run=run, round=1, what="sum-gradient", mechanism=price)
     assert charges(made) == [expected]
+
+
+def test_how_long_a_private_step_took_is_told_in_whole_seconds() -> None:
+    """It grows with the size of the sample, which nobody is to know."""
+    made = owner(seconds_of=lambda cost: 1.2345 if cost.runs else 0.1)
+    answer = made.ask(gradient())
+    assert isinstance(answer, m.Contribution) and answer.seconds == 2.0
 
 
 def test_a_session_is_sampled_and_charged_once() -> None:

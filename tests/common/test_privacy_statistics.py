@@ -166,3 +166,24 @@ def test_malformed_queries_are_refused(fields: dict[str, Any], text: str) -> Non
 def test_malformed_ranges_are_refused(low: float, high: float) -> None:
     with pytest.raises(CodecError, match="expected finite, low < high"):
         RangedColumn(name="a", low=low, high=high)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 5e-324), (-5e-324, 0.0), (1.5e-323, 2e-323), (-0.0, 0.0), (1.0, 1.0)])
+def test_bounds_that_nothing_can_be_scaled_by_are_no_message(low: float, high: float) -> None:
+    """Half their width is 0: every value became NaN, NaN the smallest int64, and a sum told noiselessly whether its
+    rows are odd in number."""
+    with pytest.raises(CodecError, match="expected finite, low < high"):
+        RangedColumn(name="a", low=low, high=high)
+
+
+@given(low=st.floats(allow_nan=False, allow_infinity=False), high=st.floats(allow_nan=False, allow_infinity=False))
+@settings(deadline=None)
+def test_whatever_bounds_are_taken_no_row_adds_more_than_is_claimed(low: float, high: float) -> None:
+    try:
+        column = RangedColumn(name="a", low=low, high=high)
+    except CodecError:
+        return
+    for query in (RowQuery(kind="moments", columns=(0,), bits=9), RowQuery(kind="dyadic", columns=(0,), bits=5)):
+        for value in (low, high, np.nextafter(low, high), low / 2 + high / 2, *EDGES):
+            found = row_sums.answer((column,), {"a": np.array([value])}, (query,))
+            assert sum(int(entry) ** 2 for entry in found) <= row_queries.norm_squared(query)

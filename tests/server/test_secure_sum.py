@@ -15,7 +15,7 @@ from sordino_common import messages as m
 from sordino_common.aggregate.contributor import mask
 from sordino_common.aggregate.seeds import read_seed
 from sordino_common.channel.roster import Roster
-from sordino_common.errors import FleetUnavailable
+from sordino_common.errors import FleetUnavailable, RemoteError
 from sordino_server.rounds.effects import (
     Effect,
     Gather,
@@ -78,7 +78,7 @@ class Ask:
 @dataclass
 class Script:
     """Plays contributors and helpers. `batch`: how many answers are heard at a time. `mute`: who never answers;
-    `slow_s`: who answers so much later. A second passes with every `Hear`."""
+    `slow_s`: who answers so much later. `lies`: who adds what to every entry. A second passes with every `Hear`."""
 
     x: dict[str, np.ndarray]
     batch: int = 50
@@ -93,6 +93,7 @@ class Script:
     helpers: dict[tuple[bytes, str], Helper] = field(default_factory=dict)
     online: tuple[str, ...] = HELPERS
     server_zone: str = "default"
+    lies: dict[str, int] = field(default_factory=dict)
     sums: int = 0
 
     def run(self, generator: Generator[Effect, Result, SumResult]) -> SumResult:
@@ -148,7 +149,8 @@ class Script:
         match message:
             case Ask(terms=terms):
                 masked = mask(self.x[to], terms, contributor=to, random=seeded(len(self.told)))
-                reply = contribution_of(terms, masked.words, [seed.expose() for seed in masked.seeds])
+                words = masked.words + np.int64(self.lies.get(to, 0)).astype(masked.words.dtype)
+                reply = contribution_of(terms, words, [seed.expose() for seed in masked.seeds])
             case m.SumSeeds(terms=terms, seeds=seeds):
                 helper = self.helpers.setdefault(
                     (terms.session, to), Helper(to, terms, frozenset(self.x), draw=rounded_gaussian(int(to[-1]) + 10))
@@ -255,6 +257,16 @@ def test_helpers_are_chosen_from_different_zones_and_replaced_when_lost() -> Non
     assert "helper helper-1 is lost: went offline; 2 attempts left" in script.notes()
     with pytest.raises(FleetUnavailable, match=r"wants 2 helpers.*helper-1 in zone-1 \(offline\)"):
         play(Script(x, online=("helper-0",)))
+
+
+@pytest.mark.parametrize("size", [20_000, -(1 << 29)])
+def test_a_sum_that_honest_devices_can_t_have_is_refused(size: int) -> None:
+    """A device may mask any vector, within its own bound or not: what sticks out of the sum is seen, not who it was."""
+    lying = Script(data(6), lies={"agent-00002": size})
+    with pytest.raises(
+        RemoteError, match=r"an entry of the sum is .*, and 6 honest contributions reach 6000 at most: a"
+    ):
+        play(lying)
 
 
 def test_a_void_noised_sum_says_what_it_has_cost() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sordino_agent.aggregate.policy import helpers_of, require_contribution
 from sordino_agent.aggregate.tasks import SumFacts
-from sordino_agent.desk import Asker, Desk
+from sordino_agent.desk import Asker, Desk, coarse
 from sordino_agent.errors import Conflict
 from sordino_agent.tasks import Facts, Task
 from sordino_common import messages as m
@@ -94,7 +94,8 @@ class Contributor:
             assert isinstance(facts, SumFacts)
             allowance.charge(facts)
             boxes = self._seal(facts, terms, roster())
-            return m.Contribution(session=terms.session, masked=facts.masked, boxes=boxes, seconds=seconds)
+            told_s = coarse(seconds) if facts.mechanisms else seconds
+            return m.Contribution(session=terms.session, masked=facts.masked, boxes=boxes, seconds=told_s)
 
         label = f"{command} {terms.run} round {round}"
         self._desk.submit(

@@ -17,6 +17,12 @@ from sordino_common.messages.sums import SumTerms
 QueryKind = Literal["count", "moments", "gram", "histogram", "dyadic"]
 
 
+def half_width(low: float, high: float) -> float:
+    """(high - low) / 2, where that passes no bound of floats. What is divided by it: 0 for bounds that are next to one
+    another near 0, and then no column can be scaled by them."""
+    return high / 2 - low / 2
+
+
 class RangedColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A scalar column and its public bounds. Values outside are moved to the nearer bound."""
 
@@ -25,7 +31,7 @@ class RangedColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and half_width(self.low, self.high) > 0.0):
             raise CodecError(f"column {self.name!r}: bounds {self.low} and {self.high}; expected finite, low < high")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino_common.errors import LocalError
-from sordino_common.messages.statistics import RangedColumn, RowQuery
+from sordino_common.messages.statistics import RangedColumn, RowQuery, half_width
 from sordino_common.privacy.row_queries import check, entries_of, gram_bounds, length_of
 
 Vector = NDArray[np.int64]
@@ -33,7 +33,6 @@ def answer(columns: Sequence[RangedColumn], values: Mapping[str, NDArray[Any]], 
     fine = np.ones(rows, dtype=bool)
     for array in arrays:
         fine &= np.isfinite(array)
-    # Half the width first: high - low can be too large for float64 where high/2 - low/2 is not.
     units = [_unit(array[fine], column) for array, column in zip(arrays, columns, strict=True)]
     total = int(fine.sum())
     parts = [_sum(query, [units[place] for place in query.columns], total) * query.weight for query in queries]
@@ -55,9 +54,12 @@ def _column(values: Mapping[str, NDArray[Any]], column: RangedColumn) -> NDArray
 
 
 def _unit(values: NDArray[np.float64], column: RangedColumn) -> NDArray[np.float64]:
-    """u in [0, 1]."""
+    """u in [0, 1], whatever finite number a value is; so what follows are integers of the size that is claimed."""
     inside = np.clip(values, column.low, column.high) / 2
-    return np.clip((inside - column.low / 2) / (column.high / 2 - column.low / 2), 0.0, 1.0)
+    unit = np.clip((inside - column.low / 2) / half_width(column.low, column.high), 0.0, 1.0)
+    if not np.isfinite(unit).all():
+        raise LocalError(f"statistics: column {column.name!r} can't be scaled by its bounds")
+    return unit
 
 
 def _sum(query: RowQuery, units: list[NDArray[np.float64]], rows: int) -> Vector:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sordino_common.aggregate.leader import LeaderSum, NotTaken
 from sordino_common.aggregate.masks import DrawNoise
-from sordino_common.aggregate.terms import choose_bits
+from sordino_common.aggregate.terms import choose_bits, largest_sum
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import BudgetRefused, FleetUnavailable, PolicyRefusal, RemoteError
 from sordino_common.messages import (
@@ -180,6 +180,7 @@ def _done(
 ) -> Generator[Effect, Result, SumResult]:
     leader = attempt.leader
     vector = leader.result(draw)
+    _require_possible(vector, attempt.terms, len(leader.members))
     excluded = dict(sorted(leader.excluded.items()))
     for name, why in excluded.items():
         if name in attempt.refused:
@@ -195,6 +196,20 @@ def _done(
         seconds={name: attempt.seconds[name] for name in leader.members},
         attempts=attempts,
     )
+
+
+def _require_possible(vector: I64, terms: SumTerms, members: int) -> None:
+    """Raise `RemoteError` for a sum that is not one of honest contributions and shares: beyond what so many of them can
+    reach, noise included, but for a chance below 2^-60."""
+    most = largest_sum(
+        bound=terms.bound, most=members, length=terms.length, helpers=len(terms.helpers), noise=terms.noise
+    )
+    found = int(max(int(vector.max()), -int(vector.min())))
+    if found > most:
+        raise RemoteError(
+            f"{terms.purpose}: an entry of the sum is {found}, and {members} honest contributions reach {most} at "
+            "most: a device or a helper lies, and a sum can't tell who. The last checkpoint is kept."
+        )
 
 
 def _paid(request: SumRequest, last: _Attempt) -> str:
@@ -215,8 +230,8 @@ def _no_sum(
     detail = ", ".join(f"{name} ({why})" for name, why in sorted(reasons.items())) or "nobody"
     tries = "1 attempt" if request.retries == 0 else f"{request.retries + 1} attempts"
     text = (
-        f"{request.purpose}: no sum in {tries}; missing: {detail}{_paid(request, last)}. The last checkpoint is kept: go "
-        "on with --resume."
+        f"{request.purpose}: no sum in {tries}; missing: {detail}{_paid(request, last)}. The last checkpoint is kept: "
+        "go on with --resume."
     )
     return shortage(
         text,
