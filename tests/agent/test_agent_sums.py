@@ -27,7 +27,8 @@ from helpers_agent import (
     zero_params,
 )
 from helpers_channel import device, entry, roster
-from helpers_sums import noise_of, rounded_gaussian, sum_terms
+from helpers_sum_fleet import lead
+from helpers_sums import noise_of, sum_terms
 from sordino_agent.aggregate.contribute import Unmetered
 from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.aggregate.tasks import ShareFacts, ShareTask, SumFacts, SumMetricsTask, SumUpdateTask
@@ -45,7 +46,6 @@ from sordino_agent.tasks import (
 )
 from sordino_common import messages as m
 from sordino_common.aggregate.helper import SumAnswered
-from sordino_common.aggregate.leader import LeaderSum
 from sordino_common.aggregate.seeds import seed_plaintext
 from sordino_common.aggregate.wide import EXTRAS, ROWS_LIMBS, joined
 from sordino_common.channel.roster import Roster
@@ -113,29 +113,6 @@ def metrics(**changes: object) -> m.SumMetrics:
     fields: dict[str, object] = {name: getattr(evaluate, name) for name in evaluate.__struct_fields__ if name != "run"}
     fields |= {"terms": terms(length=2, bits=64, bound=1 << 48), "fraction_bits": 20}
     return m.SumMetrics(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def lead(
-    command: m.SumUpdate | m.SumMetrics,
-    *,
-    owners: dict[str, Bench],
-    helpers: dict[str, Bench],
-    draw: Callable[[int, int], np.ndarray] = rounded_gaussian(0),
-) -> tuple[np.ndarray, LeaderSum]:
-    leader = LeaderSum(command.terms, asked=owners)
-    for name, made in owners.items():
-        contribution = made.ask(command)
-        assert isinstance(contribution, m.Contribution), contribution
-        for to, box in leader.contribute(name, contribution).items():
-            checked = helpers[to].ask(m.SumSeeds(terms=command.terms, seeds=(m.SealedSeed(name=name, box=box),)))
-            assert isinstance(checked, m.SumSeedsChecked), checked
-            leader.checked(to, checked)
-    cut = leader.cut()
-    for name, made in helpers.items():
-        share = made.ask(cut)
-        assert isinstance(share, m.SumShare), share
-        leader.share(name, share)
-    return leader.result(draw), leader
 
 
 def everybody() -> tuple[dict[str, Bench], dict[str, Bench]]:

@@ -13,8 +13,8 @@ import pytest
 from helpers_agent import Bench, bench, small_table, zero_params
 from helpers_channel import device
 from helpers_private import APPLY_PLAN, GRADIENT_PLAN, TERMS, linear_gradient_plan, private_command
-from helpers_sum_fleet import HELPERS, OWNERS, ROSTER, ROWS, helper, terms
-from helpers_sums import noise_of, rounded_gaussian
+from helpers_sum_fleet import HELPERS, OWNERS, ROSTER, ROWS, helper, lead, terms
+from helpers_sums import noise_of
 from sordino_agent.aggregate.tasks import SumGradientTask
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.data.catalogue import MemoryCatalogue
@@ -25,7 +25,6 @@ from sordino_agent.private_step import PrivateSums, gradient_layout
 from sordino_agent.tasks import TaskCost, decode_task, encode_task
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
-from sordino_common.aggregate.leader import LeaderSum
 from sordino_common.aggregate.wide import EXTRAS
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import CodecError
@@ -102,20 +101,7 @@ def clipped_sum(name: str, **changes: object) -> list[int]:
 def test_the_fleets_sum_is_that_of_the_clipped_gradients_plus_the_aggregators_noise() -> None:
     owners, helpers = {name: owner(name) for name in OWNERS}, {name: helper(name) for name in HELPERS}
     command = gradient(terms=terms(noise=noise_of(1)))
-    leader = LeaderSum(command.terms, asked=owners)
-    for name, made in owners.items():
-        contribution = made.ask(command)
-        assert isinstance(contribution, m.Contribution), contribution
-        for to, box in leader.contribute(name, contribution).items():
-            checked = helpers[to].ask(m.SumSeeds(terms=command.terms, seeds=(m.SealedSeed(name=name, box=box),)))
-            assert isinstance(checked, m.SumSeedsChecked), checked
-            leader.checked(to, checked)
-    cut = leader.cut()
-    for name, made in helpers.items():
-        share = made.ask(cut)
-        assert isinstance(share, m.SumShare)
-        leader.share(name, share)
-    total = leader.result(rounded_gaussian(0))
+    total, _ = lead(command, owners=owners, helpers=helpers)
     exact = np.sum([clipped_sum(name) for name in OWNERS], axis=0)
     # Three aggregators of σ = 1: beyond 12 an entry has a chance of 2 exp(-12²/6) < 1e-10.
     assert np.abs(total - exact).max() <= 12

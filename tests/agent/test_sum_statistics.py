@@ -8,8 +8,8 @@ import pytest
 
 from helpers_agent import Bench, bench, small_table
 from helpers_channel import device
-from helpers_sum_fleet import HELPERS, OWNERS, ROSTER, ROWS, helper, terms
-from helpers_sums import noise_of, rounded_gaussian
+from helpers_sum_fleet import HELPERS, OWNERS, ROSTER, ROWS, helper, lead, terms
+from helpers_sums import noise_of
 from sordino_agent.aggregate.tasks import SumStatisticsTask
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.data.catalogue import MemoryCatalogue
@@ -19,7 +19,6 @@ from sordino_agent.policy import Policy
 from sordino_agent.tasks import decode_task, encode_task
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
-from sordino_common.aggregate.leader import LeaderSum
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import CodecError
 from sordino_common.privacy.mechanism import Mechanism
@@ -76,20 +75,7 @@ def charges(made: Bench) -> list[Charge]:
 def test_the_fleets_answers_are_those_of_all_train_rows_plus_the_noise() -> None:
     owners, helpers = {name: owner(name) for name in OWNERS}, {name: helper(name) for name in HELPERS}
     asked = with_terms(noise=noise_of(1))
-    leader = LeaderSum(asked.terms, asked=owners)
-    for name, made in owners.items():
-        contribution = made.ask(asked)
-        assert isinstance(contribution, m.Contribution), contribution
-        for to, box in leader.contribute(name, contribution).items():
-            checked = helpers[to].ask(m.SumSeeds(terms=asked.terms, seeds=(m.SealedSeed(name=name, box=box),)))
-            assert isinstance(checked, m.SumSeedsChecked), checked
-            leader.checked(to, checked)
-    cut = leader.cut()
-    for name, made in helpers.items():
-        share = made.ask(cut)
-        assert isinstance(share, m.SumShare)
-        leader.share(name, share)
-    total = leader.result(rounded_gaussian(0))
+    total, _ = lead(asked, owners=owners, helpers=helpers)
     exact = np.zeros(length_of(QUERIES), dtype=np.int64)
     for name in OWNERS:
         table = small_table(rows=ROWS + 10, seed=OWNERS.index(name))
