@@ -36,10 +36,10 @@ from sordino_server.rounds.effects import (
     ask,
     meter,
     report,
-    save,
 )
-from sordino_server.rounds.events import Note, Outcome, RoundDone, RoundRecord, RoundStarted, Share
-from sordino_server.rounds.releases import LocalNoise, out_of_releases, plans_of, retries_of, used_up
+from sordino_server.rounds.events import Note, Outcome, RoundStarted, Share
+from sordino_server.rounds.every_round import Played, enough, every_round, nothing_yet, recorded
+from sordino_server.rounds.releases import LocalNoise, plans_of, retries_of, used_up
 from sordino_server.rounds.roll import Names, Program, Roll, shortage
 from sordino_server.rounds.scaling import measure
 
@@ -67,20 +67,16 @@ def federated_averaging(
     `params`. `private`: devices add noise to their steps; no loss is told. Raises `shortage`."""
     counted = yield from meter()
     roll = Roll(data=spec.data, train=spec.train, programs=plans_of((programs.train, programs.evaluate), private))
-    first = 1 if resumed is None else resumed.record.round + 1
-    if resumed is None:
-        scaling = yield from measure(spec.data, spec.train, roll, first)
+    state = resumed
+    if state is None:
+        scaling = yield from measure(spec.data, spec.train, roll, 1)
         state = Checkpoint(params=params, scaling=scaling, steps=0, record=nothing_yet())
-    else:
-        state = resumed
-    for number in range(first, spec.train.rounds + 1):
-        if enough(spec, state) or (yield from out_of_releases(private, state, spec.train.rounds)):
-            break
+
+    def play(number: int, state: Checkpoint, counted: Metered) -> Played:
         this = _Round(spec=spec, run=run, programs=programs, roll=roll, number=number, private=private)
-        state, counted = yield from this.play(state, counted)
-        yield from save(state)
-        yield from report(RoundDone(record=state.record))
-    return state
+        return this.play(state, counted)
+
+    return (yield from every_round(spec, state, counted, play, releases=private))
 
 
 def held_out_metrics(
@@ -89,16 +85,6 @@ def held_out_metrics(
     """The job's metrics of the last parameters over the agents' held-out rows, and how many rows those are."""
     number = spec.train.rounds
     return _Round(spec=spec, run=run, programs=programs, roll=roll, number=number).metrics(state)
-
-
-def enough(spec: JobSpec, state: Checkpoint) -> bool:
-    return spec.train.max_steps is not None and state.steps >= spec.train.max_steps
-
-
-def nothing_yet() -> RoundRecord:
-    return RoundRecord(
-        round=0, loss=None, metrics={}, shares={}, steps=0, attempts=0, bytes_up=0, bytes_down=0, seconds=0.0
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +96,8 @@ class _Round:
     number: int
     private: LocalNoise | None = None
 
-    def play(self, state: Checkpoint, counted: Metered) -> Generator[Effect, Result, tuple[Checkpoint, Metered]]:
-        """The state after the round. `counted`: bytes up to there belong to earlier rounds; what came before the first
-        round (descriptions, Plans, moments) belongs to it. Its seconds are its own."""
+    def play(self, state: Checkpoint, counted: Metered) -> Played:
+        """The state after the round."""
         begin_s = (yield from meter()).now_s
         replies, shares, attempts = yield from self._train(state)
         params = averaged(state.params, replies)
@@ -124,22 +109,22 @@ class _Round:
         steps = sum(reply.steps for reply in replies.values())
         after = replace(state, params=params, steps=state.steps + steps)
         metrics, test_rows = yield from self.metrics(after)
-        end = yield from meter()
         rows = sum(reply.rows for reply in replies.values())
         loss = math.fsum(replies[name].loss_sum / replies[name].steps * replies[name].rows for name in sorted(replies))
-        record = RoundRecord(
-            round=self.number,
-            loss=loss / rows if self.private is None else None,
-            metrics=metrics,
-            shares=shares,
-            steps=steps,
-            attempts=attempts,
-            bytes_up=end.bytes_up - counted.bytes_up,
-            bytes_down=end.bytes_down - counted.bytes_down,
-            seconds=end.now_s - begin_s,
-            test_rows=test_rows,
+        return (
+            yield from recorded(
+                after,
+                counted,
+                number=self.number,
+                begin_s=begin_s,
+                loss=loss / rows if self.private is None else None,
+                metrics=metrics,
+                test_rows=test_rows,
+                shares=shares,
+                steps=steps,
+                attempts=attempts,
+            )
         )
-        return replace(after, record=record), end
 
     def _train(self, state: Checkpoint) -> Generator[Effect, Result, tuple[dict[str, Trained], dict[str, Share], int]]:
         train = self.spec.train
@@ -231,7 +216,11 @@ class _Round:
         """The job's metrics over the held-out rows of whoever is ready, and how many rows those are; ({}, 0) if it is
         not this round's turn."""
         train, every = self.spec.train, self.spec.train.evaluate_every
-        final = self.number == train.rounds or enough(self.spec, state) or used_up(self.private)
+        final = (
+            self.number == train.rounds
+            or enough(self.spec, state)
+            or used_up(None if self.private is None else self.private.releases)
+        )
         if not final and (every == 0 or self.number % every != 0):
             return {}, 0
         params = tuple(from_numpy(param) for param in state.params)

@@ -28,10 +28,11 @@ from sordino_common.plan.arrays import from_numpy
 from sordino_server.job import JobSpec, TrainSpec
 from sordino_server.job_aggregate import SecureSpec
 from sordino_server.rounds.average import MOST_ROWS
-from sordino_server.rounds.effects import Checkpoint, Effect, Metered, Params, Result, meter, report, save
-from sordino_server.rounds.events import Note, RoundDone, RoundRecord, Share
-from sordino_server.rounds.fedavg import Programs, chosen, data_ref, enough, nothing_yet, test_metrics
-from sordino_server.rounds.releases import LocalNoise, out_of_releases, plans_of, retries_of, used_up
+from sordino_server.rounds.effects import Checkpoint, Effect, Metered, Params, Result, meter, report
+from sordino_server.rounds.events import Note, Share
+from sordino_server.rounds.every_round import Played, enough, every_round, nothing_yet, recorded
+from sordino_server.rounds.fedavg import Programs, chosen, data_ref, test_metrics
+from sordino_server.rounds.releases import LocalNoise, Releases, plans_of, retries_of, used_up
 from sordino_server.rounds.roll import Names, Roll
 from sordino_server.rounds.scaling import given_scaling
 from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
@@ -60,9 +61,8 @@ def secure_averaging(
     plans = plans_of((programs.train, programs.evaluate), private)
     roll = Roll(data=spec.data, train=spec.train, programs=plans, least=secure.minimum)
     state = resumed or Checkpoint(params=params, scaling=given_scaling(spec.data), steps=0, record=nothing_yet())
-    for number in range(state.record.round + 1, spec.train.rounds + 1):
-        if enough(spec, state) or (yield from out_of_releases(private, state, spec.train.rounds)):
-            break
+
+    def play(number: int, state: Checkpoint, counted: Metered) -> Played:
         this = SecureRound(
             spec=spec,
             secure=secure,
@@ -72,16 +72,17 @@ def secure_averaging(
             number=number,
             world=world,
             private=private,
+            releases=None if private is None else private.releases,
         )
-        state, counted = yield from this.play(state, counted)
-        yield from save(state)
-        yield from report(RoundDone(record=state.record))
-    return state
+        return this.play(state, counted)
+
+    return (yield from every_round(spec, state, counted, play, releases=private))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecureRound:
-    """One round. `metrics` is of use to other kinds of rounds as well."""
+    """One round. `metrics` and `finish` are of use to other kinds of rounds as well. `releases`: of a private job; the
+    round that takes the last one is evaluated, as the last round is."""
 
     spec: JobSpec
     secure: SecureSpec
@@ -91,9 +92,10 @@ class SecureRound:
     number: int
     world: World
     private: LocalNoise | None = None
+    releases: Releases | None = None
 
-    def play(self, state: Checkpoint, counted: Metered) -> Generator[Effect, Result, tuple[Checkpoint, Metered]]:
-        """The state after the round; see `fedavg`."""
+    def play(self, state: Checkpoint, counted: Metered) -> Played:
+        """The state after the round."""
         begin_s = (yield from meter()).now_s
         result = yield from self._train(state)
         assert isinstance(result.command, SumUpdate)
@@ -111,30 +113,38 @@ class SecureRound:
                 f"round {self.number}: the averaged parameters are not finite: the training diverges. "
                 "Lower optimizer.lr, or standardize the data. The last checkpoint is kept."
             )
+        after = replace(state, params=params)
+        told = loss if self.private is None else None
+        return (yield from self.finish(after, counted, result, begin_s=begin_s, loss=told))
+
+    def finish(
+        self, after: Checkpoint, counted: Metered, result: SumResult, *, begin_s: float, loss: float | None
+    ) -> Played:
+        """The state `after` the sum `result`, evaluated if it is this round's turn, with its record."""
         shares = self.shares(result)
         steps = sum(share.steps for share in shares.values())
-        after = replace(state, params=params, steps=state.steps + steps)
+        after = replace(after, steps=after.steps + steps)
         metrics, test_rows = yield from self.metrics(after)
-        end = yield from meter()
-        record = RoundRecord(
-            round=self.number,
-            loss=loss if self.private is None else None,
-            metrics=metrics,
-            shares=shares,
-            steps=steps,
-            attempts=result.attempts,
-            bytes_up=end.bytes_up - counted.bytes_up,
-            bytes_down=end.bytes_down - counted.bytes_down,
-            seconds=end.now_s - begin_s,
-            test_rows=test_rows,
+        return (
+            yield from recorded(
+                after,
+                counted,
+                number=self.number,
+                begin_s=begin_s,
+                loss=loss,
+                metrics=metrics,
+                test_rows=test_rows,
+                shares=shares,
+                steps=steps,
+                attempts=result.attempts,
+            )
         )
-        return replace(after, record=record), end
 
     def metrics(self, state: Checkpoint) -> Generator[Effect, Result, tuple[dict[str, float], int]]:
         """The job's metrics over the held-out rows of whoever contributes, and how many rows those are; ({}, 0) if it
         is not this round's turn, or there was no sum."""
         train, every = self.spec.train, self.spec.train.evaluate_every
-        final = self.number == train.rounds or enough(self.spec, state) or used_up(self.private)
+        final = self.number == train.rounds or enough(self.spec, state) or used_up(self.releases)
         if not final and (every == 0 or self.number % every != 0):
             return {}, 0
         arrays = tuple(from_numpy(param) for param in state.params)
@@ -221,7 +231,7 @@ class SecureRound:
             bits=secure.bits,
             choose=lambda names, attempt: chosen(train, self.within(names, self.row_limit), self.number, attempt),
             announce=True,
-            releases=None if self.private is None else self.private.releases,
+            releases=self.releases,
         )
         return (yield from secure_sum(self.roll, request, run=self.run, world=self.world))
 

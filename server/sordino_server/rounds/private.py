@@ -30,14 +30,12 @@ from sordino_server.rounds.effects import (
     PrivateState,
     Result,
     meter,
-    report,
-    save,
 )
-from sordino_server.rounds.events import RoundDone, RoundRecord
-from sordino_server.rounds.fedavg import Programs, chosen, data_ref, enough, nothing_yet
+from sordino_server.rounds.every_round import Played, every_round, nothing_yet
+from sordino_server.rounds.fedavg import Programs, chosen, data_ref
 from sordino_server.rounds.fedavg_secure import SecureRound
 from sordino_server.rounds.private_steps import ServerStep, mean_gradient, moved, require_finite
-from sordino_server.rounds.releases import Releases, out_of_releases
+from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.roll import Program, Roll
 from sordino_server.rounds.scaling import given_scaling
 from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
@@ -112,15 +110,21 @@ def private_training(
         record=nothing_yet(),
         private=PrivateState(optimizer=recipe.step.start() if isinstance(recipe, Gradients) else ()),
     )
-    for number in range(state.record.round + 1, spec.train.rounds + 1):
-        if enough(spec, state) or (yield from out_of_releases(releases, state, spec.train.rounds)):
-            break
-        base = SecureRound(spec=spec, secure=secure, run=run, programs=programs, roll=roll, number=number, world=world)
-        this = _PrivateRound(base=base, recipe=recipe, releases=releases)
-        state, counted = yield from this.play(state, counted)
-        yield from save(state)
-        yield from report(RoundDone(record=state.record))
-    return state
+
+    def play(number: int, state: Checkpoint, counted: Metered) -> Played:
+        base = SecureRound(
+            spec=spec,
+            secure=secure,
+            run=run,
+            programs=programs,
+            roll=roll,
+            number=number,
+            world=world,
+            releases=releases,
+        )
+        return _PrivateRound(base=base, recipe=recipe, releases=releases).play(state, counted)
+
+    return (yield from every_round(spec, state, counted, play, releases=releases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,33 +133,13 @@ class _PrivateRound:
     recipe: Recipe
     releases: Releases
 
-    def play(self, state: Checkpoint, counted: Metered) -> Generator[Effect, Result, tuple[Checkpoint, Metered]]:
+    def play(self, state: Checkpoint, counted: Metered) -> Played:
         """The state after the round, and what has been metered by then."""
         begin_s = (yield from meter()).now_s
-        base = self.base
         result = yield from self._sum(state)
         after = self._stepped(state, result)
-        shares = base.shares(result)
-        steps = sum(share.steps for share in shares.values())
-        after = replace(after, steps=state.steps + steps)
-        require_finite(after.params, base.number)
-        # The last round is evaluated, whatever makes it the last.
-        last = replace(base, number=base.spec.train.rounds) if self.releases.left == 0 else base
-        metrics, test_rows = yield from last.metrics(after)
-        end = yield from meter()
-        record = RoundRecord(
-            round=base.number,
-            loss=None,
-            metrics=metrics,
-            shares=shares,
-            steps=steps,
-            attempts=result.attempts,
-            bytes_up=end.bytes_up - counted.bytes_up,
-            bytes_down=end.bytes_down - counted.bytes_down,
-            seconds=end.now_s - begin_s,
-            test_rows=test_rows,
-        )
-        return replace(after, record=record), end
+        require_finite(after.params, self.base.number)
+        return (yield from self.base.finish(after, counted, result, begin_s=begin_s, loss=None))
 
     def _stepped(self, state: Checkpoint, result: SumResult) -> Checkpoint:
         """Post-processing of the noised sum: see `private_steps`."""

@@ -115,9 +115,9 @@ def retries_of(train: TrainSpec, private: LocalNoise | None) -> int:
     return train.retries if private is None else min(train.retries, max(0, private.releases.left - 1))
 
 
-def used_up(private: LocalNoise | None) -> bool:
+def used_up(releases: Releases | None) -> bool:
     """Whether no further round can follow."""
-    return private is not None and private.releases.left == 0
+    return releases is not None and releases.left == 0
 
 
 def out_of_releases(

@@ -24,7 +24,8 @@ from sordino_server.job import JobSpec
 from sordino_server.job_statistics import columns_of, queries_of
 from sordino_server.rounds.effects import Checkpoint, Effect, Params, Result, meter, report, save
 from sordino_server.rounds.events import RoundDone, RoundRecord, Share
-from sordino_server.rounds.fedavg import Programs, nothing_yet
+from sordino_server.rounds.every_round import nothing_yet
+from sordino_server.rounds.fedavg import Programs
 from sordino_server.rounds.fedavg_secure import SecureRound
 from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.roll import Roll
