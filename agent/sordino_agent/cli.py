@@ -1,4 +1,4 @@
-"""`sordino-agent init | enroll | run | check | status | budget | renew | rotate`."""
+"""`sordino-agent init | enroll | run | check | status | budget | support-bundle | renew | rotate`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sordino-agent", description="Train on this device's data, which stays here.")
     parser.add_argument("--version", action="version", version=f"sordino-agent {__version__}")
     commands = parser.add_subparsers(
-        required=True, metavar="init | enroll | run | check | status | budget | renew | rotate"
+        required=True, metavar="init | enroll | run | check | status | budget | support-bundle | renew | rotate"
     )
 
     init = commands.add_parser("init", help="make a key, a configuration and a request to be enrolled")
@@ -92,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     _config_argument(status)
     status.add_argument("--json", action="store_true", help="as one JSON object")
     status.set_defaults(act=_status)
+
+    support = commands.add_parser("support-bundle", help="what whoever is asked for help needs, without secrets")
+    _config_argument(support)
+    support.add_argument("-o", "--output", type=Path, metavar="FILE", help="a new .tar.gz file")
+    support.add_argument(
+        "--log", type=Path, action="append", default=[], help="a log file; of it, the lines that are ours"
+    )
+    support.add_argument("--list", action="store_true", help="say what would be in it; write nothing")
+    support.set_defaults(act=_support)
 
     budget = commands.add_parser("budget", help="what privacy was spent of each dataset, and what is left")
     _config_argument(budget)
@@ -289,6 +298,20 @@ def _budget(arguments: argparse.Namespace) -> int:
         return 0
     for line in lines(reports):
         _say(line)
+    return 0
+
+
+def _support(arguments: argparse.Namespace) -> int:
+    from sordino_agent.support import make_bundle
+
+    bundle = make_bundle(_config_path(arguments), logs=arguments.log)
+    path = arguments.output or Path(f"{bundle.title}.tar.gz")
+    if not arguments.list:
+        bundle.write(path)
+    for line in bundle.listing():
+        _say(line)
+    if not arguments.list:
+        _say(f"\n{path}: written, and not sent to anybody. Look before you send it:\n  tar -xzOf {path} | less")
     return 0
 
 

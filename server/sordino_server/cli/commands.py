@@ -17,6 +17,7 @@ from sordino_server.cli.privacy import privacy_app
 from sordino_server.cli.roster import roster_app
 from sordino_server.cli.running import run_cli
 from sordino_server.cli.runs import export_model, runs, show
+from sordino_server.cli.support import support_bundle
 from sordino_server.cli.top import top
 from sordino_server.cli.train import train
 from sordino_server.cli.web import web
@@ -40,6 +41,7 @@ app.command("export")(export_model)
 app.command()(doctor)
 app.command()(top)
 app.command()(web)
+app.command("support-bundle")(support_bundle)
 app.add_typer(roster_app, name="roster")
 app.add_typer(dealer_app, name="dealer")
 app.add_typer(plan_app, name="plan")
