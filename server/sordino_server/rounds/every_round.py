@@ -1,6 +1,8 @@
 """What all kinds of averaging have in common: round after round until it is enough, with record and checkpoint.
 
     for each round    enough? releases left?   ->   play   ->   checkpoint on disk   ->   observers are told
+
+What a round is, is `play`'s business.
 """
 
 from __future__ import annotations
