@@ -66,9 +66,13 @@ class FakeBroker:
         for client in tuple(self._clients):
             client.sendall(data)
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
+        """End every connection."""
         for client in tuple(self._clients):
             self._end(client)
+
+    def close(self) -> None:
+        self.hang_up()
         self.reactor.unregister(self._listener)
         self._listener.close()
 

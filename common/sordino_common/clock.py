@@ -91,6 +91,9 @@ class VirtualLoop:
             self.step()
         return True
 
+    def breathe(self) -> None:
+        """As `Reactor.breathe`: nothing, since no time passes here while somebody computes."""
+
     def advance(self, seconds: float) -> None:
         """Run everything that is due within the next `seconds`, then stand at exactly that time."""
         end_s = self._now_s + seconds

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from sordino_server.rounds.effects import Scaling
 from sordino_server.rounds.fedavg import test_metrics
 from sordino_server.rounds.scaling import given_scaling
 from sordino_server.trace.activations import polynomial_activations
+
+_BREATH_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,33 @@ def public_pool(job: Job) -> Pooled | None:
     return Pooled(train=table.take(train), test=table.take(test))
 
 
+class _Training:
+    """The seconds of what is measured. Between steps the caller may see to other things, off the clock: a connection
+    that is left alone for longer than its keep-alive is ended by the broker, and a service by its watchdog."""
+
+    def __init__(self, stopwatch: Callable[[], float], breathe: Callable[[], None]) -> None:
+        self._stopwatch = stopwatch
+        self._breathe = breathe
+        self._began_s = self._breathed_s = stopwatch()
+
+    def begin(self) -> None:
+        self._began_s = self._stopwatch()
+
+    def end(self) -> float:
+        """Since `begin`, without what was given to others."""
+        now_s = self._stopwatch()
+        taken, self._began_s = now_s - self._began_s, now_s
+        return taken
+
+    def step(self) -> None:
+        """A step is done."""
+        now_s = self._stopwatch()
+        if now_s - self._breathed_s >= _BREATH_S:
+            self._breathe()
+            self._breathed_s = self._stopwatch()
+            self._began_s += self._breathed_s - now_s
+
+
 def run_baseline(
     job: Job,
     pooled: Pooled,
@@ -63,13 +93,15 @@ def run_baseline(
     agents: int,
     rounds: int | None = None,
     stopwatch: Callable[[], float] = time.perf_counter,
+    breathe: Callable[[], None] = lambda: None,
 ) -> Baseline:
     """Train on the pooled rows. `agents` turns local steps into epochs; `rounds`: how many were trained in the end.
+    `breathe`: called now and then between steps.
 
     On one thread: models of this size gain nothing from more, and on a machine that is busy otherwise torch's threads
     wait for one another (the small CNN took 7 times as long on two threads beside one other process)."""
     with _one_thread():
-        return _train(job, pooled, agents=agents, rounds=rounds, stopwatch=stopwatch)
+        return _train(job, pooled, agents=agents, rounds=rounds, timing=_Training(stopwatch, breathe))
 
 
 @contextmanager
@@ -82,7 +114,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(job: Job, pooled: Pooled, *, agents: int, rounds: int | None, stopwatch: Callable[[], float]) -> Baseline:
+def _train(job: Job, pooled: Pooled, *, agents: int, rounds: int | None, timing: _Training) -> Baseline:
     spec = job.spec
     rounds = spec.train.rounds if rounds is None else rounds
     scaling = pooled_scaling(spec, pooled.train)
@@ -98,7 +130,7 @@ def _train(job: Job, pooled: Pooled, *, agents: int, rounds: int | None, stopwat
     order = torch.empty(0, dtype=torch.int64)
     seconds = last_s = 0.0
     for number in range(1, rounds + 1):
-        began_s = stopwatch()
+        timing.begin()
         model.train()
         for _ in range(max(1, round(number * per_round * len(x) / batch)) - steps):
             if len(order) == 0:
@@ -108,10 +140,10 @@ def _train(job: Job, pooled: Pooled, *, agents: int, rounds: int | None, stopwat
             loss(model(x[rows]), y[rows]).backward()
             optimizer.step()
             steps += 1
-        seconds += stopwatch() - began_s
-        began_s = stopwatch()
+            timing.step()
+        seconds += timing.end()
         curve.append(_evaluate(spec, model, scaling, test_x, test_y))
-        last_s = stopwatch() - began_s
+        last_s = timing.end()
     return Baseline(metrics=curve[-1], curve=tuple(curve), epochs=rounds * per_round, seconds=seconds + last_s)
 
 
@@ -137,6 +169,7 @@ def run_shares_baseline(
     schedule: Schedule,
     steps: Sequence[int],
     stopwatch: Callable[[], float] = time.perf_counter,
+    breathe: Callable[[], None] = lambda: None,
 ) -> Baseline:
     """What plain PyTorch reaches where the job runs on secret shares: the same polynomial activations and loss, first
     parameters, rows and their order (`schedule`); `steps[r]` optimizer steps in round r. Floats in place of fixed
@@ -150,19 +183,20 @@ def run_shares_baseline(
         optimizer = _optimizer(spec, model)
         curve: list[Mapping[str, float]] = []
         done, seconds, last_s = 0, 0.0, 0.0
+        timing = _Training(stopwatch, breathe)
         for count in steps:
             batches = [_batch(rows, schedule, number) for number in range(done, done + count)]
-            began_s = stopwatch()
+            timing.begin()
             model.train()
             for x, y in batches:
                 optimizer.zero_grad()
                 torch.autograd.backward(formula.rows(formula.agree(model(x), y), y).mean())
                 optimizer.step()
+                timing.step()
             done += count
-            seconds += stopwatch() - began_s
-            began_s = stopwatch()
+            seconds += timing.end()
             curve.append(_evaluate(spec, model, scaling, test_x, test_y))
-            last_s = stopwatch() - began_s
+            last_s = timing.end()
     epochs = done * schedule.batch_rows / schedule.total
     return Baseline(metrics=curve[-1], curve=tuple(curve), epochs=epochs, seconds=seconds + last_s)
 

@@ -41,6 +41,7 @@ class RunnableLoop(Loop, Protocol):
     """`VirtualLoop` and `Reactor`."""
 
     def run_until(self, done: Callable[[], bool], *, deadline_s: float) -> bool: ...
+    def breathe(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,13 +225,15 @@ def run_job(
             theirs = owned(final.shared.rows) if shares.comparable else None
             if theirs is not None and owned_by(theirs, final.shared.rows):
                 observer(Note(text="the same training by plain PyTorch, for comparison"))
-                baseline = shares.baseline(theirs, final.shared, stopwatch)
+                baseline = shares.baseline(theirs, final.shared, stopwatch, loop.breathe)
         elif pooled is not None and statistics is not None:
             baseline = statistics.baseline(pooled, stopwatch)
         elif pooled is not None:
             observer(Note(text="the same training by plain PyTorch, for comparison"))
             agents = len({name for record in records for name in record.shares})
-            baseline = run_baseline(job, pooled, agents=agents, rounds=final.record.round, stopwatch=stopwatch)
+            baseline = run_baseline(
+                job, pooled, agents=agents, rounds=final.record.round, stopwatch=stopwatch, breathe=loop.breathe
+            )
         summary = summarise(job, run, records, final, seconds=seconds, baseline=baseline)
         if job.spec.secure is not None:
             summary |= {"security": "secure-aggregation", "helpers": job.spec.secure.helpers,

@@ -101,12 +101,16 @@ class SharedRun:
         """Whether plain PyTorch can do the same: something is trained, from parameters that are known here."""
         return self.job.spec.train.rounds > 0 and self.job.spec.shares.model_from == SERVER
 
-    def baseline(self, owned: Owned, shared: SharedState, stopwatch: Callable[[], float]) -> Baseline:
+    def baseline(
+        self, owned: Owned, shared: SharedState, stopwatch: Callable[[], float], breathe: Callable[[], None]
+    ) -> Baseline:
         """Plain PyTorch with the same polynomials, rows and order."""
         spec = self.job.spec
         schedule = Schedule(rows=shared.rows, batch_rows=spec.train.batch_rows, seed=spec.train.seed)
         steps = steps_of(spec, schedule.total)
-        return run_shares_baseline(self.job, owned, schedule=schedule, steps=steps, stopwatch=stopwatch)
+        return run_shares_baseline(
+            self.job, owned, schedule=schedule, steps=steps, stopwatch=stopwatch, breathe=breathe
+        )
 
     def summary(self, state: Checkpoint, baseline: Baseline | None) -> dict[str, Any]:
         """The fields that a run on shares adds to, or says better in, the summary."""

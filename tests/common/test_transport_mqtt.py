@@ -207,6 +207,20 @@ def test_connecting_has_a_time_limit(bench: Bench, silent: int) -> None:
     assert wills[:2] == [1, 2], "the broker may have taken the first will: its number is not used again"
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("fleeting", [True, False])
+def test_closing_ends_although_the_broker_hung_up_unnoticed(bench: Bench, fleeting: bool) -> None:
+    """A process that was busy for longer than the keep-alive finds its connection gone only by what it then writes."""
+    transport, heard = bench.make()
+    transport.open(heard)
+    bench.run_until(lambda: heard.connects == 1)
+    bench.broker.hang_up()
+    for _ in range(4):  # the first is written, the second meets the reset
+        transport.publish("x", b"1", fleeting=fleeting)
+    transport.close()
+    assert heard.reasons == []
+
+
 def test_a_broker_that_answers_no_ping_is_given_up(bench: Bench) -> None:
     transport, heard = bench.make(keepalive_s=1)
     transport.open(heard)

@@ -153,3 +153,20 @@ def test_a_connection_that_breaks_while_writing_is_told_by_reading(pair: Pair) -
     with pytest.raises(BrokenPipeError):
         pair.wire.recv(1)
     assert isinstance(pair.wire.error, BrokenPipeError)
+
+
+def test_what_comes_after_the_end_waits_for_no_room(pair: Pair) -> None:
+    pair.theirs.close()
+    pair.wire.offer(b"lost")
+    pair.wire.offer(b"lost too")
+    assert not pair.wire.blocked
+    with pytest.raises(BrokenPipeError):
+        pair.wire.send(b"paho's")
+
+
+def test_the_end_frees_what_waited_for_room(pair: Pair) -> None:
+    pair.wire.offer(bytes(8 << 20))
+    assert pair.wire.blocked
+    pair.theirs.shutdown(socket.SHUT_WR)
+    pair.wire.fill()
+    assert not pair.wire.blocked

@@ -35,6 +35,27 @@ def test_it_learns_and_is_reproducible() -> None:
     assert first.metrics["test_mse"] == first.curve[-1]["test_mse"] < 30.0 < pooled.test.columns["MEDV"].var()
 
 
+def test_the_caller_breathes_between_steps_off_the_clock() -> None:
+    """Or the broker ends a connection that nobody looks after, and a watchdog the service."""
+    job, pooled = boston("train.rounds=3")
+    now_s, breaths = 0.0, 0
+
+    def stopwatch() -> float:
+        nonlocal now_s
+        now_s += 0.01
+        return now_s
+
+    def breathe() -> None:
+        nonlocal now_s, breaths
+        now_s += 1000.0
+        breaths += 1
+
+    result = run_baseline(job, pooled, agents=10, stopwatch=stopwatch, breathe=breathe)
+    assert result.metrics == run_baseline(job, pooled, agents=10).metrics
+    assert breaths >= 10
+    assert 0.5 * breaths < result.seconds < 1000.0
+
+
 def test_local_steps_become_epochs() -> None:
     job, pooled = boston("train.rounds=2", "train={rounds: 2, local_steps: 4, batch_rows: 10, seed: 1}")
     assert run_baseline(job, pooled, agents=10).epochs == pytest.approx(2 * 4 * 10 * 10 / 405)

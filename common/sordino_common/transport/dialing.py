@@ -161,8 +161,9 @@ class Dial:
             self._sock = None
 
 
-def see_off(wire: Wire, *, want_write: Callable[[], bool], write: Callable[[], object], limit_s: float) -> None:
-    """Block until all that is queued is written and the peer has closed, `limit_s` at most. `write` may close `wire`.
+def see_off(wire: Wire, *, want_write: Callable[[], bool], write: Callable[[], bool], limit_s: float) -> None:
+    """Block until all that is queued is written and the peer has closed, `limit_s` at most. `write` may close `wire`;
+    it returns False when that is no use any more, because the connection is gone.
 
     Closing while unread data lies here would reset the connection, and a broker that meets the reset while it writes
     drops what it has not read: our last packets, and the DISCONNECT that keeps the will from being published."""
@@ -170,14 +171,14 @@ def see_off(wire: Wire, *, want_write: Callable[[], bool], write: Callable[[], o
     poll = select.poll()
 
     def ready() -> bool:
-        return bool(poll.poll(1000 * max(0.0, deadline_s - time.monotonic())))
+        left_s = deadline_s - time.monotonic()  # a broken connection is always "ready", so the time decides first
+        return left_s > 0.0 and bool(poll.poll(1000 * left_s))
 
     with contextlib.suppress(OSError), wire.twin() as twin:
         poll.register(twin, select.POLLOUT)
         while want_write():
-            if not ready():
+            if not ready() or not write():
                 return
-            write()
         poll.modify(twin, select.POLLIN)
         twin.shutdown(socket.SHUT_WR)
         while ready() and twin.recv(65_536):

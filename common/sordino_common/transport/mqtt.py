@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, Final
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -234,7 +234,10 @@ class MqttTransport:
         if client is not None and wire is not None and client.is_connected():
             client.disconnect()
             see_off(
-                wire, want_write=lambda: wire.blocked or client.want_write(), write=client.loop_write, limit_s=_CLOSE_S
+                wire,
+                want_write=lambda: wire.blocked or client.want_write(),
+                write=lambda: client.loop_write() == MQTTErrorCode.MQTT_ERR_SUCCESS,
+                limit_s=_CLOSE_S,
             )
         self._tear_down()
 

@@ -63,10 +63,12 @@ class Wire:
         try:
             data = self._sock.recv(_READ_BYTES)
         except OSError as error:
-            self._ended = _broken(self._remember(error))
+            if _broken(self._remember(error)):
+                self._end()
             return
-        self._ended = not data
         self._buffer += data
+        if not data:
+            self._end()
 
     def next_plain(self) -> tuple[bytes, bytes] | None:
         """Topic and payload of the next packet, if that is a plain one and whole. Afterwards `waits_for_paho` says
@@ -140,8 +142,9 @@ class Wire:
         """Write a whole packet, now or as soon as there is room. Not while `blocked`, nor before paho's own have left.
 
         If the connection is broken, the packet is lost; the next `recv` says so."""
-        self._unsent = packet
-        self.flush()
+        if not self._ended:
+            self._unsent = packet
+            self.flush()
 
     def flush(self) -> None:
         """Write what was offered, as far as there is room."""
@@ -150,7 +153,7 @@ class Wire:
                 sent = self._sock.send(self._unsent)
             except OSError as error:
                 if _broken(self._remember(self._last_words(error))):
-                    self._ended, self._unsent = True, b""
+                    self._end()
             else:
                 self._unsent = self._unsent[sent:]
         self._watch_room()
@@ -165,6 +168,10 @@ class Wire:
             return self._sock.send(buffer)
         except OSError as error:
             raise self._remember(self._last_words(error)) from None
+
+    def _end(self) -> None:
+        """Nothing comes any more, and nothing leaves: what waits for room would wait for ever."""
+        self._ended, self._unsent = True, b""
 
     def _watch_room(self) -> None:
         wanted = self._others_want or bool(self._unsent)
