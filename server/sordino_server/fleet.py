@@ -15,12 +15,13 @@ from typing import Final, TypeVar
 from sordino_common.channel.boot import next_boot
 from sordino_common.channel.credentials import located
 from sordino_common.channel.roster import Roster
-from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError, StaleEpoch
 from sordino_common.messages import Describe, Described
 from sordino_common.transport.endpoint import Endpoint, Incoming
 from sordino_common.transport.mqtt import MqttSettings, MqttTransport, TlsSettings
 from sordino_common.transport.reactor import Reactor
 from sordino_common.transport.settings import LinkSettings
+from sordino_common.transport.topics import roster_topic
 from sordino_server.conductor import Conductor
 from sordino_server.home import BrokerSpec, Home
 from sordino_server.rounds.effects import Ask, Effect, Gather, Result, ask, gather, look
@@ -73,8 +74,9 @@ def others_of(roster: Roster) -> tuple[str, ...]:
 class _Handler:
     """The conductor as the endpoint's handler; it must exist before the endpoint does."""
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, server: str) -> None:
         self.conductor = conductor
+        self.server = server
         self.connected = False
         self.reason = ""
 
@@ -92,7 +94,8 @@ class _Handler:
         self.conductor.on_roster(roster)
 
     def on_refusal(self, sender: str, error: RemoteError) -> None:
-        self.conductor.on_refusal(sender, error)
+        if not (sender == self.server and isinstance(error, StaleEpoch)):  # retained from before: ours replaces it
+            self.conductor.on_refusal(sender, error)
 
 
 @contextmanager
@@ -115,7 +118,10 @@ def open_fleet(home: Home, *, version: str, link: LinkSettings | None = None) ->
         reactor = Reactor()
         stack.callback(reactor.close)
         conductor = Conductor(loop=reactor)
-        handler = _Handler(conductor)
+        handler = _Handler(conductor, home.spec.server)
+        transport = MqttTransport(settings, reactor)
+        # A roster that is signed while we run (`sordino roster revoke`) is published by another process.
+        transport.subscribe(roster_topic(home.spec.fleet, home.spec.server))
         endpoint = Endpoint(
             name=home.spec.server,
             identity=identity,
@@ -123,7 +129,7 @@ def open_fleet(home: Home, *, version: str, link: LinkSettings | None = None) ->
             fleet=home.spec.fleet,
             server=home.spec.server,
             boot=next_boot(home.folder / "boot"),
-            transport=MqttTransport(settings, reactor),
+            transport=transport,
             loop=reactor,
             handler=handler,
             version=version,

@@ -27,6 +27,7 @@ from sordino_server.cli import app, run_cli
 from sordino_server.enrolment.broker_config import BrokerPlan
 from sordino_server.enrolment.store import EnrolmentStore
 from sordino_server.enrolment.tokens import make_token
+from sordino_server.fleet import open_fleet
 from sordino_server.home import Home
 
 pytestmark = [pytest.mark.mqtt, pytest.mark.timeout(180)]
@@ -141,6 +142,27 @@ def test_from_token_to_a_fleet_and_out_again(town: Town, capsys: pytest.CaptureF
     assert town.agent("check", town.device("pi-02")) == 4
     assert town.sordino("roster", "revoke", "pi-02", "--yes") == 2
     assert "pi-02 is not in the roster" in capsys.readouterr().err
+
+
+def test_a_server_that_runs_follows_a_roster_that_another_process_has_signed(
+    town: Town, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pi-01", "pi-02"):
+        enrol(town, name, capsys)
+    assert town.sordino("roster", "sign") == 0  # epoch 3; the broker has 2 until the server is there
+    refusals: list[str] = []
+    with open_fleet(Home(town.fleet), version="test") as connection:
+        connection.conductor.on_refusal = lambda sender, error: refusals.append(f"{sender}: {error}")  # type: ignore[method-assign]
+        assert town.sordino("roster", "revoke", "pi-02", "--yes") == 0
+        book = connection.endpoint._book
+
+        def followed() -> bool:
+            return book.current is not None and book.current.epoch == 4
+
+        assert connection.reactor.run_until(followed, deadline_s=connection.reactor.now_s() + PATIENCE_S)
+        assert book.current is not None
+        assert [entry.name for entry in book.current.entries] == ["pi-01", "server"]
+    assert refusals == []
 
 
 def token_client(town: Town, text: str, *, client_id: str) -> RawClient:
