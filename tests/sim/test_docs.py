@@ -12,6 +12,14 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "01-pointers.md": ("PointerTensor(alice) float32[]", "never leave the device", "listing, in policy.fetch"),
     "02-federated-by-hand.md": ("('alice', ('x', 'warmth'), 120)", "never leave the device"),
+    "03-shares.md": (
+        "FixedPrecisionTensor(f=14) > MPCTensor[2, active] > PointerTensor(alice:…), PointerTensor(bob:…) float32[3]",
+        "the MAC check after step 0 failed",
+        "has lost its shares",
+        "MPCTensor[2, passive]",
+        "beyond the 8 that is stated",
+    ),
+    "04-inference.md": ("MPCTensor[2, active]", "never leave the device", "accuracy"),
     "05-boston.md": ("out/boston.svg",),
 }
 
