@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sordino.agent")
 
 LINGER_S: Final = 10.0  # how long a session's channels stay, for what was said last
+LINGER_MOST: Final = 8  # sessions whose channels stay: an endpoint has few, and somebody may open many short sessions
 KINDS: Final = (
     m.SpdzOpen, m.SpdzSetup, m.SpdzCorrection, m.SpdzState, m.SpdzInput, m.SpdzShares, m.SpdzOutputs, m.SpdzMasks,
     m.SpdzStep, m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort, m.SpdzClose,
@@ -80,6 +81,7 @@ class Room:
         )
         self._sender: Sender | None = None
         self._sessions: dict[bytes, Session] = {}
+        self._lingering: dict[bytes, list[str]] = {}  # session -> its peers, the one that ended first first
         self._opening: set[bytes] = set()
         self._server_boot = -1
         self._draining = False
@@ -290,12 +292,15 @@ class Room:
         receivers = {output.receiver for output in command.outputs} - {OWNERS, self._server}
         provider = {command.state_from or self._server} - {self._server}
         peers = {*command.parties, *(entry.owner for entry in command.rows), *provider, *receivers} - {self._name}
-        self._loop.call_at(self._loop.now_s() + LINGER_S, lambda: self._hang_up(sorted(peers), command.session))
+        self._lingering[command.session] = sorted(peers)
+        while len(self._lingering) > LINGER_MOST:
+            self._hang_up(next(iter(self._lingering)))
+        self._loop.call_at(self._loop.now_s() + LINGER_S, lambda: self._hang_up(command.session))
         self.on_change()
 
-    def _hang_up(self, peers: list[str], session: bytes) -> None:
-        if self._sender is not None:
-            for name in peers:
+    def _hang_up(self, session: bytes) -> None:
+        for name in self._lingering.pop(session, ()):
+            if self._sender is not None:
                 self._sender.end_context(name, session)
 
     # --- speaking --------------------------------------------------------------------------------------------------

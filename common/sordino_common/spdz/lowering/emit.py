@@ -280,10 +280,14 @@ class Emitter:
         )  # fmt: skip
 
     def _exactly(self, x: _Known, bits: int) -> _Known:
-        """x at that scale, which is no smaller than its own."""
-        if x.bits > bits:
-            raise LoweringError(f"an output has {x.bits} fraction bits, expected {bits}")
-        return x if x.bits == bits else self._combined([(1, x)], 0.0, None, x.shape, -1, bits)
+        """x at that scale. What has more fraction bits (a small constant, and what is made of it) loses them in a gate
+        of its own."""
+        if x.bits <= bits:
+            return x if x.bits == bits else self._combined([(1, x)], 0.0, None, x.shape, -1, bits)
+        up = max(0, BOUND_BITS_TARGET - x.size.bit_length())
+        return self._open(
+            (), ((1 << up, x),), 0, up + x.bits - bits, bits, x.size << up, x.shape, -1, "fewer bits", 0.0
+        )
 
     # --- room ----------------------------------------------------------------------------------------------------
 

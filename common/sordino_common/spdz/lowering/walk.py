@@ -20,7 +20,7 @@ from sordino_common.spdz.lowering.sketch import Sketch
 # Ops that need their secret operands as wires, whatever becomes of their result.
 _NEED_WIRES: Final = frozenset({
     "mul", "div", "pow", "mm", "bmm", "addmm", "convolution", "convolution_backward", "expand", "slice", "select",
-    "flip", "repeat", "pad", "gather", "index", "embedding", "cat", "slice_scatter", "select_scatter",
+    "flip", "repeat", "pad", "gather", "index", "embedding", "cat", "slice_scatter", "select_scatter", "where",
 })  # fmt: skip
 # Ops whose results the stated range of values speaks of; products of elements and their sums (a loss) are bounded by
 # their operands.

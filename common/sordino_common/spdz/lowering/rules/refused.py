@@ -13,7 +13,7 @@ REFUSED: Final[dict[str, str]] = {
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not"), _COMPARE),
     **dict.fromkeys(("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"), _COMPARE),
     **dict.fromkeys(("relu", "leaky_relu", "elu", "hardtanh", "gelu"), f"{_COMPARE}; {_SIGMOID}"),
-    **dict.fromkeys(("maximum", "minimum", "where", "clamp", "abs", "sign"), _COMPARE),
+    **dict.fromkeys(("maximum", "minimum", "clamp", "abs", "sign"), _COMPARE),
     **dict.fromkeys(("amax", "amin", "argmax", "argmin"), _COMPARE),
     **dict.fromkeys(("floor", "ceil", "round", "trunc"), _COMPARE),
     "max_pool2d_with_indices": f"{_COMPARE}; use average pooling",

@@ -94,6 +94,24 @@ def _written(walk: Walk, node: Node, args: tuple[Any, ...]) -> list[Value]:
     kernel = OPS[node.op].kernel(tuple(type(out)("int64", out.shape) for out in node.outs), *plain)
     first, second = math.prod(left.shape), math.prod(right.shape)
     index = kernel(np.arange(first).reshape(left.shape), np.arange(first, first + second).reshape(right.shape))
+    return [_chosen(walk, left, right, np.asarray(index))]
+
+
+@rule("where")
+def _where(walk: Walk, node: Node, args: tuple[Any, ...]) -> list[Value]:
+    condition, x, y = args
+    if isinstance(condition, Lazy):
+        walk.refuse("on secret shares the condition must be public: it would need a comparison of secrets")
+    shape = node.outs[0].shape
+    left, right = (broadcast(walk, lifted(walk, part, np.shape(part)) if not isinstance(part, Lazy) else part, shape)
+                   for part in (x, y))  # fmt: skip
+    count = math.prod(shape)
+    numbered = np.arange(count).reshape(shape)
+    return [_chosen(walk, left, right, np.where(np.broadcast_to(condition, shape), numbered, numbered + count))]
+
+
+def _chosen(walk: Walk, left: Lazy, right: Lazy, index: Array) -> Lazy:
+    """Entries of two values side by side, taken at flat positions `index`."""
     flat = [stepped(walk.sketch, part, "view", (math.prod(part.shape),)) for part in (left, right)]
     wires = [to_wire(walk.sketch, part) for part in flat]
     if wires[0][0] == wires[1][0]:
@@ -101,4 +119,4 @@ def _written(walk: Walk, node: Node, args: tuple[Any, ...]) -> list[Value]:
     else:
         exact = tuple(to_output(walk.sketch, part, carried=False) for part in flat)
         both = of_wire(walk.sketch, walk.sketch.joined(exact, 0))
-    return [placed(walk, both, np.asarray(index))]
+    return placed(walk, both, index)
