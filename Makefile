@@ -43,6 +43,9 @@ bench: $(STAMP)  ## ratios and exact counts; benchmarks/README.md says how to re
 	@set -e; for script in benchmarks/bench_*.py benchmarks/spdz.py benchmarks/tensors.py; do echo "== $$script"; $(PY) $$script; done
 	$(PY) benchmarks/spdz.py --products
 
+man: $(STAMP)  ## manual pages into out/man; read one with: man -l out/man/sordino.1
+	$(PY) scripts/make-man out/man
+
 soak: $(TEST_STAMP)  ## the full trial counts that `make test` only samples
 	SORDINO_REQUIRE_MQTT=1 SORDINO_SOAK=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m soak
 

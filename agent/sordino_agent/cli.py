@@ -1,4 +1,4 @@
-"""`sordino-agent init | enroll | run | check | status | budget | support-bundle | renew | rotate`."""
+"""`sordino-agent init | enroll | run | check | status | budget | support-bundle | renew | rotate | completion`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_CONFIG = "/etc/sordino/agent.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 our bug, 2 usage or configuration, 3 broker or daemon not there, 4 security."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         return int(arguments.act(arguments))
     except SordinoError as error:
@@ -33,29 +33,70 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sordino-agent", description="Train on this device's data, which stays here.")
-    parser.add_argument("--version", action="version", version=f"sordino-agent {__version__}")
-    commands = parser.add_subparsers(
-        required=True, metavar="init | enroll | run | check | status | budget | support-bundle | renew | rotate"
+_EXIT = "exit codes: 0 done, 1 a bug of ours, 2 command line or configuration, 3 broker or daemon not there, 4 security"
+
+
+def _explained(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    line: str,
+    text: str,
+    *examples: str,
+) -> argparse.ArgumentParser:
+    """A command with its line for the list, its text, and examples; all end with the exit codes."""
+    return commands.add_parser(
+        name,
+        help=line,
+        description=text,
+        epilog="\n".join(("examples:", *(f"  {example}" for example in examples), "", _EXIT)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    init = commands.add_parser("init", help="make a key, a configuration and a request to be enrolled")
-    init.add_argument("folder", type=Path, metavar="DIR")
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; manual pages and completion are made from it."""
+    parser = argparse.ArgumentParser(
+        prog="sordino-agent",
+        description="Train on this device's data, which stays here.",
+        epilog=f"A new device: `enroll` with a token, or `init`; then `check`, then `run`.\n{_EXIT}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sordino-agent {__version__}", help="print the version")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    init = _explained(
+        commands,
+        "init",
+        "make a key, a configuration and a request to be enrolled",
+        "Make DIR: this device's own key (which never leaves it), agent.yaml to be filled in, and enrolment.json,\n"
+        "which the operator takes with `sordino roster add`. With a token, use `enroll`: it does all of that.",
+        "sordino-agent init pi-01 --name pi-01 --fleet lab --operator-key HEX --broker broker.example:8883",
+    )
+    init.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     init.add_argument("--name", required=True, help="this device's name in the fleet")
     init.add_argument("--fleet", required=True, help="the fleet's name")
-    init.add_argument("--operator-key", required=True, metavar="HEX", help="the operator's public key")
+    init.add_argument("--operator-key", required=True, metavar="HEX", help="the operator's public key, 64 hex digits")
     init.add_argument("--broker", required=True, metavar="HOST:PORT", help="the MQTT broker")
     init.add_argument("--server", default="server", help="the server's name in the fleet (default: server)")
     init.set_defaults(act=_init)
 
-    enroll = commands.add_parser("enroll", help="become a member with a token of `sordino enroll-token`")
+    enroll = _explained(
+        commands,
+        "enroll",
+        "become a member with a token of `sordino enroll-token`",
+        "Make this device's key, ask to be enrolled with a token that the operator gave you, and wait for the\n"
+        "answer. Compare the fingerprint that it prints with the one that the operator sees. If the wait ends\n"
+        "before the answer comes, the same command without a token goes on.",
+        "sordino-agent enroll TOKEN",
+        "sordino-agent enroll --grant grant.txt     # the answer, by hand",
+    )
     enroll.add_argument(
         "token", nargs="?", metavar="TOKEN", help="the token; - reads it; none: go on with the last one"
     )
     enroll.add_argument(
         "--dir",
         dest="folder",
+        metavar="DIR",
         type=Path,
         default=Path(DEFAULT_CONFIG).parent,
         help=f"where key and configuration go (default: {Path(DEFAULT_CONFIG).parent})",
@@ -69,8 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     enroll.add_argument("--grant", type=Path, metavar="FILE", help="take the answer from this file")
     enroll.set_defaults(act=_enroll)
 
-    run = commands.add_parser(
-        "run", help="be the agent until SIGTERM or Ctrl-C; SIGHUP reads policy and datasets again"
+    run = _explained(
+        commands,
+        "run",
+        "be the agent until SIGTERM or Ctrl-C; SIGHUP reads policy and datasets again",
+        "Connect, and do what the server asks for within this device's policy, until SIGTERM or Ctrl-C. SIGHUP\n"
+        "reads policy and datasets again. Under systemd: systemctl enable --now sordino-agent.",
+        "sordino-agent run",
+        "sordino-agent run pi-01/agent.yaml --verbose",
     )
     _config_argument(run)
     run.add_argument("--verbose", action="store_true", help="log debug lines too")
@@ -78,22 +125,45 @@ def _parser() -> argparse.ArgumentParser:
         "--log-format",
         choices=("auto", "text", "json", "journal"),
         default="auto",
-        help="auto: the journal with its fields under systemd, else text",
+        help="auto (default): the journal with its fields under systemd, else text",
     )
     run.set_defaults(act=_run)
 
-    check = commands.add_parser("check", help="look for everything that could keep the agent from working")
+    check = _explained(
+        commands,
+        "check",
+        "look for everything that could keep the agent from working",
+        "Look at keys and their modes, roster, certificates, datasets, budgets, disk, memory, clock, versions and\n"
+        "databases, and on a short visit at the broker's limits and access rules. Each finding has its remedy.\n"
+        "Changes nothing, and disturbs no agent that runs. Warnings alone end with 0.",
+        "sordino-agent check",
+        "sordino-agent check --offline --json | jq '.[] | select(.level != \"ok\")'",
+    )
     _config_argument(check)
     check.add_argument("--offline", action="store_true", help="don't connect to the broker")
     check.add_argument("--json", action="store_true", help="findings as one JSON array")
     check.set_defaults(act=_check)
 
-    status = commands.add_parser("status", help="what the running agent does")
+    status = _explained(
+        commands,
+        "status",
+        "what the running agent does",
+        "What the running agent does, from its status file. Exit code 3 if no agent runs.",
+        "sordino-agent status",
+    )
     _config_argument(status)
     status.add_argument("--json", action="store_true", help="as one JSON object")
     status.set_defaults(act=_status)
 
-    support = commands.add_parser("support-bundle", help="what whoever is asked for help needs, without secrets")
+    support = _explained(
+        commands,
+        "support-bundle",
+        "what whoever is asked for help needs, without secrets",
+        "Write one file with what whoever is asked for help needs: configuration, status, findings, versions and\n"
+        "lines of logs; without keys, passwords, rows or models. It is sent to nobody: look at it first.",
+        "sordino-agent support-bundle --list",
+        "sordino-agent support-bundle -o pi-01.tar.gz",
+    )
     _config_argument(support)
     support.add_argument("-o", "--output", type=Path, metavar="FILE", help="a new .tar.gz file")
     support.add_argument(
@@ -102,12 +172,25 @@ def _parser() -> argparse.ArgumentParser:
     support.add_argument("--list", action="store_true", help="say what would be in it; write nothing")
     support.set_defaults(act=_support)
 
-    budget = commands.add_parser("budget", help="what privacy was spent of each dataset, and what is left")
+    budget = _explained(
+        commands,
+        "budget",
+        "what privacy was spent of each dataset, and what is left",
+        "What was released about each dataset, what it cost in epsilon, and what is left of its budget.",
+        "sordino-agent budget",
+        "sordino-agent budget --json",
+    )
     _config_argument(budget)
     budget.add_argument("--json", action="store_true", help="as one JSON array")
     budget.set_defaults(act=_budget)
 
-    renew = commands.add_parser("renew", help="get a new certificate for the broker")
+    renew = _explained(
+        commands,
+        "renew",
+        "get a new certificate for the broker",
+        "Ask for a new certificate under the key that is here, and wait for it.",
+        "sordino-agent renew --if-due",
+    )
     _config_argument(renew)
     _wait_argument(renew)
     renew.add_argument(
@@ -115,10 +198,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     renew.set_defaults(act=_renew)
 
-    rotate = commands.add_parser("rotate", help="get new keys for this device; the old ones end")
+    rotate = _explained(
+        commands,
+        "rotate",
+        "get new keys for this device; the old ones end",
+        "Make new keys, have the operator approve them, and let the old ones end.",
+        "sordino-agent rotate",
+    )
     _config_argument(rotate)
     _wait_argument(rotate)
     rotate.set_defaults(act=_rotate)
+
+    completion = _explained(
+        commands,
+        "completion",
+        "print a completion script for a shell",
+        "Print a script that completes commands, options and files. It starts no Python when TAB is pressed.",
+        'eval "$(sordino-agent completion bash)"       # in ~/.bashrc',
+        "sordino-agent completion zsh > ~/.zfunc/_sordino_agent",
+        "sordino-agent completion fish > ~/.config/fish/completions/sordino-agent.fish",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+    completion.set_defaults(act=_completion)
     return parser
 
 
@@ -312,6 +413,14 @@ def _support(arguments: argparse.Namespace) -> int:
         _say(line)
     if not arguments.list:
         _say(f"\n{path}: written, and not sent to anybody. Look before you send it:\n  tar -xzOf {path} | less")
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from sordino_agent.manual import tree_of
+    from sordino_common.manual.completion import script
+
+    _say(script(tree_of(make_parser()), arguments.shell).rstrip("\n"))
     return 0
 
 

@@ -118,6 +118,20 @@ def _request(made: Enrolment, *, name: str, fleet: str, roles: tuple[str, ...]) 
     return (json.dumps(request, indent=2) + "\n").encode()
 
 
+def sample_config() -> str:
+    """What `init` writes, for the manual: with every key that there is, most of them as comments."""
+    return _config(
+        name="pi-01",
+        fleet="lab",
+        server="server",
+        operator_key="0" * 64,
+        host="broker.example",
+        port=8883,
+        tls=None,
+        state_dir=STATE_FOLDER,
+    )
+
+
 def _config(
     *,
     name: str,

@@ -18,6 +18,9 @@ from rich.console import Console
 
 from sordino_common.errors import ConfigError
 from sordino_server.cli import run_cli
+from sordino_server.cli.completion import completion_command
+from sordino_server.cli.manual import tree_of
+from sordino_server.cli.words import SIM_EXAMPLES, SIM_SUMMARY, explain
 from sordino_server.job import Job, load_job
 from sordino_server.progress import ProgressView, result_line, size
 from sordino_sim.sweep import Sweep, Trial, plan_trials, read_sweep, run_trials
@@ -162,6 +165,10 @@ def fleet(
         f"  sordino agents --fleet {folder}\n"
         f"  sordino train {job} --fleet {folder}"
     )
+
+
+app.command("completion")(completion_command(lambda: tree_of(app, "sordino-sim", summary=SIM_SUMMARY)))
+explain(app, SIM_EXAMPLES)
 
 
 def lines_of(summary: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,12 @@ from typing import NoReturn
 import typer
 
 from sordino_server.cli.broker import broker_config
+from sordino_server.cli.completion import completion_command
 from sordino_server.cli.dealer import dealer_app
 from sordino_server.cli.doctor import doctor
 from sordino_server.cli.enrol import enroll_token
 from sordino_server.cli.fleet import agents, init
+from sordino_server.cli.manual import tree_of
 from sordino_server.cli.plans import plan_app, plans
 from sordino_server.cli.privacy import privacy_app
 from sordino_server.cli.roster import roster_app
@@ -21,6 +23,7 @@ from sordino_server.cli.support import support_bundle
 from sordino_server.cli.top import top
 from sordino_server.cli.train import train
 from sordino_server.cli.web import web
+from sordino_server.cli.words import EXAMPLES, SUMMARY, explain
 
 app = typer.Typer(
     help="Con sordino: a fleet learns together, and no device says what it knows.",
@@ -46,6 +49,8 @@ app.add_typer(roster_app, name="roster")
 app.add_typer(dealer_app, name="dealer")
 app.add_typer(plan_app, name="plan")
 app.add_typer(privacy_app, name="privacy")
+app.command("completion")(completion_command(lambda: tree_of(app, "sordino", summary=SUMMARY)))
+explain(app, EXAMPLES)
 
 
 def main() -> NoReturn:

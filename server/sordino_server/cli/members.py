@@ -114,7 +114,12 @@ def renew(fleet: FleetOption = HERE, offline: OfflineOption = False) -> None:
         _finish(home, store, desk, offline=offline, fleet=fleet, sign=False)
 
 
-def revoke(name: str, yes: YesOption = False, offline: OfflineOption = False, fleet: FleetOption = HERE) -> None:
+def revoke(
+    name: Annotated[str, typer.Argument(help="The device's name.")],
+    yes: YesOption = False,
+    offline: OfflineOption = False,
+    fleet: FleetOption = HERE,
+) -> None:
     """Put a member out: at once for its sessions, and at the broker as soon as that has read the new list."""
     now_s = time.time()
     with desk_of(fleet) as (home, store, desk):

@@ -30,6 +30,7 @@ DatabaseOption = Annotated[
     ),
 ]
 JobArgument = Annotated[Path, typer.Argument(help="The job file.")]
+RunArgument = Annotated[str, typer.Argument(help="The run, as `sordino runs` lists it.")]
 HERE: Final = Path()
 
 

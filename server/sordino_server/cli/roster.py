@@ -32,7 +32,7 @@ def roster_add(
 
 
 @roster_app.command("remove")
-def roster_remove(name: str, fleet: FleetOption = HERE) -> None:
+def roster_remove(name: Annotated[str, typer.Argument(help="The device's name.")], fleet: FleetOption = HERE) -> None:
     """Take a device out of the draft. It counts once it is signed."""
     Home(fleet).remove(name)
     note(f"{name} is out of the draft; make it count with: sordino roster sign --fleet {fleet}")

@@ -13,6 +13,7 @@ from sordino_server.cli.output import (
     DatabaseOption,
     FleetOption,
     JsonOption,
+    RunArgument,
     date,
     open_store,
     print_json,
@@ -42,7 +43,9 @@ def runs(fleet: FleetOption = HERE, as_json: JsonOption = False, database: Datab
     print_table(table)
 
 
-def show(run: str, fleet: FleetOption = HERE, as_json: JsonOption = False, database: DatabaseOption = None) -> None:
+def show(
+    run: RunArgument, fleet: FleetOption = HERE, as_json: JsonOption = False, database: DatabaseOption = None
+) -> None:
     """One run: its rounds, who took part, how it ended."""
     with open_store(fleet, database) as store:
         row, records = store.row(run), store.records(run)
@@ -76,7 +79,7 @@ def show(run: str, fleet: FleetOption = HERE, as_json: JsonOption = False, datab
 
 
 def export_model(
-    run: str,
+    run: RunArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="A .safetensors file: a plain PyTorch state dict.")],
     fleet: FleetOption = HERE,
     database: DatabaseOption = None,
