@@ -21,6 +21,7 @@ PAGES = {
     ),
     "04-inference.md": ("MPCTensor[2, active]", "never leave the device", "accuracy"),
     "05-boston.md": ("out/boston.svg",),
+    "paper.md": ("FixedPrecisionTensor(f=14) > MPCTensor[2, active]", "needs a comparison of secrets"),
 }
 
 
