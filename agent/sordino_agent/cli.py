@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     init.add_argument("--operator-key", required=True, metavar="HEX", help="the operator's public key, 64 hex digits")
     init.add_argument("--broker", required=True, metavar="HOST:PORT", help="the MQTT broker")
     init.add_argument("--server", default="server", help="the server's name in the fleet (default: server)")
-    init.set_defaults(act=_init)
+    init.set_defaults(act=_handed_over(_init))
 
     enroll = _explained(
         commands,
@@ -102,13 +102,15 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"where key and configuration go (default: {Path(DEFAULT_CONFIG).parent})",
     )
     enroll.add_argument(
-        "--state-dir", default="state", metavar="DIR", help="for keys and state, relative to --dir (default: state)"
+        "--state-dir",
+        metavar="DIR",
+        help="for keys and state, relative to --dir (default: state, or where the package keeps it)",
     )
     enroll.add_argument("--name", help="this device's name, if the token does not say it")
     _wait_argument(enroll)
     enroll.add_argument("--offline", action="store_true", help="write the request into a file, to be carried by hand")
     enroll.add_argument("--grant", type=Path, metavar="FILE", help="take the answer from this file")
-    enroll.set_defaults(act=_enroll)
+    enroll.set_defaults(act=_handed_over(_enroll))
 
     run = _explained(
         commands,
@@ -196,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
     renew.add_argument(
         "--if-due", action="store_true", help="only if less than a third of its time is left: for a timer"
     )
-    renew.set_defaults(act=_renew)
+    renew.set_defaults(act=_handed_over(_renew))
 
     rotate = _explained(
         commands,
@@ -207,7 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _config_argument(rotate)
     _wait_argument(rotate)
-    rotate.set_defaults(act=_rotate)
+    rotate.set_defaults(act=_handed_over(_rotate))
 
     completion = _explained(
         commands,
@@ -246,8 +248,23 @@ def _config_path(arguments: argparse.Namespace) -> Path:
     return path / "agent.yaml" if path.is_dir() else path
 
 
+def _handed_over(act: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`act`, after which what root has made for the service belongs to the service, however it ended."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from sordino_agent.ownership import settle
+
+        try:
+            return act(arguments)
+        finally:
+            settle(arguments.folder / "agent.yaml" if "folder" in arguments else _config_path(arguments))
+
+    return run
+
+
 def _init(arguments: argparse.Namespace) -> int:
     from sordino_agent.enrol import enrol
+    from sordino_agent.ownership import state_dir_for
 
     made = enrol(
         arguments.folder,
@@ -256,6 +273,7 @@ def _init(arguments: argparse.Namespace) -> int:
         operator_key=arguments.operator_key,
         broker=arguments.broker,
         server=arguments.server,
+        state_dir=state_dir_for(arguments.folder),
     )
     config = made.config
     _say(
@@ -276,6 +294,7 @@ fingerprint with you before `sordino roster add`. Then:
 
 def _enroll(arguments: argparse.Namespace) -> int:
     from sordino_agent.enrolling import enroll
+    from sordino_agent.ownership import state_dir_for
 
     text: str | None = arguments.token
     enroll(
@@ -286,7 +305,7 @@ def _enroll(arguments: argparse.Namespace) -> int:
         offline=arguments.offline,
         grant=arguments.grant,
         say=_say_now,
-        state_dir=arguments.state_dir,
+        state_dir=arguments.state_dir or state_dir_for(arguments.folder),
     )
     return 0
 
