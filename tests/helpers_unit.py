@@ -31,6 +31,7 @@ class Unit:
         stderr: int | None = None,
         command: Sequence[str] = AGENT,
         environment: Mapping[str, str] | None = None,
+        watchdog_s: float = WATCHDOG_S,
     ) -> None:
         self.home = home
         self.manager = Manager(home.folder.parent / "notify", reactor=reactor)
@@ -40,7 +41,7 @@ class Unit:
         self.process = subprocess.Popen(
             [*command, "run", str(home.folder)],
             stderr=self._log if stderr is None else stderr,
-            env={**os.environ, **self.manager.environment(watchdog_s=WATCHDOG_S), **(environment or {})},
+            env={**os.environ, **self.manager.environment(watchdog_s=watchdog_s), **(environment or {})},
         )
 
     @property

@@ -170,6 +170,30 @@ def test_a_journal_that_is_gone_starves_the_watchdog(home: Home, start_mosquitto
         assert unit.starves()
 
 
+@pytest.mark.mqtt
+@pytest.mark.slow
+def test_an_idle_agent_wakes_for_nothing_but_keep_alive_and_watchdog(home: Home, start_mosquitto: Start) -> None:
+    keepalive_s, watchdog_s, window_s = 6, 8.0, 16.0
+    home.edit("port: 1\n", f"port: 1\n  keepalive_s: {keepalive_s}\n")
+    home.edit("  # idle_s: 60", "  idle_s: 0")
+    with started(home, start_mosquitto(), watchdog_s=watchdog_s) as unit:
+        pid, reactor = unit.process.pid, unit.stage.reactor
+        unit.until(lambda: unit.stage.server.endpoint.online("pi-01"))
+        unit.until(lambda: read_status(home.state / "status.json").datasets)
+        unit.until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text() == "")
+
+        def sleeps() -> int:
+            text = Path(f"/proc/{pid}/status").read_text()
+            return int(text.split("voluntary_ctxt_switches:")[1].split()[0])
+
+        reactor.run_until(lambda: False, deadline_s=reactor.now_s() + 5.0)  # what the start has left to do
+        before = sleeps()
+        reactor.run_until(lambda: False, deadline_s=reactor.now_s() + window_s)
+        # A look at the keep-alive every third of it, a ping and its answer, and beats; some for pages and the status.
+        expected = window_s * (3 / keepalive_s + 2 / keepalive_s + 2 / watchdog_s)
+        assert sleeps() - before <= 1.5 * expected
+
+
 # --- the probes --------------------------------------------------------------------------------------------------
 
 

@@ -5,12 +5,13 @@ Peers take a greater boot number as "it restarted, the old session is dead" and 
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Final
 
 from sordino_common.channel.files import write_atomically
-from sordino_common.errors import ConfigError
+from sordino_common.errors import ConfigError, LimitExceeded
 
 _MAX_BOOT: Final = (1 << 53) - 1  # one start a microsecond would take 285 years; JSON readers stay exact
 
@@ -18,7 +19,8 @@ _MAX_BOOT: Final = (1 << 53) - 1  # one start a microsecond would take 285 years
 def next_boot(path: Path) -> int:
     """The number after the one in `path` (1 if there is no file), written and fsynced before it is returned.
 
-    Raises `ConfigError` if the file can't be read or written, or holds anything but a number."""
+    Raises `ConfigError` if the file can't be read or written, or holds anything but a number; `LimitExceeded` if the
+    disk is full."""
     return _write(path, _read(path) + 1)
 
 
@@ -47,5 +49,7 @@ def _write(path: Path, boot: int) -> int:
     try:
         write_atomically(path, b"%d\n" % boot)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # it passes: a service must go on trying
+            raise LimitExceeded(f"{path}: no room for the boot counter: {error.strerror}; free some") from None
         raise ConfigError(f"{path}: the boot counter can't be written: {error.strerror}") from None
     return boot
