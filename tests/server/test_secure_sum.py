@@ -15,7 +15,7 @@ from sordino_common import messages as m
 from sordino_common.aggregate.contributor import mask
 from sordino_common.aggregate.seeds import read_seed
 from sordino_common.channel.roster import Roster
-from sordino_common.errors import FleetUnavailable, RemoteError
+from sordino_common.errors import ConfigError, FleetUnavailable, RemoteError
 from sordino_server.rounds.effects import (
     Effect,
     Gather,
@@ -37,7 +37,7 @@ from sordino_server.rounds.effects import (
 )
 from sordino_server.rounds.events import Event, Note
 from sordino_server.rounds.releases import Releases
-from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
+from sordino_server.rounds.secure_sum import SumRequest, SumResult, largest_device, secure_sum
 from sordino_server.rounds.spdz import World
 
 HELPERS = ("helper-0", "helper-1", "helper-2")
@@ -267,6 +267,14 @@ def test_a_sum_that_honest_devices_can_t_have_is_refused(size: int) -> None:
         RemoteError, match=r"an entry of the sum is .*, and 6 honest contributions reach 6000 at most: a"
     ):
         play(lying)
+
+
+def test_a_device_that_states_absurdly_many_rows_is_named_as_the_reason() -> None:
+    """Its word widens the bound of everybody's entries: no configuration of ours is at fault."""
+    with pytest.raises(
+        ConfigError, match=r"a test: .* is that of a device with 1099511627776 rows.*rows_per_agent lea"
+    ):
+        play(Script(data(6)), bound=1 << 61, remedy=largest_device(1 << 40))
 
 
 def test_a_void_noised_sum_says_what_it_has_cost() -> None:

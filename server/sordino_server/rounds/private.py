@@ -38,7 +38,7 @@ from sordino_server.rounds.private_steps import ServerStep, mean_gradient, moved
 from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.roll import Program, Roll
 from sordino_server.rounds.scaling import given_scaling
-from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
+from sordino_server.rounds.secure_sum import SumRequest, SumResult, largest_device, secure_sum
 from sordino_server.rounds.spdz import World
 
 
@@ -217,5 +217,6 @@ class _PrivateRound:
             choose=lambda names, attempt: chosen(train, base.within(names, limit), base.number, attempt),
             announce=True,
             releases=self.releases,
+            remedy=largest_device(most_rows) if isinstance(recipe, Gradients) else "",
         )
         return (yield from secure_sum(base.roll, request, run=base.run, world=base.world))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from sordino_common.aggregate.leader import LeaderSum, NotTaken
 from sordino_common.aggregate.masks import DrawNoise
 from sordino_common.aggregate.terms import choose_bits, largest_sum
 from sordino_common.channel.roster import Roster
-from sordino_common.errors import BudgetRefused, FleetUnavailable, PolicyRefusal, RemoteError
+from sordino_common.errors import BudgetRefused, ConfigError, FleetUnavailable, PolicyRefusal, RemoteError
 from sordino_common.messages import (
     Cancel,
     Contribution,
@@ -71,7 +71,8 @@ class SumRequest:
 
     `choose(names, attempt)`: whom to ask of those who are ready. `deadline_s`: of the whole sum, per attempt;
     `straggler_s`: after the quorum. `announce`: an attempt is an attempt at the round, for observers. `releases`: of a
-    noised sum; an attempt is one of them, whatever comes of it."""
+    noised sum; an attempt is one of them, whatever comes of it. `remedy`: for an error that says that no words hold the
+    sum."""
 
     purpose: str
     round: int
@@ -88,6 +89,7 @@ class SumRequest:
     choose: Callable[[Names, int], Names] = lambda names, attempt: names
     announce: bool = False
     releases: Releases | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,14 +141,7 @@ def secure_sum(
             run=run,
             index=(yield from next_sum()),
             purpose=request.purpose,
-            bits=choose_bits(
-                bound=request.bound,
-                most=len(names),
-                length=request.length,
-                helpers=len(helpers),
-                noise=request.noise,
-                bits=request.bits,
-            ),
+            bits=_bits(request, most=len(names), helpers=len(helpers)),
             length=request.length,
             bound=request.bound,
             helpers=helpers,
@@ -173,6 +168,29 @@ def secure_sum(
             return (yield from _done(roll, request, last, attempt + 1, drawn))
     assert last is not None
     raise _no_sum(request, last, lost)
+
+
+def _bits(request: SumRequest, *, most: int, helpers: int) -> Literal[32, 64]:
+    """Raises `ConfigError` with the request's remedy."""
+    try:
+        return choose_bits(
+            bound=request.bound,
+            most=most,
+            length=request.length,
+            helpers=helpers,
+            noise=request.noise,
+            bits=request.bits,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{request.purpose}: {error}{request.remedy}") from None
+
+
+def largest_device(most_rows: int) -> str:
+    """The remedy where the bound grows with the rows that a device states."""
+    return (
+        f". The bound is that of a device with {most_rows} rows, the most that any of them states: "
+        "limits.rows_per_agent leaves larger ones out"
+    )
 
 
 def _done(

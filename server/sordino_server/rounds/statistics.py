@@ -30,7 +30,7 @@ from sordino_server.rounds.fedavg_secure import SecureRound
 from sordino_server.rounds.releases import Releases
 from sordino_server.rounds.roll import Roll
 from sordino_server.rounds.scaling import given_scaling
-from sordino_server.rounds.secure_sum import SumRequest, SumResult, secure_sum
+from sordino_server.rounds.secure_sum import SumRequest, SumResult, largest_device, secure_sum
 from sordino_server.rounds.spdz import World
 from sordino_server.statistics.estimates import histogram_of, moments_of, scaling_of
 from sordino_server.statistics.quantiles import quantiles
@@ -91,6 +91,7 @@ def ask_rows(
         choose=lambda names, attempt: tuple(n for n in names if roll.able[n].data.train_rows <= most_rows),
         announce=True,
         releases=releases,
+        remedy=largest_device(most_rows),
     )
     result = yield from secure_sum(roll, request, run=run, world=world)
     deviation = 0.0 if noise is None else float(np.sqrt(float(noise.sigma_squared) * result.aggregators))
