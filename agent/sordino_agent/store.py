@@ -213,6 +213,11 @@ class ByteCache(Generic[K, V]):
         if old is not None:
             self.used_bytes -= self._size_of(old) + ENTRY_BYTES
 
+    def drop_where(self, which: Callable[[K], bool]) -> None:
+        """Those whose key `which` says; looks at all."""
+        for key in [key for key in self._values if which(key)]:
+            self.drop(key)
+
     def clear(self) -> None:
         self._values.clear()
         self.used_bytes = 0

@@ -10,9 +10,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from sordino_common.errors import LocalError
+
+_COMPACT_ABOVE: Final = 64  # a heap smaller than this may hold any number of cancelled timers
 
 
 class Timer(Protocol):
@@ -38,13 +40,16 @@ class Loop(Protocol):
 
 
 class _VirtualTimer:
-    __slots__ = ("callback",)
+    __slots__ = ("_loop", "callback")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None], loop: VirtualLoop) -> None:
         self.callback: Callable[[], None] | None = callback
+        self._loop = loop
 
     def cancel(self) -> None:
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._loop._cancelled_one()
 
 
 class VirtualLoop:
@@ -55,6 +60,7 @@ class VirtualLoop:
         self._wall_offset_s = wall_start_s - start_s
         self._order = itertools.count()
         self._heap: list[tuple[float, int, _VirtualTimer]] = []
+        self._cancelled = 0
 
     def now_s(self) -> float:
         return self._now_s
@@ -65,7 +71,7 @@ class VirtualLoop:
     def call_at(self, when_s: float, callback: Callable[[], None]) -> Timer:
         if when_s != when_s:  # NaN would break the heap's order silently
             raise LocalError("call_at: the time is NaN")
-        timer = _VirtualTimer(callback)
+        timer = _VirtualTimer(callback, self)
         heapq.heappush(self._heap, (max(when_s, self._now_s), next(self._order), timer))
         return timer
 
@@ -74,6 +80,7 @@ class VirtualLoop:
         while self._heap:
             when_s, _, timer = heapq.heappop(self._heap)
             if timer.callback is None:
+                self._cancelled -= 1
                 continue
             self._now_s = when_s
             callback, timer.callback = timer.callback, None
@@ -99,7 +106,16 @@ class VirtualLoop:
         end_s = self._now_s + seconds
         self.run_until(lambda: False, deadline_s=end_s)
 
+    def _cancelled_one(self) -> None:
+        """Deadlines are set far ahead and nearly always cancelled: in virtual time they would never be reached."""
+        self._cancelled += 1
+        if len(self._heap) > _COMPACT_ABOVE and 2 * self._cancelled > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[2].callback is not None]
+            heapq.heapify(self._heap)
+            self._cancelled = 0
+
     def _peek_s(self) -> float | None:
         while self._heap and self._heap[0][2].callback is None:
             heapq.heappop(self._heap)
+            self._cancelled -= 1
         return self._heap[0][0] if self._heap else None

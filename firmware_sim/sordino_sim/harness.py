@@ -191,9 +191,11 @@ class SimulatedFleet:
         network: SimulatedNetwork | None,
         link: LinkSettings | None = None,
         protocols: Mapping[str, ProtocolVersion] | None = None,
+        issued_s: int | None = None,
     ) -> None:
         """`network`: what `wire` asks for delays, if it is simulated; to be cut by faults. `protocols`: the version
-        that a party says it speaks, where that is not ours."""
+        that a party says it speaks, where that is not ours. `issued_s`: of the roster, if several processes simulate
+        parts of one fleet."""
         seed = scenario.seed
         self._scenario = scenario
         self._lower = shared_lower()
@@ -203,6 +205,7 @@ class SimulatedFleet:
         opens = replace(_POLICY.spdz, outputs=dict.fromkeys(_POLICY.spdz.outputs, receivers))
         self.policy = replace(_POLICY, spdz=opens)
         self._loop = loop
+        self._issued_s = issued_s
         self._wire = wire
         self._network = network
         self._link = link or LinkSettings()
@@ -501,7 +504,7 @@ class SimulatedFleet:
         return _SharedRosterBook(self._parsed, operator_key=self._operator.public, wall_s=wall_s)
 
     def _sign_roster(self) -> bytes:
-        issued_s = int(self._loop.wall_s())
+        issued_s = int(self._loop.wall_s()) if self._issued_s is None else self._issued_s
         parties: list[tuple[str, DeviceKey, tuple[str, ...]]] = [(SERVER, self._server_identity, ("server",))]
         parties += [(agent.name, agent.identity, ("data", "compute")) for agent in self.agents.values()]
         parties += [(helper.name, helper.identity, ("helper",)) for helper in self.helpers.values()]

@@ -27,6 +27,7 @@ from sordino_server.run import RunnableLoop, RunResult, new_run_id, run_job
 from sordino_server.store import RunStore
 from sordino_sim.broker import LocalBroker
 from sordino_sim.chaos import draw_faults
+from sordino_sim.descriptors import require_descriptors
 from sordino_sim.director import Director, ServerKilled, Stage
 from sordino_sim.faults import FaultSchedule, TransportName, load_faults, plan_faults
 from sordino_sim.fleet_dir import write_fleet
@@ -113,6 +114,7 @@ def simulate(
                 wire = MemoryWire(loop, network=network)
                 company = SimulatedFleet(scenario, loop=loop, wire=wire, network=network, protocols=protocols)
             case "mqtt":
+                require_descriptors(len(scenario.boards) + len(scenario.helpers))
                 reactor = stack.enter_context(Reactor())
                 broker = stack.enter_context(LocalBroker(Path(scratch) / "broker"))
                 company = SimulatedFleet(

@@ -58,3 +58,18 @@ def test_run_until_stops_at_its_deadline() -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(LocalError, match="NaN"):
         VirtualLoop().call_at(math.nan, lambda: None)
+
+
+def test_cancelled_timers_are_not_kept_until_their_time() -> None:
+    loop = VirtualLoop()
+    ran: list[int] = []
+    loop.call_at(1e6, lambda: ran.append(0))
+    for index in range(10_000):
+        timer = loop.call_at(1e6, lambda: ran.append(1))
+        loop.call_at(float(index), lambda: None)
+        loop.step()
+        timer.cancel()
+        timer.cancel()
+    assert len(loop._heap) < 200
+    loop.advance(2e6)
+    assert ran == [0]

@@ -14,7 +14,8 @@ from sordino_common.clock import VirtualLoop
 from sordino_common.errors import LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.memory import BROKER, MemoryBroker, MemoryTransport
-from sordino_common.transport.topic_tree import TopicTree, check_filter
+from sordino_common.transport.topic_tree import TopicTree, check_filter, split_shared
+from sordino_common.transport.topics import requests_filter, shared_filter, status_filter, subscriptions
 
 levels = st.sampled_from(["a", "b", "", "$s"])
 topics = st.lists(levels, min_size=1, max_size=4).map("/".join).filter(bool)
@@ -218,3 +219,22 @@ def test_an_absent_mosquitto_is_a_skip_or_by_request_a_failure(monkeypatch: pyte
     monkeypatch.setenv("SORDINO_REQUIRE_MQTT", "1")
     with pytest.raises(pytest.fail.Exception, match="SORDINO_REQUIRE_MQTT=1"):
         helpers_mosquitto.require_mosquitto()
+
+
+@pytest.mark.parametrize("topic_filter", ["$share//f/+/status", "$share/a+b/f", "$share/g/", "$share/g", "$share/g/f+"])
+def test_what_is_no_shared_filter_is_refused(topic_filter: str) -> None:
+    with pytest.raises(LocalError, match=r"topic filter"):
+        check_filter(topic_filter)
+
+
+def test_packets_of_sessions_are_not_shared() -> None:
+    assert shared_filter("viewers", status_filter("lab")) == "$share/viewers/sordino/lab/+/status"
+    assert shared_filter("desk", requests_filter("lab")) == "$share/desk/sordino/lab/+/request"
+    assert split_shared("$share/viewers/a/b") == ("viewers", "a/b")
+    for name in ("server", "agent-1"):
+        for topic_filter in subscriptions("lab", name, "server"):
+            if not topic_filter.endswith("/status"):
+                with pytest.raises(LocalError, match=r"a session's packets belong to one process"):
+                    shared_filter("workers", topic_filter)
+    with pytest.raises(LocalError, match=r"can't be shared"):
+        shared_filter("no+group", status_filter("lab"))

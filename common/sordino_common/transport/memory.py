@@ -22,7 +22,7 @@ from sordino_common.errors import LimitExceeded, LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
 from sordino_common.transport.subscriptions import Subscriptions
-from sordino_common.transport.topic_tree import TopicTree, check_topic
+from sordino_common.transport.topic_tree import TopicTree, check_topic, split_shared
 
 BROKER: Final = "broker"  # the broker's id in `NetworkModel.deliveries`
 
@@ -85,6 +85,7 @@ class MemoryBroker:
         self._network = network
         self._sessions: dict[str, _Session] = {}
         self._subscriptions: TopicTree[dict[_Session, None]] = TopicTree()
+        self._shared: TopicTree[dict[str, dict[_Session, None]]] = TopicTree()  # filter -> group -> who is next first
         self._retained: TopicTree[Publication] = TopicTree()
         self._taps: list[Callable[[Publication], None]] = []
         self.running = True
@@ -130,9 +131,15 @@ class MemoryBroker:
         if self._sessions.get(session.client) is not session:
             return
         session.filters[topic_filter] = None
-        self._subscriptions.setdefault(topic_filter, {})[session] = None
+        group, shared = split_shared(topic_filter)
+        if group is None:
+            self._subscriptions.setdefault(topic_filter, {})[session] = None
+        else:
+            self._shared.setdefault(shared, {}).setdefault(group, {})[session] = None
         if granted is not None:
             self.hop(BROKER, session.client, _CONTROL_BYTES, granted)
+        if group is not None:
+            return  # MQTT v5, section 4.8.2: a shared subscription begins without the retained messages
         for publication in self._retained.matched_by(topic_filter):
             self._forward(session, publication, retained=True)
 
@@ -191,6 +198,11 @@ class MemoryBroker:
         receivers: dict[_Session, None] = {}
         for sessions in self._subscriptions.matching(publication.topic):
             receivers.update(sessions)
+        for groups in self._shared.matching(publication.topic):
+            for members in groups.values():
+                chosen = next(iter(members))
+                members[chosen] = members.pop(chosen)  # the next one is another's
+                receivers[chosen] = None
         for session in receivers:
             self._forward(session, publication, retained=False)
 
@@ -214,6 +226,15 @@ class MemoryBroker:
         session.filters.clear()
 
     def _drop_filter(self, session: _Session, topic_filter: str) -> None:
+        group, shared = split_shared(topic_filter)
+        groups = None if group is None else self._shared.get(shared)
+        if group is not None and groups is not None:
+            groups.get(group, {}).pop(session, None)
+            if not groups.get(group):
+                groups.pop(group, None)
+            if not groups:
+                self._shared.remove(shared)
+            return
         sessions = self._subscriptions.get(topic_filter)
         if sessions is not None:
             sessions.pop(session, None)

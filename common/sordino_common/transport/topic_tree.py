@@ -15,6 +15,7 @@ from sordino_common.errors import LocalError
 T = TypeVar("T")
 
 _MAX_BYTES: Final = 65_535  # MQTT strings carry a 16-bit length
+_SHARED: Final = "$share"
 
 
 def check_topic(topic: str) -> None:
@@ -24,11 +25,23 @@ def check_topic(topic: str) -> None:
 
 
 def check_filter(topic_filter: str) -> None:
-    """Raises `LocalError` unless one can subscribe to `topic_filter`: wildcards fill a level, # only the last."""
+    """Raises `LocalError` unless one can subscribe to `topic_filter`: wildcards fill a level, # only the last; a shared
+    one is $share/GROUP/FILTER."""
+    group, topic_filter = split_shared(topic_filter)
+    if group is not None and (not group or "+" in group or "#" in group):
+        raise LocalError(f"topic filter {_SHARED}/{group[:200]}/...: a group's name is not empty, and no wildcard")
     levels = topic_filter.split("/")
     wrong = any(("+" in level or "#" in level) and len(level) > 1 for level in levels) or "#" in levels[:-1]
     if not topic_filter or "\0" in topic_filter or wrong or len(topic_filter.encode()) > _MAX_BYTES:
         raise LocalError(f"topic filter {topic_filter[:200]!r}: + and # stand alone in a level, # in the last one")
+
+
+def split_shared(topic_filter: str) -> tuple[str | None, str]:
+    """(group, filter) of a shared subscription (MQTT v5, section 4.8.2); (None, filter) of any other."""
+    if not topic_filter.startswith(f"{_SHARED}/"):
+        return None, topic_filter
+    _, group, *rest = topic_filter.split("/", 2)
+    return group, rest[0] if rest else ""
 
 
 class _Node(Generic[T]):

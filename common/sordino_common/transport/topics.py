@@ -77,6 +77,20 @@ def subscriptions(fleet: str, name: str, server: str) -> tuple[str, ...]:
     return f"{base}/{name}/cmd", f"{base}/{name}/peer/+", f"{base}/{server}/status", f"{base}/{server}/roster"
 
 
+def shared_filter(group: str, topic_filter: str) -> str:
+    """`topic_filter` for several workers: the broker gives each packet to one of `group` (MQTT v5, section 4.8.2).
+
+    For packets that stand alone: births, deaths. Raises `LocalError` for those of sessions. A session is of two
+    processes, with counters, windows and half-received messages in their memory: a packet that another worker gets is
+    lost to both. Retained packets don't come at the beginning: who needs the whole picture subscribes for itself."""
+    if topic_filter.rsplit("/", 1)[-1] not in ("status", "request") or not _NAME.match(group):
+        raise LocalError(
+            f"topics: {topic_filter[:200]!r} can't be shared by {group[:80]!r}: only births (status) and requests can; "
+            "a session's packets belong to one process"
+        )
+    return f"$share/{group}/{topic_filter}"
+
+
 def token_user(token: bytes) -> str:
     """The broker's user for who holds the token of this id; the common name of the token's certificate."""
     return f"_enrol-{token.hex()}"
