@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import logging
 import os
 import signal
@@ -341,7 +342,8 @@ class Service:
 def run(loaded: LoadedConfig, notifier: Notifier | None = None) -> int:
     """Be the daemon until a signal says otherwise. Returns the exit code."""
     # The watchdog's SIGABRT, or a fault in a library, leaves in the log where each thread was. No values.
-    faulthandler.enable(sys.stderr)
+    with contextlib.suppress(io.UnsupportedOperation):  # stderr is no file: somebody's test, or an embedding program
+        faulthandler.enable(sys.stderr)
     with occupied(loaded.state_dir), Reactor() as reactor:
         service = Service(loaded, reactor, notifier=notifier)
         with Signals(reactor, (*STOPS, signal.SIGHUP)) as signals:

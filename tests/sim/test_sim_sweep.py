@@ -301,7 +301,7 @@ def test_a_sweep_is_a_table_for_people_and_ends_with_the_worst_exit_code(
     [
         (["--sweep", "optimizer.lr=0.1,fast"], "--sweep optimizer.lr, value fast"),
         (["--repeat", "3"], "--repeat needs --sweep"),
-        (["--sweep", "optimizer.lr=0.1", "--tamper", "agent=1"], "--tamper is for one run"),
+        (["--sweep", "optimizer.lr=0.1", "--tamper", "agent=1"], "--tamper and --chaos are for one run"),
     ],
 )
 def test_what_makes_no_sense_is_exit_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
