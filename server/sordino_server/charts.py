@@ -60,14 +60,15 @@ def line_chart(
     height: float = 260.0,
     width: float = WIDTH,
     label: str = "",
+    within: tuple[float, float] | None = None,
 ) -> str:
     """Lines over a common x; a logarithmic y axis if the values are positive and span more than a factor of 20.
-    `label`: the picture's name for those who don't see it."""
+    `label`: the picture's name for those who don't see it. `within`: the y axis's ends, instead of the values' own."""
     values = [y for line in lines for _, y in line.points if math.isfinite(y)]
     xs = [x for line in lines for x, _ in line.points]
     if not values:
         return '<p class="empty">nothing to draw</p>'
-    low, high = min(values), max(values)
+    low, high = within or (min(values), max(values))
     log = low > 0.0 and high / low > 20.0
     marks = log_ticks(low, high) if log else ticks(low, high)
     frame = _Frame(x=(min(xs), max(xs)), y=(marks[0], marks[-1]), height=height, log=log, width=width)

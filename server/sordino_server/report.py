@@ -131,7 +131,8 @@ def _participation(records: Sequence[RoundRecord]) -> tuple[str, str]:
     if len(names) > _GRID_AGENTS:
         share = [(float(r.round), 100.0 * (1.0 - r.dropouts / max(1, len(r.shares)))) for r in records]
         line = Line(label="answered", style="a", points=share)
-        return line_chart([line], x_label="round", unit=" %"), f"answered, in % of those asked; {len(names)} agents"
+        drawn = line_chart([line], x_label="round", unit=" %", within=(0.0, 100.0))
+        return drawn, f"answered, in % of those asked; {len(names)} agents"
     cells = [
         [
             (record.shares[name].outcome, _cell_title(name, record.round, record.shares[name]))

@@ -13,10 +13,10 @@ from typing import Final
 from urllib.parse import quote
 
 from sordino_server.charts import HALF, Line, bar_chart, line_chart
-from sordino_server.dashboard.terminal import clock, duration
+from sordino_server.dashboard.terminal import clock, duration, wait_words
 from sordino_server.dashboard.view import STATES, TROUBLE, AgentView, Point, RunView, State, View
 from sordino_server.page import card, count, document, metric_text, table, tile, word
-from sordino_server.progress import number, size
+from sordino_server.progress import number, size, some
 
 SIGNS: Final[dict[State, str]] = {
     "answered": "✓", "awaited": "…", "idle": "·", "online": "●", "refused": "✕", "missing": "!", "offline": "–",
@@ -67,7 +67,9 @@ def parts_html(view: View, *, chosen: str = "") -> str:
 
 
 def _head(view: View) -> str:
-    if view.roster_expires_s is None:
+    if not view.server:
+        roster = "run records of a simulation"
+    elif view.roster_expires_s is None:
         roster = "no signed roster"
     else:
         left_s = view.roster_expires_s - view.at_s
@@ -132,11 +134,7 @@ def _now(view: View, run: RunView | None) -> str:
         rows.append(f'<p class="rounds">{share} <span>round {run.round} of {run.rounds}</span></p>')
     wait = run.wait
     if wait is not None:
-        left = duration(max(0.0, wait.deadline_s - view.at_s))
-        rows.append(
-            f"<p><strong>{escape(wait.purpose)}</strong>: {wait.have} here, {wait.quorum} needed, "
-            f"for {duration(view.at_s - wait.since_s)}; {left} left</p>"
-        )
+        rows.append(f"<p><strong>{escape(wait.purpose)}</strong>: {escape(wait_words(wait, view.at_s))}</p>")
         rows.append(_chips(wait.names))
     elif run.status == "comparing":
         rows.append("<p>The rounds are over; plain PyTorch trains for comparison.</p>")
@@ -202,13 +200,16 @@ def _troubled(agents: Sequence[AgentView]) -> str:
     bad = [agent for agent in agents if agent.state in TROUBLE]
     if not bad:
         return ""
+    groups: dict[tuple[State, str], list[str]] = {}
+    for agent in bad:
+        groups.setdefault((agent.state, agent.note), []).append(agent.name)
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
     items = "".join(
-        f"<li><strong>{escape(agent.name)}</strong> {agent.state}"
-        + (f": {escape(agent.note)}" if agent.note and agent.note != agent.state else "")
-        + "</li>"
-        for agent in bad[:_TROUBLED]
+        f"<li><strong>{state}</strong>{escape(f' ({note})' if note and note != state else '')}: "
+        f"{escape(some(tuple(names)))}</li>"
+        for (state, note), names in ordered[:_TROUBLED]
     )
-    more = f"<li>and {len(bad) - _TROUBLED} more, in the table</li>" if len(bad) > _TROUBLED else ""
+    more = f"<li>and {len(groups) - _TROUBLED} more reasons, in the table</li>" if len(groups) > _TROUBLED else ""
     return f'<ul class="troubled">{items}{more}</ul>'
 
 
@@ -232,7 +233,10 @@ def _curves(view: View, run: RunView) -> str:
         lines = [] if before is None else [_line(before, name, "b")]
         lines.append(_line(run, name, "a"))
         cards.append(_curve_card(word(name), lines, run, before, name))
-    if any(point.loss is not None for point in run.points) or not cards:
+    if not cards and all(point.loss is None for point in run.points):
+        text = "No round has been evaluated yet, and under privacy no loss of training rows is told."
+        return card("Curves", f'<p class="empty">{text}</p>', "")
+    if any(point.loss is not None for point in run.points):
         lines = [] if before is None else [_line(before, "", "b")]
         cards.append(_curve_card("training loss", [*lines, _line(run, "", "a")], run, before, ""))
     return '<div class="two">' + "".join(cards) + "</div>"

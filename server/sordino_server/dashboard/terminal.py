@@ -8,6 +8,7 @@ from typing import Final
 
 from rich.text import Text
 
+from sordino_server.dashboard.live import WaitNow
 from sordino_server.dashboard.view import STATES, TROUBLE, AgentView, RunView, State, View
 from sordino_server.progress import number, size, some
 from sordino_server.waits import printable
@@ -66,15 +67,25 @@ def waiting_line(run: RunView, at_s: float, *, shown: int = 6) -> str:
     if wait is None:
         return ""
     names = some(wait.names, shown) or "nobody: it goes on at once"
-    left = duration(max(0.0, wait.deadline_s - at_s))
-    return f"{wait.purpose}: {wait.have} here, {wait.quorum} needed, {left} left; awaited: {names}"
+    return f"{wait.purpose}: {wait_words(wait, at_s)}; awaited: {names}"
+
+
+def wait_words(wait: WaitNow, at_s: float) -> str:
+    """How many are there, needed, or to come, for how long, and how long it may take."""
+    since, left = duration(at_s - wait.since_s), duration(max(0.0, wait.deadline_s - at_s))
+    # Whoever listens for the rest only tells who is missing.
+    rest = wait.have == 0 and wait.quorum == len(wait.names)
+    here = f"{len(wait.names)} to come" if rest else f"{wait.have} here, {wait.quorum} needed"
+    return f"{here}, for {since}, {left} left"
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------
 
 
 def _head(view: View) -> Iterator[Text]:
-    if view.roster_expires_s is None:
+    if not view.server:
+        roster = "run records of a simulation"
+    elif view.roster_expires_s is None:
         roster = "no signed roster"
     else:
         roster = f"roster epoch {view.roster_epoch}, expires in {duration(view.roster_expires_s - view.at_s)}"
