@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 TEST_STAMP := .venv/.ready-test
 WORKERS ?= 2
 
-.PHONY: setup demo test check fmt bench soak deb clean
+.PHONY: setup demo test check fmt bench soak deb screenshots clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,9 @@ deb: $(STAMP)  ## Debian packages in out/: the agent for arm64 and amd64, the se
 	$(PY) packaging/build_deb.py sordino-agent --arch arm64
 	$(PY) packaging/build_deb.py sordino-agent --arch amd64
 	$(PY) packaging/build_deb.py sordino-server --arch $$(dpkg --print-architecture)
+
+screenshots: $(TEST_STAMP)  ## docs/images again, of a simulated run
+	$(PY) docs/make_screenshots.py
 
 clean:
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

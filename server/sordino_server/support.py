@@ -16,6 +16,7 @@ from sordino_common.daemon.bundle import KEEP, SET, Bundle, add_logs, files_unde
 from sordino_common.daemon.scrub import Scrubber, secrets_in, secrets_of_environment, secrets_of_yaml
 from sordino_common.errors import ConfigError
 from sordino_server.dashboard.source import Source
+from sordino_server.doctor import examine
 from sordino_server.home import Home
 from sordino_server.store import RunStore
 
@@ -66,6 +67,7 @@ def make_bundle(folder: Path, *, version: str, logs: Sequence[Path] = (), databa
         )
         bundle.try_add("roster.json", "the signed roster: names, roles, fingerprints", lambda: _roster(home))
     bundle.try_add("view.json", "what sordino top shows", lambda: _view(folder, version, database))
+    bundle.try_add("doctor.json", "findings of sordino doctor --offline", lambda: _findings(folder, version))
     bundle.try_add("runs.json", f"the last {_RUNS} runs and their last rounds", lambda: _runs(folder, database))
     bundle.try_add("files.json", "the fleet directory: names, sizes, modes", lambda: files_under(folder))
     add_logs(bundle, UNITS, logs)
@@ -86,6 +88,10 @@ def _roster(home: Home) -> Any:
         for entry in roster.entries
     ]
     return {"epoch": roster.epoch, "expires_s": roster.expires_s, "entries": entries}
+
+
+def _findings(folder: Path, version: str) -> Any:
+    return [msgspec.to_builtins(finding) for finding in examine(folder, offline=True, wait_s=1.0, version=version)]
 
 
 def _view(folder: Path, version: str, database: str | None) -> Any:

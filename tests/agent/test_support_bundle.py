@@ -248,6 +248,7 @@ def test_a_servers_bundle_holds_what_helps_and_no_secret(
     found = assert_clean(out.read_bytes(), secrets)
     assert {part["name"] for part in told["parts"]} == set(found)
     assert json.loads(found["fleet.json"])["broker"]["tls"]["key"] == "(set)"
+    assert {finding["what"] for finding in json.loads(found["doctor.json"])} >= {"roster"}
     runs = json.loads(found["runs.json"])
     assert [run["run"] for run in runs] == [f"ward-model-20231114-221320-{k:04d}" for k in range(3)]
     assert all(run["error"].startswith("no quorum, and (removed)") for run in runs)

@@ -17,6 +17,7 @@ import pytest
 
 from helpers_sim import EXAMPLES, boston
 from helpers_training import Training
+from sordino_server.dashboard.source import Source
 from sordino_server.store import RunStore
 from sordino_sim.broker import LocalBroker
 from sordino_sim.fleet_dir import FleetFolder, write_fleet
@@ -82,7 +83,13 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_a_fleet_of_processes_reaches_the_simulators_parameters(stage: Stage, undisturbed: str) -> None:
     training = stage.train(*stage.job())
-    code, out = training.end()
+    training.wait_for(r"round 1/3")
+    with Source(stage.folder.folder, version="1") as source:
+        seen = source.view()  # beside the training, as `sordino top` does
+        assert seen.now is not None and seen.now.status == "running" and seen.now.round >= 1
+        assert len(seen.agents) == 10 and seen.count("unknown", "offline") == 0
+        code, out = training.end()
+        assert source.view().runs_by_status == {"done": 1}
     assert code == 0, training.text
     summary = json.loads(out)
     assert (summary["agents"], summary["rounds"], summary["dropouts"]) == (10, 3, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from helpers_mosquitto import Mosquitto
 from helpers_server import PROGRAMS, Agent, Fleet, job_spec
 from helpers_view import HOSTILE, NOW_S, hostile, run_view, save, store_with_runs, view
 from sordino_common import messages as m
@@ -21,6 +23,8 @@ from sordino_common.channel.presence import make_birth, make_death
 from sordino_common.channel.roster import Roster, RosterEntry
 from sordino_common.clock import VirtualLoop
 from sordino_common.transport.memory import MemoryBroker, MemoryTransport
+from sordino_common.transport.mqtt import MqttSettings, MqttTransport
+from sordino_common.transport.reactor import Reactor
 from sordino_common.transport.topics import status_topic
 from sordino_server.cli import app, run_cli
 from sordino_server.dashboard.births import Births
@@ -28,6 +32,7 @@ from sordino_server.dashboard.live import Live, Spending, live_path, read_live, 
 from sordino_server.dashboard.publisher import Publisher
 from sordino_server.dashboard.source import Source
 from sordino_server.dashboard.terminal import frame
+from sordino_server.home import EnrolmentRequest, create_home
 from sordino_server.rounds.events import Note, RunStarted
 from sordino_server.rounds.fedavg import federated_averaging
 
@@ -340,3 +345,41 @@ def test_top_on_a_terminal_ends_with_q(tmp_path: Path) -> None:
     os.close(ours)
     assert (process.returncode, errors) == (0, b"")
     assert HOSTILE.encode() not in seen
+
+
+@pytest.mark.mqtt
+def test_a_listener_at_a_real_broker_sees_who_is_there(
+    tmp_path: Path, start_mosquitto: Callable[..., Mosquitto], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = start_mosquitto()
+    home = create_home(tmp_path / "lab", fleet="lab", server="server", broker=f"127.0.0.1:{broker.port}")
+    key = DeviceKey.generate()
+    home.add(
+        EnrolmentRequest(name="ada", sign_key=key.public.sign_key.hex(), box_key=key.public.box_key.hex()),
+        roles=(),
+        zone=None,
+    )
+    home.sign(now_s=time.time())
+    with Reactor() as reactor:
+
+        class Device:
+            here = False
+
+            def on_connected(self) -> None:
+                birth = make_birth(key, fleet="lab", name="ada", boot=1, connection=1, version="0.1.0", epoch=1)
+                self.here = device.publish(status_topic("lab", "ada"), birth, retain=True)
+
+            def on_disconnected(self, reason: str) -> None: ...
+            def on_packet(self, topic: str, payload: bytes, retained: bool) -> None: ...
+            def on_writable(self) -> None: ...
+
+        handler = Device()
+        device = MqttTransport(MqttSettings(host="127.0.0.1", port=broker.port, client_id="ada"), reactor)
+        device.open(handler)
+        assert reactor.run_until(lambda: handler.here, deadline_s=reactor.now_s() + 20.0)
+        device.close()
+    with home.occupied():  # as a training would: the listener is nobody's rival
+        arguments = ["top", "--json", "--connect", "--fleet", str(home.folder)]
+        assert run_cli(app, arguments, program="sordino") == 0
+    (agent,) = json.loads(capsys.readouterr().out)["agents"]
+    assert (agent["name"], agent["state"], agent["version"]) == ("ada", "online", "0.1.0")
