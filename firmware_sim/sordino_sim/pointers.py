@@ -27,9 +27,11 @@ from sordino_common.errors import ConfigError
 from sordino_common.transport.reactor import Reactor
 from sordino_server.conductor import Interrupted
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
+from sordino_server.rounds.events import Waiting
 from sordino_server.rounds.spdz import World
 from sordino_server.run import RunnableLoop
 from sordino_server.tensors.fleet import LEASE_S, PointerFleet
+from sordino_server.tensors.watch import Watch
 from sordino_sim.broker import LocalBroker
 from sordino_sim.harness import SERVER, SimulatedFleet
 from sordino_sim.keys import simulation_random
@@ -75,9 +77,12 @@ class Cast:
 class SimulatedDriver:
     """A `Driver` on a simulated fleet."""
 
-    def __init__(self, fleet: SimulatedFleet, loop: RunnableLoop, stack: ExitStack) -> None:
+    def __init__(
+        self, fleet: SimulatedFleet, loop: RunnableLoop, stack: ExitStack, *, progress: bool | None = False
+    ) -> None:
         self.fleet = fleet
         self._loop = loop
+        self._watch = Watch(loop, self._waiting, shown=progress)
         self._stack = stack
         self.messages = 0
 
@@ -90,7 +95,7 @@ class SimulatedDriver:
         assert conductor is not None
         conductor.start(generator)
         try:
-            with self._interruptible() as received:
+            with self._watch.over(), self._interruptible() as received:
                 self._loop.run_until(lambda: conductor.done or bool(received), deadline_s=math.inf)
         finally:
             conductor.interrupt("stopped by SIGINT")  # nothing, if it is done
@@ -99,6 +104,9 @@ class SimulatedDriver:
         except Interrupted as stopped:
             raise KeyboardInterrupt(str(stopped)) from None
         return result
+
+    def _waiting(self) -> Waiting | None:
+        return None if self.fleet.conductor is None else self.fleet.conductor.waiting
 
     @contextmanager
     def _interruptible(self) -> Iterator[list[int]]:
@@ -141,12 +149,14 @@ def simulate(
     seed: int = 0,
     lease_s: float = LEASE_S,
     tamper: Tamper | None = None,
+    progress: bool | None = None,
 ) -> PointerFleet:
     """A fleet of `agents` (names, or how many: alice, bob, carol, ...) in this process.
 
     `data[agent][dataset][column]`: arrays with rows along the first axis, one dataset an agent. `policy`: of every
     owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our own. `tamper`: one member of
-    a committee cheats once, in a session on shares (`sordino_sim.tamper`). Raises `ConfigError`."""
+    a committee cheats once, in a session on shares (`sordino_sim.tamper`). `progress`: whether long waits are shown, on
+    stderr; None shows them on a terminal, but not on the virtual clock. Raises `ConfigError`."""
     names = _names(agents) if isinstance(agents, int) else tuple(agents)
     strangers = sorted(set(data or ()) - set(names))
     if strangers:
@@ -170,7 +180,8 @@ def simulate(
         stack.callback(fleet.close)
         fleet.start_server()
         fleet.start_agents()
-        driver = SimulatedDriver(fleet, loop, stack)
+        shown = False if progress is None and transport == "memory" else progress
+        driver = SimulatedDriver(fleet, loop, stack, progress=shown)
         present = driver.drive(
             gather(Gather(purpose="agents", without=frozenset(), quorum=len(names), join_s=_JOIN_S, deadline_s=_JOIN_S))
         )

@@ -32,10 +32,10 @@ def test_ctrl_c_stops_the_task_and_leaves_the_fleet_clean_and_usable() -> None:
     with sordino.simulate(agents=1, transport="mqtt", board="pi-zero2") as fleet:
         alice, driver = fleet["alice"], fleet._driver
         core, loop = driver.fleet.agents["alice"].core, driver._loop  # type: ignore[attr-defined]
-        x = alice.send(torch.ones(400, 400))
+        x = alice.send(torch.ones(700, 700))
         y = x
-        for _ in range(80):  # some 10 s on that board
-            y = (y @ x) / 400
+        for _ in range(15):  # some 10 s on that board
+            y = (y @ x) / 700
         total = y.sum()
 
         def interrupt() -> None:
@@ -48,7 +48,7 @@ def test_ctrl_c_stops_the_task_and_leaves_the_fleet_clean_and_usable() -> None:
         with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
             total.get()
         assert (core.running, core.health().store_tensors) == ((), 1)
-        assert torch.equal((x[0] + 1).get(), torch.full((400,), 2.0))
+        assert torch.equal((x[0] + 1).get(), torch.full((700,), 2.0))
         del y, total  # else they are computed when the fleet is left
 
 

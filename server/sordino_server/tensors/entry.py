@@ -17,6 +17,7 @@ from sordino_server.home import Home
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
 from sordino_server.rounds.spdz import World
 from sordino_server.tensors.fleet import DEADLINE_S, LEASE_S, PointerFleet
+from sordino_server.tensors.watch import Watch
 
 T = TypeVar("T")
 _JOIN_S: Final = 10.0
@@ -25,9 +26,10 @@ _JOIN_S: Final = 10.0
 class ConnectedDriver:
     """A `Driver` on a real fleet. Nothing runs between two calls: leases are renewed by what is sent."""
 
-    def __init__(self, fleet: Fleet, stack: ExitStack) -> None:
+    def __init__(self, fleet: Fleet, stack: ExitStack, *, progress: bool | None = None) -> None:
         self._fleet = fleet
         self._stack = stack
+        self._watch = Watch(fleet.reactor, lambda: fleet.conductor.waiting, shown=progress)
 
     @property
     def members(self) -> Sequence[str]:
@@ -38,7 +40,7 @@ class ConnectedDriver:
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("a fleet is used from the main thread: signals and the broker's socket are handled there")
         try:
-            with interruptible(self._fleet):
+            with self._watch.over(), interruptible(self._fleet):
                 return drive(self._fleet, lambda: generator)
         except Interrupted as stopped:
             raise KeyboardInterrupt(str(stopped)) from None
@@ -54,18 +56,24 @@ class ConnectedDriver:
 
 
 def connect(
-    where: str | Path, *, wait_s: float = _JOIN_S, lease_s: float = LEASE_S, deadline_s: float = DEADLINE_S
+    where: str | Path,
+    *,
+    wait_s: float = _JOIN_S,
+    lease_s: float = LEASE_S,
+    deadline_s: float = DEADLINE_S,
+    progress: bool | None = None,
 ) -> PointerFleet:
     """The fleet of a fleet directory, or of the `fleet.yaml` in it, as its server.
 
     Waits until all agents of the roster are online, at most `wait_s`. Who comes later is found when it is asked.
-    `lease_s`: how long an agent keeps what nobody asks for. Raises `ConfigError` (keys, roster, another process of this
-    fleet) and `FleetUnavailable` (the broker; no agent at all)."""
+    `lease_s`: how long an agent keeps what nobody asks for. `progress`: whether long waits are shown, on stderr; None
+    shows them on a terminal. Raises `ConfigError` (keys, roster, another process of this fleet) and `FleetUnavailable`
+    (the broker; no agent at all)."""
     path = Path(where)
     home = Home(path.parent if path.name == "fleet.yaml" else path)
     with ExitStack() as stack:
         fleet = stack.enter_context(open_fleet(home, version=version("sordino")))
-        driver = ConnectedDriver(fleet, stack)
+        driver = ConnectedDriver(fleet, stack, progress=progress)
         present = driver.drive(
             gather(Gather(purpose="agents", without=frozenset(), quorum=1, join_s=wait_s, deadline_s=wait_s))
         )
