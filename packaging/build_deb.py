@@ -45,7 +45,8 @@ _LEFT_OUT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """`modules`: of our own wheel. `programs`: console scripts, by the function that each calls. `units`: services."""
+    """`modules`: of our own wheel. `programs`: console scripts, by the function that each calls. `units`: services.
+    `pages`: manual pages."""
 
     name: str
     lock: str
@@ -54,6 +55,8 @@ class Package:
     programs: dict[str, str]
     units: tuple[str, ...]
     pythons: tuple[str, ...]
+    pages: tuple[str, ...]
+    packing: tuple[str, ...] = ("-Zxz", "-z6")
     depends: tuple[str, ...] = ()
     suggests: tuple[str, ...] = ()
     conffiles: tuple[str, ...] = ()
@@ -77,6 +80,7 @@ PACKAGES: Final = {
         programs={"sordino-agent": "sordino_agent.cli:main"},
         units=("sordino-agent",),
         pythons=PYTHONS,
+        pages=("sordino-agent.1", "agent.yaml.5"),
         conffiles=("etc/sordino/agent.env",),
     ),
     "sordino-server": Package(
@@ -92,6 +96,8 @@ PACKAGES: Final = {
         },
         units=("sordino-server", "sordino-dealer"),
         pythons=(THIS_PYTHON,),
+        pages=("sordino.1", "sordino-sim.1"),
+        packing=("-Zzstd", "-z9"),  # torch: minutes less than xz, and every dpkg since Debian 12's reads it
         suggests=("mosquitto",),
         conffiles=("etc/sordino/server.env",),
     ),
@@ -117,7 +123,7 @@ def build(package: Package, *, arch: str, out: Path, pythons: tuple[str, ...], e
         settle(tree, epoch)
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{package.name}_{version}_{arch}.deb"
-        packing = ["-Zgzip", "-z1"] if fast else ["-Zxz", "-z6"]
+        packing = ["-Zgzip", "-z1"] if fast else package.packing
         subprocess.run(
             ["dpkg-deb", "--root-owner-group", *packing, "--build", str(tree), str(path)],
             check=True, stdout=subprocess.DEVNULL, env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch)},
@@ -220,9 +226,43 @@ def lay_out(package: Package, tree: Path) -> None:
     copy(ROOT / "docs/install.md", documents / "install.md")
     copyright_of(package, tree, documents / "copyright")
     squeeze((ROOT / "CHANGELOG.md").read_bytes(), documents / "changelog.gz")
-    for page in sorted((ROOT / "docs/man").glob("*.1")):
-        if any(page.stem == program or page.stem.startswith(f"{program}-") for program in package.programs):
-            squeeze(page.read_bytes(), tree / f"usr/share/man/man1/{page.name}.gz")
+    manual(package, tree)
+
+
+def manual(package: Package, tree: Path) -> None:
+    """Manual pages and completions, which the programs write about themselves."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run_own(str(ROOT / "scripts/make-man"), scratch)
+        for name in package.pages:
+            page = Path(scratch) / name
+            squeeze(page.read_bytes(), tree / f"usr/share/man/man{page.suffix[1:]}/{name}.gz")
+    places = {
+        "bash": "bash-completion/completions/{}",
+        "zsh": "zsh/vendor-completions/_{}",
+        "fish": "fish/vendor_completions.d/{}.fish",
+    }
+    for program, function in package.programs.items():
+        module, _, name = function.partition(":")
+        for shell, place in places.items():
+            code = f"import sys; from {module} import {name}; sys.argv = [{program!r}, 'completion', {shell!r}]"
+            script = tree / "usr/share" / place.format(program)
+            script.parent.mkdir(parents=True, exist_ok=True)
+            script.write_text(run_own("-c", f"{code}; sys.exit({name}())"))
+
+
+def run_own(*arguments: str) -> str:
+    """What this tree's own programs print."""
+    path = os.pathsep.join(str(ROOT / name) for name in ("common", "agent", "server", "firmware_sim"))
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{arguments[0]}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def copyright_of(package: Package, tree: Path, path: Path) -> None:

@@ -6,6 +6,7 @@ that root. sordino-server, with torch 200 MB, is built by `make deb` only.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -82,6 +84,9 @@ def test_the_package_runs_from_where_it_is_unpacked(package: Path, tmp_path: Pat
     checked = run(*agent, "check", str(enrolled.folder), "--offline", "--json", ok=False)
     findings = {one["what"]: one["level"] for one in json.loads(checked.stdout)}
     assert findings["key"] == findings["datasets"] == "ok"
+    share = tree / "usr/share"
+    assert b".TH" in gzip.decompress((share / "man/man1/sordino-agent.1.gz").read_bytes())
+    assert "_sordino_agent()" in (share / "bash-completion/completions/sordino-agent").read_text()
     assert not list(tree.rglob("sordino_server")) and not list(tree.rglob("pip"))
     assert (tree / "usr/lib/systemd/system/sordino-agent.service").is_file()
 
@@ -169,10 +174,12 @@ def test_install_upgrade_remove_purge(package: Path, tmp_path: Path) -> None:
 
 def test_purge_names_all_that_an_agent_makes() -> None:
     """A state file that is added to the agent has to be added to the purge, or deliberately not."""
-    from sordino_agent import config
+    from sordino_agent import config, enrol, enrolling, errand
 
     text = (ROOT / "packaging/sordino-agent/postrm.purge").read_text()
-    names = [value for key, value in vars(config).items() if key.endswith("_FILE") and isinstance(value, str)]
-    assert len(names) >= 7
+    constants = [pair for module in (config, enrol, enrolling, errand) for pair in vars(module).items()]
+    names = [value for key, value in constants if key.endswith("_FILE") and isinstance(value, str)]
+    names += [f"{purpose}.request" for purpose in get_args(errand.Purpose)]
+    assert len(set(names)) >= 15
     assert [name for name in names if f" {name}" not in text] == []
     assert f'"$state/{config.MODELS_FOLDER}"' in text
