@@ -42,3 +42,26 @@ def test_pointers_to_processes(tmp_path: Path) -> None:
                 rows.get()
             with pytest.raises(WrongPlace, match="there are agent-00, agent-01"):
                 fleet["alice"]
+
+
+def test_shares_on_processes(tmp_path: Path) -> None:
+    folder = write_fleet(scenario_of(boston("simulation.agents=2")), tmp_path / "fleet")
+    for place in folder.agents.values():
+        config = yaml.safe_load((place / "agent.yaml").read_text("utf-8"))
+        config["policy"]["jobs"] = [*config["policy"]["jobs"], "tensors", "spdz-compute", "spdz-data"]
+        config["policy"]["fetch"] = "any"
+        config["policy"]["spdz"] = {"outputs": {"tensors": ["server"]}}
+        (place / "agent.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    with LocalBroker(folder.broker_folder, port=folder.port), AgentProcesses(folder) as agents:
+        agents.start_all()
+        with sordino.connect(folder.folder / "fleet.yaml", wait_s=60.0) as fleet:
+            (found, *_) = fleet.search("boston")
+            rows = (found[["RM", "LSTAT"]] * 0.02).share(*fleet, ranges=1)
+            w = fleet.share(torch.tensor([[1.0], [-0.5]]), *fleet).requires_grad_()
+            loss = (rows @ w).mean()
+            loss.backward()
+            assert loss.get().isfinite()
+            assert w.grad is not None
+            assert fleet.get(w.grad).shape == (2, 1)
+            with pytest.raises(RemoteFailure, match="never leave the device"):
+                found["RM"].share(*fleet, ranges=16).get()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,34 @@ def test_ctrl_c_stops_the_task_and_leaves_the_fleet_clean_and_usable() -> None:
         assert (core.running, core.health().store_tensors) == ((), 1)
         assert torch.equal((x[0] + 1).get(), torch.full((700,), 2.0))
         del y, total  # else they are computed when the fleet is left
+
+
+def test_ctrl_c_in_a_step_on_shares_leaves_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    with sordino.simulate(agents=2, transport="mqtt") as fleet:
+        driver: Any = fleet._driver
+        rooms = [agent.core.room for agent in driver.fleet.agents.values()]
+        x = fleet.share(torch.ones(2), *fleet)
+        y = x * x
+        run_until: Any = driver._loop.run_until
+        calls = 0
+
+        def interrupted(*args: Any, **kwargs: Any) -> bool:
+            nonlocal calls
+            calls += 1
+            if calls == 3:  # the Plan is there, the session is open: in the step itself
+                for _ in range(20):
+                    run_until(lambda: False, deadline_s=driver.now_s() + 0.002)
+                raise KeyboardInterrupt
+            return bool(run_until(*args, **kwargs))
+
+        monkeypatch.setattr(driver._loop, "run_until", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            y.get()
+        monkeypatch.setattr(driver._loop, "run_until", run_until)
+        assert fleet.committees.sessions <= 1  # that in which x was shared
+        assert torch.allclose(y.get(), torch.ones(2), atol=1e-3)
+        assert all(len(room.running) <= 2 for room in rooms)
+    assert all(room.running == () for room in rooms)
 
 
 def test_connect_says_what_is_missing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import sordino_server as sordino
 from sordino_agent.errors import Silence
 from sordino_common.errors import LocalError
+from sordino_common.spdz.arithmetic import Arithmetic
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
 from sordino_server.rounds.effects import Gather, gather
 from sordino_server.tensors.errors import (
@@ -139,6 +140,27 @@ def test_nobody_notices_a_cheat_without_the_check_and_it_is_named(fleet: Pointer
     with sordino.simulate(agents=2, tamper=Tamper(agent=1, step=0, bit=40)) as other:
         xs = other.share(torch.ones(2), *other, security="passive")
         assert not torch.allclose((xs * xs).get(), torch.ones(2), atol=0.1)
+
+
+def test_a_step_that_meets_the_edge_of_the_ring_runs_again(
+    fleet: PointerFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob, _ = fleet
+    xs = fleet.share(torch.tensor([1.5, -2.0]), alice, bob)
+    accept, met = Arithmetic.accept, []
+
+    def once(self: Arithmetic, round_: int, values: Any, opened: Any) -> str:
+        edge = accept(self, round_, values, opened)
+        if len(met) < 2:  # once for each member, as it would be
+            met.append(round_)
+            return "gate 0"
+        return edge
+
+    y = xs * xs
+    monkeypatch.setattr(Arithmetic, "accept", once)
+    assert torch.allclose(y.get(), torch.tensor([2.25, 4.0]), atol=1e-3)
+    assert met == [0, 0]
+    assert torch.allclose((y * xs).get(), torch.tensor([3.375, -8.0]), atol=1e-2)  # kept under its second attempt
 
 
 # --- what is left behind -------------------------------------------------------------------------------------------
