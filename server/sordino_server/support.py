@@ -20,7 +20,7 @@ from sordino_server.doctor import examine
 from sordino_server.home import Home
 from sordino_server.store import RunStore
 
-UNITS: Final = ("sordino-server", "sordino-dealer", "sordino-web")
+UNITS: Final = ("sordino-server", "sordino-dealer")
 _RUNS: Final = 50
 _ROUNDS: Final = 30
 _SHAPE: Final[dict[str, Any]] = {
@@ -103,10 +103,11 @@ def _runs(folder: Path, database: str | None) -> Any:
     with closing(RunStore(folder, wall_s=time.time, database=database, read_only=True)) as store:
         found = []
         for row in store.runs()[-_RUNS:]:
-            last = store.records(row.run)[-_ROUNDS:]
+            rounds = store.outline(row.run).records
+            last = store.records(row.run, after=rounds[-_ROUNDS].round - 1 if len(rounds) >= _ROUNDS else 0)
             values = {name: getattr(row, name) for name in _RUN_SHAPE}
-            rounds = [msgspec.to_builtins(record) for record in last]
-            found.append({**values, "summary": select(row.summary, _SUMMARY_SHAPE), "last_rounds": rounds})
+            told = [msgspec.to_builtins(record) for record in last]
+            found.append({**values, "summary": select(row.summary, _SUMMARY_SHAPE), "last_rounds": told})
         return found
 
 

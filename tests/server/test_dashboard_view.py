@@ -241,6 +241,10 @@ def test_a_view_joins_records_and_live_files(tmp_path: Path) -> None:
         assert whole.runs_by_status == {"done": 1, "failed": 1, "running": 1}
         assert [notice.text for notice in whole.notices] == ["run r-2 failed: no quorum: ada"]
         assert run.silent_s is None
+        save(store, "r-3", 3, "ada", "bob")
+        again = source.view()
+        assert again.now is not None and [p.asked for p in again.now.points] == [3, 2, 3]
+        assert {a.name: (a.answered, a.asked) for a in again.agents}["gone"] == (0, 3)
         write_live(live_path(tmp_path, "r-3"), msgspec.structs.replace(now, updated_s=NOW_S - 100))
         assert source.view().now.silent_s == 100.0  # type: ignore[union-attr]
 

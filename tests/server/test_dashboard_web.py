@@ -334,6 +334,16 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Ca
     assert "no fleet.yaml" in call("--fleet", str(tmp_path / "nowhere"))
 
 
+def test_the_other_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda name="": pytest.fail("nobody needs the resolver"))
+    try:
+        dashboard = Dashboard("::1", 0, look=view)
+    except ConfigError:
+        pytest.skip("no IPv6 here")
+    with dashboard:
+        assert dashboard.url == f"http://[::1]:{dashboard.server_address[1]}/"
+
+
 def test_a_process_serves_a_real_store_and_ends_in_order(tmp_path: Path) -> None:
     RunStore(tmp_path, wall_s=lambda: 1.0).close()
     command = [sys.executable, "-m", "sordino_server.cli", "web", "--fleet", str(tmp_path), "--port", "0"]

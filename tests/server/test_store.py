@@ -252,3 +252,25 @@ def test_runs_are_listed_by_age_then_by_name(tmp_path: Path, opened: Records) ->
         assert [row.run for row in store.runs()] == ["Z", "a-1", "a-10", "a-2", "b-1"]
         store.finish("a-2", "failed", error="agent-1: no")
         assert (store.row("a-2").status, store.row("a-2").error) == ("failed", "agent-1: no")
+
+
+def test_an_outline_counts_what_the_records_hold(tmp_path: Path, opened: Records) -> None:
+    with opened(tmp_path) as store:
+        created(store)
+        assert store.totals() == {"rounds": 0, "seconds": 0.0, "bytes_up": 0, "bytes_down": 0, "answers": {}}
+        for number in (1, 2, 3):
+            store.save("toy-1", checkpoint(number), elapsed_s=1.0)
+        for after in (0, 2, 3):
+            records, outline = store.records("toy-1", after=after), store.outline("toy-1", after=after)
+            assert [replace(record, shares={}) for record in records] == list(outline.records)
+            assert outline.rounds == {r.round: (len(r.shares) - r.dropouts, len(r.shares)) for r in records}
+            told = [(name, share.outcome == "answered") for r in records for name, share in r.shares.items()]
+            assert outline.agents == {
+                name: (sum(good for who, good in told if who == name), sum(who == name for who, _ in told))
+                for name, _ in told
+            }
+        totals = store.totals()
+        assert (totals["rounds"], sum(totals["answers"].values())) == (
+            3,
+            sum(len(r.shares) for r in store.records("toy-1")),
+        )

@@ -30,27 +30,27 @@ class _Read:
     """What was read of a run's rounds."""
 
     points: list[Point] = field(default_factory=list)
-    tally: dict[str, list[int]] = field(default_factory=dict)  # agent -> [answered, asked]
+    tally: dict[str, tuple[int, int]] = field(default_factory=dict)  # agent -> (answered, asked)
 
     def catch_up(self, store: RunStore, run: str) -> None:
-        for record in store.records(run, after=self.points[-1].round if self.points else 0):
-            answered = len(record.shares) - record.dropouts
+        found = store.outline(run, after=self.points[-1].round if self.points else 0)
+        for record in found.records:
+            answered, asked = found.rounds.get(record.round, (0, 0))
             self.points.append(
                 Point(
                     round=record.round,
                     loss=record.loss,
                     metrics=dict(record.metrics),
                     answered=answered,
-                    asked=len(record.shares),
+                    asked=asked,
                     bytes_up=record.bytes_up,
                     bytes_down=record.bytes_down,
                     seconds=record.seconds,
                 )
             )
-            for name, share in record.shares.items():
-                count = self.tally.setdefault(name, [0, 0])
-                count[0] += share.outcome == "answered"
-                count[1] += 1
+        for name, (answered, asked) in found.agents.items():
+            before = self.tally.get(name, (0, 0))
+            self.tally[name] = before[0] + answered, before[1] + asked
 
 
 class Source:
@@ -205,7 +205,7 @@ class Source:
             yield known[1:]
 
     def _agents(
-        self, roster: Roster | None, live: Live | None, tally: Mapping[str, list[int]]
+        self, roster: Roster | None, live: Live | None, tally: Mapping[str, tuple[int, int]]
     ) -> tuple[AgentView, ...]:
         entries = {} if roster is None else {e.name: e for e in roster.entries if "server" not in e.roles}
         told = {} if live is None else {agent.name: agent for agent in live.agents}

@@ -24,6 +24,7 @@ from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from socketserver import TCPServer
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -107,6 +108,11 @@ class Dashboard(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"sordino web: {host}:{port} can't be listened on: {why}; another --port?") from None
+
+    def server_bind(self) -> None:
+        """As TCPServer does it: HTTPServer would ask the resolver for a name that nobody needs."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     @property
     def url(self) -> str:
