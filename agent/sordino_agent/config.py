@@ -23,6 +23,7 @@ from sordino_common.messages.base import Name
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings
 
 KEY_FILE: Final = "agent.key"
+IDENTITY_FILE: Final = "broker.pem"  # key and certificate for the broker, if they came with `sordino-agent enroll`
 BOOT_FILE: Final = "boot"
 ROSTER_FILE: Final = "roster.cbor"
 STATUS_FILE: Final = "status.json"
@@ -169,6 +170,16 @@ class LoadedConfig:
     def error(self, key: tuple[str | int, ...], text: str) -> ConfigError:
         """A `ConfigError` with the file, line and column of `key`."""
         return error_at(str(self.path), self._marks, key, f"{'.'.join(map(str, key))}: {text}")
+
+
+def is_enrolled(loaded: LoadedConfig) -> bool:
+    """Whether the certificate for the broker is the one that `sordino-agent enroll` keeps, and renews."""
+    tls = loaded.config.broker.tls
+    return (
+        tls is not None
+        and tls.certificate is not None
+        and (loaded.resolve(tls.certificate) == loaded.state_file(IDENTITY_FILE))
+    )
 
 
 def load_agent_config(path: Path) -> LoadedConfig:

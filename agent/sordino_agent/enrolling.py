@@ -13,9 +13,9 @@ from typing import Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sordino_agent.config import LoadedConfig, load_agent_config
+from sordino_agent.config import IDENTITY_FILE, LoadedConfig, is_enrolled, load_agent_config
 from sordino_agent.enrol import CONFIG_FILE, STATE_FOLDER, enrol
-from sordino_agent.errand import CA_FILE, IDENTITY_FILE, TOKEN_FILE, Errand
+from sordino_agent.errand import CA_FILE, TOKEN_FILE, Errand
 from sordino_common.channel.certificates import begins_s, ends_s, read_certificate, read_identity
 from sordino_common.channel.enrolment import SignedRequest, Token, from_text, read_token, to_text
 from sordino_common.channel.files import write_atomically
@@ -187,9 +187,8 @@ def _enrolled(loaded: LoadedConfig, say: Say) -> None:
 
 
 def _identity_path(loaded: LoadedConfig) -> Path:
-    tls = loaded.broker().tls
     path = loaded.state_file(IDENTITY_FILE)
-    if tls is None or tls.certificate != str(path):
+    if not is_enrolled(loaded):
         raise ConfigError(
             f"{loaded.path}: broker.tls.certificate is not {path}, so this device's certificate did not come by "
             "`sordino-agent enroll`, and is renewed where it came from"

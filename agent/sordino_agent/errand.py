@@ -23,7 +23,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from sordino_agent.config import KEY_FILE, LoadedConfig
+from sordino_agent.config import IDENTITY_FILE, KEY_FILE, LoadedConfig
 from sordino_agent.service import roster_book
 from sordino_common.channel.certificates import (
     TlsKey,
@@ -57,7 +57,6 @@ from sordino_common.transport.mailbox import visit, visitor_settings
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings
 from sordino_common.transport.topics import grant_topic, request_topic, token_user
 
-IDENTITY_FILE: Final = "broker.pem"
 CA_FILE: Final = "broker-ca.pem"
 NEXT_IDENTITY_FILE: Final = "next-broker.pem"
 NEXT_KEY_FILE: Final = "next-agent.key"

@@ -29,6 +29,7 @@ from sordino_agent.config import (
     STATUS_FILE,
     SUMS_FILE,
     LoadedConfig,
+    is_enrolled,
     load_agent_config,
 )
 from sordino_agent.core import NOT_YET, AgentCore
@@ -39,6 +40,7 @@ from sordino_agent.occupied import occupied
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
+from sordino_agent.renewal import Renewal
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.status import DatasetStatus, Status, resident_bytes, write_status
 from sordino_agent.status_line import low_disk, status_line
@@ -147,6 +149,7 @@ class Service:
             },
             on_beat=self._beat,
         )
+        self._renewal = Renewal(reactor, loaded.path) if is_enrolled(loaded) else None
         self._status_timer: Timer | None = None
         self._status_due_s = 0.0
         self._spent: Mapping[Account, Spent] = {}
@@ -167,6 +170,8 @@ class Service:
             self.core.on_roster(self._book.current)
         self._state = "running"
         self.core.start()
+        if self._renewal is not None:
+            self._renewal.start()
         self._endpoint.open()
         self._liveness.start()
         self._write_status()
@@ -194,6 +199,8 @@ class Service:
     def finish(self) -> None:
         """After `closed`: end the worker, and say in the status file that nobody is there any more."""
         self._liveness.stop()
+        if self._renewal is not None:
+            self._renewal.close()
         self._executor.close()
         self._journal.close()
         self._ledger.close()

@@ -178,6 +178,30 @@ def test_without_a_client_certificate_the_broker_refuses(
         assert all("see tls.certificate, tls.key" in reason for reason in (bare_reason, foreign_reason))
 
 
+@pytest.mark.mqtt
+def test_a_renewed_certificate_is_taken_at_the_next_connection(
+    broker: Mosquitto, authority: Authority, tmp_path: Path
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    identity = tmp_path / "identity.pem"
+
+    def put(certificate: Path, key: Path) -> None:
+        identity.write_bytes(key.read_bytes() + certificate.read_bytes())
+
+    put(*Authority(tmp_path / "foreign", "foreign").issue("device"))
+    tls = TlsSettings(ca=str(authority.certificate), certificate=str(identity))
+    with mqtt_harness(broker) as harness:
+        party, heard = harness.make("a", tls=tls, refused_s=0.05, reconnect_least_s=0.05), Recorder()
+        party.open(heard)
+        harness.run_until(lambda: len(heard.reasons) > 1)
+        identity.write_bytes(b"half a file")  # the last good one stays in use, and nothing breaks
+        count = len(heard.reasons)
+        harness.run_until(lambda: len(heard.reasons) > count + 1)
+        assert heard.connects == 0
+        put(*authority.issue("device"))
+        harness.run_until(lambda: party.connected)
+
+
 def _shakes_hands_and_closes(authority: Authority, *, trusts: Path | None) -> tuple[Thread, int]:
     """A TLS server for one connection, and its port: asks for a certificate of `trusts`, if given; then closes."""
     certificate, key = authority.issue("broker", x509.IPAddress(ipaddress.ip_address("127.0.0.1")), server=True)

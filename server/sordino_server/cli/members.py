@@ -74,23 +74,25 @@ def pending(fleet: FleetOption = HERE, offline: OfflineOption = False, as_json: 
 
 
 def approve(
-    name: Annotated[str, typer.Argument(help="The device's name, or its fingerprint.")],
+    names: Annotated[list[str], typer.Argument(help="The devices' names, or their fingerprints.")],
     roles: Annotated[str, typer.Option("--roles", help="Comma-separated; by default what the token says.")] = "",
     zone: Annotated[str | None, typer.Option("--zone", help="Where the device stands.")] = None,
     yes: YesOption = False,
     offline: OfflineOption = False,
     fleet: FleetOption = HERE,
 ) -> None:
-    """Let a device in: into the draft and, if the keys are here, signed, certified and delivered."""
+    """Let devices in: into the draft and, if the keys are here, signed, certified and delivered, all at once."""
     with desk_of(fleet) as (home, store, desk):
         if not offline:
             _collect(home, desk)
-        filed = desk.find(name, "pending")
-        say(described(filed))
-        if not yes:
-            _ask("Does the device show this very fingerprint?")
-        desk.approve(filed, roles=[role.strip() for role in roles.split(",") if role.strip()], zone=zone)
-        _finish(home, store, desk, offline=offline, fleet=fleet, sign=filed.request.purpose != "renew")
+        found = [desk.find(name, "pending") for name in dict.fromkeys(names)]
+        for filed in found:
+            say(described(filed))
+            if not yes:
+                _ask("Does the device show this very fingerprint?")
+            desk.approve(filed, roles=[role.strip() for role in roles.split(",") if role.strip()], zone=zone)
+        sign = any(filed.request.purpose != "renew" for filed in found)
+        _finish(home, store, desk, offline=offline, fleet=fleet, sign=sign)
 
 
 def refuse(

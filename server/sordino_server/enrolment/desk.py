@@ -7,7 +7,7 @@ revoke      takes a member out of the draft, its certificates to the list, its k
 
 what comes                                       what happens
 -----------------------------------------------  ---------------------------------------------------------------
-the same request again, also after it was used   nothing (`news` is False)
+the same request again, whatever became of it    nothing new (`news` is False); its grant is delivered once more
 an unknown, withdrawn or expired token           EnrolmentRefused
 a used token with other keys                     EnrolmentRefused, counted: `pending` warns of a token that leaked
 another name, role or zone than the token's      EnrolmentRefused
