@@ -166,6 +166,7 @@ class Errand:
             filters=[grant_topic(fleet, who)],
             take=take,
             wait_s=wait_s,
+            clear=[request_topic(fleet, who)],  # answered: nobody needs to read it again
         )
 
     def _place(self, request: Request) -> tuple[str, MqttSettings]:

@@ -16,6 +16,8 @@ from sordino_common.errors import FleetUnavailable
 from sordino_common.transport.mqtt import MqttSettings, MqttTransport
 from sordino_common.transport.reactor import Reactor
 
+_CLEAR_S = 5.0  # what could not be taken away stays, and does no harm
+
 Take = Callable[[str, bytes], bool]  # (topic, payload) -> whether that was all
 
 
@@ -48,6 +50,10 @@ class _Visitor:
                 return
             self._left.popleft()
 
+    def leave(self, items: Sequence[tuple[str, bytes, bool]]) -> None:
+        self._left.extend(items)
+        self.on_writable()
+
     @property
     def done_or_failed(self) -> bool:
         return self.satisfied or self.failed
@@ -64,9 +70,11 @@ def visit(
     filters: Sequence[str] = (),
     take: Take | None = None,
     wait_s: float = 0.0,
+    clear: Sequence[str] = (),
 ) -> bool:
     """Leave (topic, payload) pairs, retained; then hand packets on `filters` to `take` until it says that this was all,
-    at most `wait_s`. Returns whether it said so (without `take`: True).
+    at most `wait_s`; if it did, what is retained on `clear` is taken away. Returns whether it said so (without `take`:
+    True).
 
     Raises `FleetUnavailable` if the broker does not let us in at the first attempt."""
     with Reactor() as loop:
@@ -84,6 +92,9 @@ def visit(
             if take is None:
                 return True
             loop.run_until(lambda: visitor.satisfied, deadline_s=loop.now_s() + wait_s)
+            if visitor.satisfied and clear:
+                visitor.leave([(topic, b"", True) for topic in clear])
+                loop.run_until(lambda: visitor.all_left, deadline_s=loop.now_s() + _CLEAR_S)
             return visitor.satisfied
         finally:
             transport.close()

@@ -158,7 +158,7 @@ class EnrolmentStore:
         return _request(found[0]) if found else None
 
     def requests(self, *states: RequestState) -> list[RequestRecord]:
-        rows = self._all("SELECT * FROM requests ORDER BY filed_s, digest")
+        rows = self._all("SELECT * FROM requests ORDER BY filed_s, name, digest")
         return [record for record in map(_request, rows) if record.state in states]
 
     def set_request_state(self, digest: bytes, state: RequestState) -> None:
