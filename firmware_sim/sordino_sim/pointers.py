@@ -143,6 +143,7 @@ def simulate(
     agents: int | Sequence[str] = 3,
     *,
     data: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    tags: Sequence[str] = (),
     policy: Policy = OPEN,
     transport: Literal["memory", "mqtt"] = "memory",
     board: str = "server",
@@ -153,16 +154,19 @@ def simulate(
 ) -> PointerFleet:
     """A fleet of `agents` (names, or how many: alice, bob, carol, ...) in this process.
 
-    `data[agent][dataset][column]`: arrays with rows along the first axis, one dataset an agent. `policy`: of every
-    owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our own. `tamper`: one member of
-    a committee cheats once, in a session on shares (`sordino_sim.tamper`). `progress`: whether long waits are shown, on
-    stderr; None shows them on a terminal, but not on the virtual clock. Raises `ConfigError`."""
+    `data[agent][dataset][column]`: arrays with rows along the first axis, one dataset an agent. `tags`: of every
+    dataset. `policy`: of every owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our
+    own. `tamper`: one member of a committee cheats once, in a session on shares (`sordino_sim.tamper`). `progress`:
+    whether long waits are shown, on stderr; None shows them on a terminal, but not on the virtual clock. Raises
+    `ConfigError`."""
     names = _names(agents) if isinstance(agents, int) else tuple(agents)
     strangers = sorted(set(data or ()) - set(names))
     if strangers:
         raise ConfigError(f"simulate: data for {', '.join(strangers)}, but the agents are {', '.join(names)}")
     boards = dict.fromkeys(names, profile(board))
-    cast = Cast(seed=seed, boards=boards, datasets={name: _table(name, given) for name, given in (data or {}).items()})
+    cast = Cast(
+        seed=seed, boards=boards, datasets={name: _table(name, given, tags) for name, given in (data or {}).items()}
+    )
     with ExitStack() as stack:
         wire: Wire
         loop: RunnableLoop
@@ -198,8 +202,8 @@ def _names(count: int) -> tuple[str, ...]:
     return tuple(_NAMES[k] if k < len(_NAMES) else f"agent-{k:02d}" for k in range(count))
 
 
-def _table(name: str, given: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(name: str, given: Mapping[str, Mapping[str, Any]], tags: Sequence[str]) -> Table:
     if len(given) != 1:
         raise ConfigError(f"simulate: {name} has {len(given)} datasets; one an agent is simulated")
     ((dataset, columns),) = given.items()
-    return table_of(dataset, {column: np.asarray(values) for column, values in columns.items()})
+    return table_of(dataset, {column: np.asarray(values) for column, values in columns.items()}, tags=tags)

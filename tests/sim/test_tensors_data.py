@@ -51,6 +51,18 @@ def test_columns_by_name() -> None:
         assert fleet.search("other") == ()
 
 
+def test_search_by_tag_or_name_leaves_out_who_is_away() -> None:
+    data = {"alice": {"houses": {"x": X}}, "bob": {"flats": {"x": X}}}
+    with sordino.simulate(agents=3, data=data, tags=("housing", "2024")) as fleet:
+        for tag, names in (("housing", ["houses", "flats"]), ("2024", ["houses", "flats"]), ("flats", ["flats"])):
+            assert [found.name for found in fleet.search(tag)] == names
+        assert [found.agent.name for found in fleet.search("housing")] == ["alice", "bob"]
+        driver: Any = fleet._driver
+        driver.fleet.leave("alice")
+        driver._loop.advance(30.0)
+        assert [found.agent.name for found in fleet.search("housing")] == ["bob"]
+
+
 def test_what_is_not_there_is_told() -> None:
     with simulated(min_rows=13) as fleet:
         with pytest.raises(WrongPlace, match="no dataset 'demo' on bob; there are: none"):

@@ -487,7 +487,9 @@ class PointerFleet:
         deadline_s: float = math.inf,
     ) -> Message:
         self._trace.append(Sent(agent=agent.name, kind=message.kind))
-        terms = replace(self._terms, deadline_s=min(self._terms.deadline_s, deadline_s))
+        terms = self._terms
+        if deadline_s < terms.deadline_s:
+            terms = replace(terms, deadline_s=deadline_s)
         answers = self._driver.drive(messages.question(terms, what, {agent.name: message}, expects))
         if agent.name not in answers.replies:
             raise messages.failure(agent.name, answers, what=what)
