@@ -173,6 +173,20 @@ def test_more_than_was_dealt_can_not_have_been_checked() -> None:
             ("dealer",),
             "midas deals or orchestrates: it must not hold masked values",
         ),
+        (
+            open_command(
+                dealer=DEALER,
+                idle_s=60.0,
+                rows=(),
+                outputs=(),
+                checkpoints=(),
+                data=None,
+                state_from=None,
+                check_every=1,
+            ),
+            ("dealer",),
+            "a stepwise session is dealt for by who says its steps",
+        ),
         (msgspec.structs.replace(COMMAND, plan_id=bytes(32)), ("dealer",), "is not here; put it first"),
         (msgspec.structs.replace(COMMAND, circuit=bytes(32)), ("dealer",), "to another circuit than the server says"),
         (

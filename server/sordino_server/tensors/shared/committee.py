@@ -316,6 +316,8 @@ class Committee:
         """Run the step in the circuit's session; in another, if that one is lost before anybody has checked it."""
         self._require_alive()
         drops = _taken(self.recorder.forgotten)
+        for tensor_id in drops:
+            self._kept.pop(tensor_id, None)  # nobody here has it any more
         try:
             for left in range(_TRIES - 1, -1, -1):
                 try:
@@ -459,8 +461,6 @@ class Committee:
         return value
 
     def _new_ids(self, count: int) -> list[bytes]:
-        for tensor_id in self.recorder.forgotten:
-            self._kept.pop(tensor_id, None)
         return [self.fleet.random(16) for _ in range(count)]
 
     def _renew(self) -> None:

@@ -211,6 +211,10 @@ def _added(sign: int) -> Callable[..., I64]:
     return function
 
 
+def _rsub(first: LocalFixed, args: Sequence[Any], kwargs: dict[str, Any]) -> I64:
+    return _added(-1)(first, (args[1], args[0]), {"alpha": args[2] if len(args) > 2 else 1})
+
+
 def _mul(first: LocalFixed, args: Sequence[Any], kwargs: dict[str, Any]) -> I64:
     x, y = (_operand(first, entry) for entry in args[:2])
     _within("a product", _largest(x) * _largest(y))
@@ -266,6 +270,7 @@ def _local(func: Any) -> Callable[..., I64]:
 OPS: Final[dict[Any, Callable[..., I64]]] = {
     _ATEN.add.Tensor: _added(1),
     _ATEN.sub.Tensor: _added(-1),
+    _ATEN.rsub.Scalar: _rsub,
     _ATEN.mul.Tensor: _mul,
     _ATEN.mm.default: _matmul,
     _ATEN.bmm.default: _matmul,

@@ -9,6 +9,7 @@ loop.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -30,7 +31,8 @@ from sordino_server.trace.lowering import lower as lower_graph
 from sordino_server.trace.origins import UNKNOWN, ModulePaths, Origin
 from sordino_server.trace.tracing import TracedPlan
 
-NAME = "shares"
+NAME: Final = "shares"
+PROGRAMS_MOST: Final = 256  # of the last that were used; a notebook may run for days
 # How far off coefficients may be: tried in this order, as far as the ranges allow.
 _EXACTNESS: Final = (2.0**-12, 2.0**-9, None)
 # What the lowering calls by the names of a job's keys, in the words of this room.
@@ -107,8 +109,8 @@ class Programs:
     """Programs by what they depend on; more than one for a task if masks have grown out of the first."""
 
     def __init__(self) -> None:
-        self._plans: dict[Any, TracedPlan] = {}
-        self._programs: dict[Task, list[Program]] = {}
+        self._plans: OrderedDict[Any, TracedPlan] = OrderedDict()
+        self._programs: OrderedDict[Task, list[Program]] = OrderedDict()
         self.lowered = 0
 
     def program(
@@ -116,6 +118,7 @@ class Programs:
     ) -> Program:
         """Raises `PlanError` with the user's line for what can't be traced or lowered."""
         variants = self._programs.setdefault(task, [])
+        self._programs.move_to_end(task)
         for program in variants:
             if program.takes(rooms):
                 return program
@@ -126,6 +129,10 @@ class Programs:
         self.lowered += 1
         program = _lowered(task, traced, rooms)
         variants.append(program)
+        while len(self._programs) > PROGRAMS_MOST:
+            self._programs.popitem(last=False)
+        while len(self._plans) > PROGRAMS_MOST:
+            self._plans.popitem(last=False)
         return program
 
 
