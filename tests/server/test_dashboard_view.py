@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -323,10 +325,16 @@ def test_top_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "one frame for a script: --once" in capsys.readouterr().err
 
 
+def test_a_terminal_without_unicode_gets_what_it_has(tmp_path: Path) -> None:
+    store_with_runs(tmp_path).close()
+    command = [sys.executable, "-m", "sordino_server.cli", "top", "--once", "--fleet", str(tmp_path)]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "20"}
+    done = subprocess.run(command, capture_output=True, env=env, check=True)
+    assert b"stop" in done.stdout and max(map(len, done.stdout.splitlines())) <= 20
+
+
 def test_top_on_a_terminal_ends_with_q(tmp_path: Path) -> None:
     import pty
-    import subprocess
-    import sys
 
     store_with_runs(tmp_path).close()
     ours, theirs = pty.openpty()
@@ -387,3 +395,8 @@ def test_a_listener_at_a_real_broker_sees_who_is_there(
         assert run_cli(app, arguments, program="sordino") == 0
     (agent,) = json.loads(capsys.readouterr().out)["agents"]
     assert (agent["name"], agent["state"], agent["version"]) == ("ada", "online", "0.1.0")
+    broker.stop()
+    assert run_cli(app, arguments, program="sordino") == 3  # the view is there, what was asked for is not
+    caught = capsys.readouterr()
+    assert json.loads(caught.out)["agents"][0]["state"] == "unknown"
+    assert "births were asked for (--connect), but the broker is away" in caught.err

@@ -13,8 +13,9 @@ import msgspec
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
-from sordino_common.errors import ConfigError
+from sordino_common.errors import ConfigError, FleetUnavailable
 from sordino_common.transport.reactor import READ, Reactor
 from sordino_server.cli.output import HERE, DatabaseOption, FleetOption, JsonOption, installed_version, print_json
 from sordino_server.dashboard.source import Source
@@ -55,6 +56,8 @@ def top(
                 reactor.run_until(lambda: listener.heard or "away" in listener.state, deadline_s=until_s)
                 reactor.run_until(lambda: False, deadline_s=reactor.now_s() + 1.0)  # what is retained comes at once
             _print(source, as_json=as_json)
+            if births is not None and not births.heard:
+                raise FleetUnavailable(f"births were asked for (--connect), but {births.state}")
             return
         _live(source, reactor, interval_s=interval_s)
 
@@ -67,7 +70,7 @@ def _print(source: Source, *, as_json: bool) -> None:
     console = Console(highlight=False)
     height = console.height if console.is_terminal else max(console.height, _LINES)
     for line in frame(view, width=console.width, height=height):
-        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+        console.print(_encodable(line, console), no_wrap=True, overflow="crop", crop=True)
 
 
 def _live(source: Source, reactor: Reactor, *, interval_s: float) -> None:
@@ -85,11 +88,17 @@ def _live(source: Source, reactor: Reactor, *, interval_s: float) -> None:
         with _keys(reactor, stop), Live(console=console, screen=True, auto_refresh=False) as live:
             while not stopped:
                 lines = frame(source.view(), width=console.width, height=console.height)
-                live.update(Group(*lines), refresh=True)
+                live.update(Group(*(_encodable(line, console) for line in lines)), refresh=True)
                 reactor.run_until(lambda: stopped, deadline_s=reactor.now_s() + interval_s)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _encodable(line: Text, console: Console) -> Text:
+    """With a ? for what the terminal has no letter for (LANG=C)."""
+    line.plain = line.plain.encode(console.encoding, "replace").decode(console.encoding)
+    return line
 
 
 @contextmanager
