@@ -125,6 +125,11 @@ def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
             f"the PLD of discrete noise is bounded for sigma_squared >= {PLD_LEAST_SIGMA_SQUARED}, here it is {least}; "
             "use a finer grid, or rdp"
         )
+    return _epsilon_pld(tuple(mechanisms), delta)
+
+
+@lru_cache(maxsize=1024)  # a plan, a run's label and every look at what it has spent ask for the same, seconds each
+def _epsilon_pld(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     log_factor = _MAX_DIMENSION * sum(mechanism.count for mechanism in mechanisms) * _log_factor()
     rough = epsilon_of(compose(curve(mechanism) for mechanism in mechanisms), delta)
     sampled = [mechanism for mechanism in mechanisms if mechanism.sampled]
