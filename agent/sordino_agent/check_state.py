@@ -5,16 +5,18 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sordino_agent.aggregate.journal import SCHEMA as SUMS_SCHEMA
 from sordino_agent.config import JOURNAL_FILE, LEDGER_FILE, STATUS_FILE, SUMS_FILE, LoadedConfig
+from sordino_agent.journal_mark import JournalMark
 from sordino_agent.service import roster_book
 from sordino_agent.spdz.journal import SCHEMA as JOURNAL_SCHEMA
 from sordino_agent.status import is_alive, read_status
 from sordino_common.channel.roster import Roster
-from sordino_common.database import Schema, schema_version
+from sordino_common.database import Schema, open_database, schema_version
 from sordino_common.diagnosis import files
 from sordino_common.diagnosis.finding import SECURITY, Finding, error, ok, untried, warning
 from sordino_common.diagnosis.standing import roster_ends
@@ -55,17 +57,23 @@ def state_findings(loaded: LoadedConfig) -> Iterator[Finding]:
 
 def _databases(loaded: LoadedConfig) -> Iterator[Finding]:
     """The two journals; the ledger is read whole by `check_offer`."""
-    for name, schema in ((JOURNAL_FILE, JOURNAL_SCHEMA), (SUMS_FILE, SUMS_SCHEMA)):
+    for name, schema, table in ((JOURNAL_FILE, JOURNAL_SCHEMA, "sessions"), (SUMS_FILE, SUMS_SCHEMA, "answered")):
         path = loaded.state_file(name)
+        try:
+            mark = JournalMark(path, schema)
+            mark.require_there()
+        except ConfigError as problem:
+            yield error("database", str(problem), schema.advice)
+            continue
         if path.exists():
-            yield from _database(path, schema)
+            yield from _database(path, schema, table=table, at_least=mark.count)
     path = loaded.state_file(LEDGER_FILE)
     if path.exists():
         remedy = "nothing is released under it: put it back from a backup, with its .mark"
         yield from files.whole_database(path, "the privacy ledger", remedy=remedy)
 
 
-def _database(path: Path, schema: Schema) -> Iterator[Finding]:
+def _database(path: Path, schema: Schema, *, table: str, at_least: int) -> Iterator[Finding]:
     remedy = schema.advice[0].lower() + schema.advice[1:]
     damage = [finding for finding in files.whole_database(path, schema.what, remedy=remedy) if finding.level != "ok"]
     if damage:
@@ -73,7 +81,11 @@ def _database(path: Path, schema: Schema) -> Iterator[Finding]:
         return
     try:
         found = schema_version(path)
-    except sqlite3.DatabaseError as problem:
+        count = 0
+        if found == schema.version:
+            with closing(open_database(path, schema, read_only=True)) as db:
+                (count,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608  # a name of ours
+    except (sqlite3.DatabaseError, ConfigError) as problem:
         yield error("database", f"{path}, {schema.what}: {problem}", remedy)
         return
     if found > schema.version:
@@ -84,8 +96,11 @@ def _database(path: Path, schema: Schema) -> Iterator[Finding]:
             f"{path}, {schema.what}: schema {found}; the next start migrates it to {schema.version}, and keeps a copy"
         )
         yield warning("database", text, "back it up before, if you like")
+    elif count < at_least:
+        text = f"{path}, {schema.what}: {count} entries, but it has had {at_least}: cut short, or an old copy"
+        yield error("database", text, remedy)
     else:
-        yield ok("database", f"{path}, {schema.what}: whole, schema {found}")
+        yield ok("database", f"{path}, {schema.what}: whole, schema {found}, {count} entries")
 
 
 def _daemon(loaded: LoadedConfig) -> Iterator[Finding]:

@@ -26,6 +26,11 @@ class JournalMark:
         self._path = None if journal is None else journal.with_suffix(".mark")
         self._count = self._read()
 
+    @property
+    def count(self) -> int:
+        """Entries that the journal has had."""
+        return self._count
+
     def require_there(self) -> None:
         """Before the journal is opened, which would make it. Raises `ConfigError` if it is gone."""
         if self._journal is not None and self._count > 0 and not self._journal.exists():

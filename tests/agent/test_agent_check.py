@@ -62,6 +62,16 @@ def meddle(home: Home, statement: str) -> None:
         db.execute(statement)
 
 
+def cut_short(home: Home) -> None:
+    journal = BurnJournal(home.state / "journal.sqlite")
+    for k in range(2):
+        journal.burn_session(bytes([k]) * 16, run="r1", wall_s=0.0)
+    journal.close()
+    with closing(sqlite3.connect(home.state / "journal.sqlite")) as db:
+        db.execute("DELETE FROM sessions WHERE session = ?", (bytes(16),))
+        db.commit()
+
+
 def sign_again(home: Home, **changes: object) -> None:
     """A roster of the next epoch in which pi-01 is another."""
     old = read_roster(home.signed, operator_key=home.operator.public)
@@ -94,6 +104,8 @@ def other_keys(home: Home) -> None:
             "entries that end within 30 days",
         ),
         (lambda h: meddle(h, "PRAGMA user_version=7"), 2, "database", "schema 7, of a newer sordino-agent"),
+        (lambda h: (h.state / "journal.mark").write_text("3\n"), 2, "database", "is missing, but"),
+        (cut_short, 2, "database", "1 entries, but it has had 2: cut short, or an old copy"),
         (lambda h: (h.state / "sums.sqlite").write_bytes(b"x" * 999), 2, "database", "file is not a database"),
         (
             lambda h: h.edit('host: "127.0.0.1"', 'host: "x"\n  tls: {ca: nowhere.pem}'),

@@ -87,6 +87,7 @@ def test_without_a_broker_it_says_what_could_not_be_tried(examine: Examine) -> N
             "database",
             "file is not a database",
         ),
+        (lambda f: (f / "enrolment.sqlite").write_bytes(b""), 2, "database", "the enrolment records: damaged"),
         (lambda f: (f / "fleet.yaml").write_text("fleet: [\n"), 2, "fleet", "fleet.yaml:"),
         (lambda f: (f / "format").write_text("9\n"), 2, "fleet", "layout 9, this sordino knows up to 1"),
         (lambda f: shutil.rmtree(f), 2, "fleet", "no fleet.yaml in it"),

@@ -96,7 +96,7 @@ def whole_database(path: Path, what: str, *, remedy: str) -> Iterator[Finding]:
     """Nothing if there is no file."""
     if not path.exists():
         return
-    damage = integrity(path)
+    damage = integrity(path) if path.stat().st_size else "empty"
     if damage:
         yield error("database", f"{path}, {what}: damaged: {damage}", remedy)
     else:

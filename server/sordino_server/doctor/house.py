@@ -5,15 +5,18 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from sordino_common.channel.credentials import located
 from sordino_common.channel.identity import OperatorKey
 from sordino_common.channel.roster import Roster
-from sordino_common.database import schema_version
+from sordino_common.database import Schema, schema_version
 from sordino_common.diagnosis import certificates, files
 from sordino_common.diagnosis.finding import SECURITY, Finding, error, ok, untried, warning
 from sordino_common.diagnosis.standing import roster_ends
 from sordino_common.errors import ConfigError, SordinoError
+from sordino_server.enrolment.store import FILE as ENROLMENT_FILE
+from sordino_server.enrolment.store import SCHEMA as ENROLMENT
 from sordino_server.home import Home
 from sordino_server.store import RUNS_FILE
 from sordino_server.store import SCHEMA as RUNS
@@ -37,6 +40,7 @@ def house_findings(home: Home, roster: Roster | None, *, now_s: float) -> Iterat
     yield from _roster(home, roster, now_s=now_s)
     yield from _authority(home, now_s=now_s)
     yield from _records(home)
+    yield from _database(home.folder / ENROLMENT_FILE, ENROLMENT)
     yield from files.disk_room(home.folder, wanted_bytes=_ROOM, why="checkpoints")
 
 
@@ -146,12 +150,17 @@ def _records(home: Home) -> Iterator[Finding]:
             yield ok("run records", "the database of fleet.yaml answers")
         return
     path = home.folder / RUNS_FILE
-    if not path.exists():
+    if path.exists():
+        yield from _database(path, RUNS)
+    else:
         yield ok("run records", "none yet")
-        return
-    remedy = RUNS.advice[0].lower() + RUNS.advice[1:]
-    found = list(files.whole_database(path, RUNS.what, remedy=remedy))
-    if any(finding.level != "ok" for finding in found):
+
+
+def _database(path: Path, schema: Schema) -> Iterator[Finding]:
+    """Nothing if there is no file."""
+    remedy = schema.advice[0].lower() + schema.advice[1:]
+    found = list(files.whole_database(path, schema.what, remedy=remedy))
+    if any(finding.level != "ok" for finding in found) or not found:
         yield from found
         return
     try:
@@ -159,11 +168,11 @@ def _records(home: Home) -> Iterator[Finding]:
     except sqlite3.DatabaseError as problem:
         yield error("database", f"{path}: {problem}", remedy)
         return
-    if version > RUNS.version:
-        text = f"{path}: schema {version}, of a newer sordino; this one knows up to {RUNS.version}"
+    if version > schema.version:
+        text = f"{path}: schema {version}, of a newer sordino; this one knows up to {schema.version}"
         yield error("database", text, "upgrade sordino, or put back the file from before the upgrade")
-    elif version < RUNS.version:
-        text = f"{path}: schema {version}; the next command makes it {RUNS.version}, and keeps a copy"
+    elif version < schema.version:
+        text = f"{path}: schema {version}; the next command makes it {schema.version}, and keeps a copy"
         yield warning("database", text, "back it up before, if you like")
     else:
         yield from found
