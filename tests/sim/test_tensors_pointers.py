@@ -246,6 +246,14 @@ def test_of_two_equal_programs_the_one_that_fails_is_named(alice: RemoteAgent) -
         (picked * 2).sum().get()
 
 
+@pytest.mark.parametrize("cell", ["<stdin>", "<ipython-input-7-0a1b2c>", "/tmp/ipykernel_42/1234.py"])
+def test_lines_of_a_prompt_or_a_notebook_are_the_users(alice: RemoteAgent, cell: str) -> None:
+    space: dict[str, Any] = {"x": alice.send(torch.ones(3)), "torch": torch}
+    code = "y = x + 1\n\ny.cumsum(0)"
+    with pytest.raises(UnsupportedOperation, match=re.escape(f"{cell}:3: ")):
+        exec(compile(code, cell, "exec"), space)
+
+
 def test_a_policy_refusal_is_told_and_what_was_recorded_is_kept() -> None:
     with sordino.simulate(agents=1, policy=Policy(jobs=("tensors",), plans="any")) as fleet:
         x = fleet["alice"].send(torch.ones(2))
