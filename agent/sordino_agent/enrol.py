@@ -199,7 +199,7 @@ policy:
   models: []               # names of `models` that may be input into sessions on shares (spdz-model in `jobs`), or: any
   # Secret shares: add spdz-compute and spdz-data to `jobs`, and say what may open to whom.
   # spdz:
-  #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"]}}
+  #   outputs: {{model: [{server}], loss: [{server}], prediction: ["*owners"], tensors: [{server}]}}
   #   min_committee: 3         # fewest compute agents
   #   zones: 2                 # in so many zones of the roster
   #   security: active         # the least that is accepted

@@ -44,8 +44,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `jobs`: kinds of command that are served. `plans`: "any", or the SHA-256 (hex) of every Plan that may run here.
     With "any" a hostile server can write a Plan whose update encodes rows (see SECURITY.md); pin Plans where that
     matters. `datasets`: for which jobs each dataset may be used; a dataset that is not named is open to all of `jobs`
-    if the mapping is absent, and closed if it is there. `fetch`: which stored tensors `tensor-get` hands out: "none";
-    "sent", those in which no row of a dataset is; "any"; or the Plans (hex) whose outputs may leave, where a tensor in
+    if the mapping is absent, and closed if it is there. `fetch`: which tensors may leave, stored
+    ones by `tensor-get`, shared ones when they open: "none"; "sent", those in which no row of a dataset is; "any"; or the Plans (hex) whose outputs may leave, where a tensor in
     which rows are leaves only if all Plans between the rows and it are listed. Rows themselves never leave. `min_rows`:
     fewest rows that an answer may be formed over.
     `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
@@ -53,8 +53,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     release. `aggregate`: contribute to secure sums, of at least `min_cohort` contributors and with at least
     `min_helpers` helpers; `statistics`: to sums of counts, moments, products and histograms of its columns, which no
     Plan describes; `help`: be a helper, for at least as many contributors. `spdz-compute`: be a party of
-    sessions on shares; `spdz-data`: input rows into them, masked; `spdz-model`: input the first parameters, masked;
-    `spdz`: which sessions. `models`: "any", or the names of the models that may be input."""
+    sessions on shares; `spdz-data`: input rows, or stored tensors, into them, masked; `spdz-model`: input the first
+    parameters, masked; `spdz`: which sessions. `models`: "any", or the names of the models that may be input."""
 
     jobs: tuple[JobKind, ...] = ("describe", "moments", "train", "evaluate", "aggregate")
     plans: Literal["any"] | tuple[PlanHex, ...] = ()

@@ -49,6 +49,13 @@ def steps(fleet: PointerFleet) -> list[int]:
     return [sent.nodes for sent in fleet.trace() if sent.kind == "spdz-step" and sent.nodes]
 
 
+def burnt(fleet: PointerFleet) -> int:
+    """How many sessions alice has taken part in."""
+    driver: Any = fleet._driver
+    (count,) = driver.fleet.agents["alice"].journal._one("SELECT count(*) FROM sessions")
+    return int(count)
+
+
 def test_a_training_loop_gives_what_it_gives_here() -> None:
     x, y = rows()
     plain = mlp()
@@ -68,10 +75,12 @@ def test_a_training_loop_gives_what_it_gives_here() -> None:
         # The first step has no momentum yet; the second and all after it are one circuit, in one session.
         assert len(steps(fleet)) == 8
         assert len(set(steps(fleet)[1:])) == 1
-        lowered = fleet.committees.programs.lowered
+        lowered, sessions = fleet.committees.programs.lowered, burnt(fleet)
+        assert sessions <= 5  # x, y, the parameters; the first step; all others
         train(remote, optimizers[1], xs, ys, 1)
         train(plain, optimizers[0], x, y, 1)
         assert fleet.committees.programs.lowered == lowered
+        assert burnt(fleet) == sessions
         assert fleet.get(remote) is remote
     for one, other in zip(plain.parameters(), remote.parameters(), strict=True):
         assert type(other) is nn.Parameter

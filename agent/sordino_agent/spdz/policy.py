@@ -19,7 +19,8 @@ _DEALING: Final = frozenset({"server", "dealer"})
 
 class SpdzPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`outputs`: which output may open to whom: `{loss: [server], model: [server], prediction: ["*owners"]}`; an output
-    that is not named, or to somebody who is not, is refused. `min_committee`: fewest compute agents. `zones`: in how
+    that is not named, or to somebody who is not, is refused; `tensors` stands for whatever a program on shared tensors
+    asks for, which `policy.fetch` has to allow as well. `min_committee`: fewest compute agents. `zones`: in how
     many different zones of the roster they must stand. `security`: the least that is accepted. `dealers`: who may deal
     (names; by default the fleet's server and whoever has the role dealer)."""
 

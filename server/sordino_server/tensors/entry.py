@@ -33,7 +33,9 @@ class ConnectedDriver:
 
     @property
     def members(self) -> Sequence[str]:
-        return self._fleet.members
+        """Agents with data, and those that only compute: a committee needs them, too."""
+        able = {"data", "compute"}
+        return tuple(sorted(entry.name for entry in self._fleet.roster.entries if able & set(entry.roles)))
 
     def drive(self, generator: Generator[Effect, Result, T]) -> T:
         """Ctrl-C ends the wait in order, and arrives as `KeyboardInterrupt`."""

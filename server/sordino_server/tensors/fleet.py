@@ -259,10 +259,11 @@ class PointerFleet:
         return shared
 
     def search(self, tag: str) -> tuple[RemoteDataset, ...]:
-        """All datasets in the fleet with this tag, or of this name. Agents that are away have none."""
+        """All datasets in the fleet with this tag, or of this name. Agents that are away, or don't describe
+        themselves, have none."""
         found: list[RemoteDataset] = []
         for agent in self._agents.values():
-            with contextlib.suppress(AgentAway):
+            with contextlib.suppress(AgentAway, RemoteFailure):
                 found += [each for each in agent.datasets() if tag == each.name or tag in each.info.tags]
         return tuple(found)
 
