@@ -67,14 +67,14 @@ def set_up_logging(
     program: str, *, form: Format = "auto", level: int = logging.INFO, stream: TextIO | None = None
 ) -> None:
     """Send all records of this process one way. `program`: the journal's SYSLOG_IDENTIFIER. Called once, early."""
-    stream = stream or sys.stderr
-    chosen = resolve(form, stream)
+    out: TextIO = sys.stderr if stream is None else stream
+    chosen = resolve(form, out)
     os.environ[FORMAT_VARIABLE] = chosen
     handler: logging.Handler
     if chosen == "journal":
-        handler = JournalHandler(program, stream=stream)
+        handler = JournalHandler(program, stream=out)
     else:
-        handler = logging.StreamHandler(stream)
+        handler = logging.StreamHandler(out)
         handler.setFormatter(JsonFormatter() if chosen == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -93,7 +93,10 @@ def resolve(form: Format, stream: TextIO) -> Literal["text", "json", "journal"]:
 def inherited() -> Format:
     """As the process that started this one logs."""
     named = os.environ.get(FORMAT_VARIABLE, "auto")
-    return next((form for form in FORMATS if form == named), "auto")
+    for form in FORMATS:
+        if form == named:
+            return form
+    return "auto"
 
 
 def at_journal(stream: TextIO, named: str) -> bool:

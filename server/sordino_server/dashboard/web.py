@@ -152,10 +152,14 @@ class Dashboard(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Dashboard
     server_version = "sordino"
     sys_version = ""
     timeout = PATIENCE_S
+
+    @property
+    def _dashboard(self) -> Dashboard:
+        assert isinstance(self.server, Dashboard)
+        return self.server
 
     def do_GET(self) -> None:
         self._answer()
@@ -167,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.request_version == "HTTP/0.9":
             self.send_error(HTTPStatus.BAD_REQUEST)
             return
-        if self.server.check_host and not self._host_is_ours():
+        if self._dashboard.check_host and not self._host_is_ours():
             self._text(HTTPStatus.MISDIRECTED_REQUEST, "this dashboard answers to localhost only")
             return
         try:
@@ -190,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._trouble(url.path, str(error))
 
     def _route(self, path: str, query: str) -> None:
-        look = self.server.look
+        look = self._dashboard.look
         match path:
             case "/":
                 self._send(HTTPStatus.OK, "text/html", page_html(look(), chosen=_chosen(query)))
@@ -198,8 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTTPStatus.OK, "text/html", parts_html(look(), chosen=_chosen(query)))
             case "/view.json":
                 self._send(HTTPStatus.OK, "application/json", msgspec.json.encode(look()))
-            case "/metrics" if self.server.metrics is not None:
-                self._send(HTTPStatus.OK, "text/plain; version=0.0.4", self.server.metrics(look()))
+            case "/metrics" if self._dashboard.metrics is not None:
+                self._send(HTTPStatus.OK, "text/plain; version=0.0.4", self._dashboard.metrics(look()))
             case "/style.css":
                 self._send(HTTPStatus.OK, "text/css", STYLE + _asset("style.css"))
             case "/refresh.js":
@@ -216,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
 
     def _has_token(self) -> bool:
-        if self.server.token is None:
+        if self._dashboard.token is None:
             return True
         scheme, _, value = (self.headers.get("Authorization") or "").partition(" ")
         given = value.strip()
@@ -227,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return False
         elif scheme.lower() != "bearer":
             return False
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self.server.token.encode())
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._dashboard.token.encode())
 
     # --- what is answered ------------------------------------------------------------------------------------------
 
