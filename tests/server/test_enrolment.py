@@ -61,7 +61,7 @@ from sordino_server.enrolment.broker_config import BrokerPlace, broker_place
 from sordino_server.enrolment.ca import Authority, fleet_authority
 from sordino_server.enrolment.delivery import write_list
 from sordino_server.enrolment.desk import MOST_WAITING, RETIRE_AFTER_S, EnrolmentDesk
-from sordino_server.enrolment.store import EnrolmentStore
+from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore
 from sordino_server.enrolment.tokens import make_token, withdraw
 from sordino_server.home import Home
 
@@ -734,7 +734,14 @@ def test_revocation_is_for_good(office: Office) -> None:
 
 def test_lists_are_newer_than_the_last_one_and_never_end(shared: Office) -> None:
     issued = []
-    for _ in range(3):
+    for serial in range(1, 4):
+        shared.store.add_certificate(
+            CertificateRecord(serial=serial, name="pi-77", made_s=NOW_S, ends_s=NOW_S + 9e6, revoked_s=int(NOW_S))
+        )
+        write_list(shared.home, shared.store, now_s=NOW_S)
+        before = (shared.home.folder / "ca" / "crl.pem").read_bytes()
+        write_list(shared.home, shared.store, now_s=NOW_S)  # no news, no list
+        assert (shared.home.folder / "ca" / "crl.pem").read_bytes() == before
         write_list(shared.home, shared.store, now_s=NOW_S)
         crl = x509.load_pem_x509_crl((shared.home.folder / "ca" / "crl.pem").read_bytes())
         issued.append(crl.last_update_utc)

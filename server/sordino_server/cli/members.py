@@ -211,7 +211,7 @@ def import_signed(
         book = home.roster_book(wall_s=time.time)
         assert book.current is not None
         say(f"epoch {book.current.epoch} is in force; certificates for: {', '.join(names) or 'nobody'}")
-        for line in tell_broker(home) if has_authority(home.folder) else []:
+        for line in tell_broker(home, news=True) if has_authority(home.folder) else []:
             note(line)
         if not offline:
             _deliver(home, desk)
@@ -320,8 +320,8 @@ def _certify(home: Home, store: EnrolmentStore, desk: EnrolmentDesk) -> list[str
     now_s = time.time()
     names = desk.certify(now_s=now_s)
     desk.retire(now_s=now_s)
-    write_list(home, store, now_s=now_s)
-    for line in tell_broker(home):
+    news = write_list(home, store, now_s=now_s)
+    for line in tell_broker(home, news=news):
         note(line)
     return names
 

@@ -134,15 +134,19 @@ def count_boots(home: Home, kept: Kept, roster: Roster) -> None:
         skip_to(home.folder / "boot", status.boot)
 
 
-def write_list(home: Home, store: EnrolmentStore, *, now_s: float) -> None:
-    """A new list of revoked certificates, in the fleet directory. Raises `ConfigError` if the key is not here.
+def write_list(home: Home, store: EnrolmentStore, *, now_s: float) -> bool:
+    """A new list of revoked certificates, in the fleet directory, if there is news; whether there was. Raises
+    `ConfigError` if the key is not here.
 
     Whatever a list says that lies here or at the broker stays revoked, also if the records were restored from a backup
     that does not know it."""
     number, issued_s = _take_over(home, store)
     alive = [entry for entry in store.revoked() if _ends_s(store, entry.serial) > now_s]
+    if {entry.serial for entry in alive} == _listed(home.folder / "ca" / CRL_FILE):
+        return False  # no need to have the broker read it, and miss another that comes while it reads
     pem = fleet_authority(home.folder).crl(alive, number=number + 1, now_s=now_s, after_s=issued_s)
     take_list(home, store, pem, number=number + 1)
+    return True
 
 
 def _take_over(home: Home, store: EnrolmentStore) -> tuple[int, int]:
@@ -175,6 +179,14 @@ def _take_over(home: Home, store: EnrolmentStore) -> tuple[int, int]:
     return number, issued_s
 
 
+def _listed(path: Path) -> set[int] | None:
+    """The serial numbers in the list; None if there is no list that can be read."""
+    try:
+        return {entry.serial_number for entry in x509.load_pem_x509_crl(path.read_bytes())}
+    except (OSError, ValueError):
+        return None
+
+
 def take_list(home: Home, store: EnrolmentStore, pem: bytes, *, number: int) -> None:
     issued_s = int(x509.load_pem_x509_crl(pem).last_update_utc.timestamp())
     try:
@@ -184,15 +196,21 @@ def take_list(home: Home, store: EnrolmentStore, pem: bytes, *, number: int) -> 
     store.note_list(number, issued_s)
 
 
-def tell_broker(home: Home) -> list[str]:
-    """Put the list where the broker reads it, and have it read: what is left to be done by hand, line by line."""
+def tell_broker(home: Home, *, news: bool) -> list[str]:
+    """Put the list where the broker reads it, and have it read: what is left to be done by hand, line by line. Without
+    `news` a broker on another host has it already."""
     place = broker_place(home)
+    if not news and (place is None or not Path(place.folder).is_dir()):
+        return []
     if place is None:
         return [f"put {home.folder / 'ca' / CRL_FILE} where your broker reads it, and have it read it"]
     folder, source = Path(place.folder), home.folder / "ca" / CRL_FILE
     if not folder.is_dir():
         return [f"copy {source} to {folder / CRL_FILE} on the broker's host, and there: systemctl reload mosquitto"]
     try:
+        there = (folder / CRL_FILE).read_bytes() if (folder / CRL_FILE).exists() else b""
+        if there == source.read_bytes():
+            return []
         write_atomically(folder / CRL_FILE, source.read_bytes())
     except OSError as error:
         return [f"{folder / CRL_FILE} can't be written ({error.strerror}): copy {source} there, then reload the broker"]
