@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 _EXIT = "exit codes: 0 done, 1 a bug of ours, 2 command line or configuration, 3 broker or daemon not there, 4 security"
 
 
+class _Help(argparse.HelpFormatter):
+    """Paragraphs are as wide as the terminal, lines that are indented stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        kept = (line if line[:1] in ("", " ") else textwrap.fill(line, width) for line in text.splitlines())
+        return "\n".join(f"{indent}{line}" for line in kept)
+
+
 def _explained(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
@@ -49,7 +58,7 @@ def _explained(
         help=line,
         description=text,
         epilog="\n".join(("examples:", *(f"  {example}" for example in examples), "", _EXIT)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
 
 
@@ -59,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="sordino-agent",
         description="Train on this device's data, which stays here.",
         epilog=f"A new device: `enroll` with a token, or `init`; then `check`, then `run`.\n{_EXIT}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"sordino-agent {__version__}", help="print the version")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -68,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "init",
         "make a key, a configuration and a request to be enrolled",
-        "Make DIR: this device's own key (which never leaves it), agent.yaml to be filled in, and enrolment.json,\n"
+        "Make DIR: this device's own key (which never leaves it), agent.yaml to be filled in, and enrolment.json, "
         "which the operator takes with `sordino roster add`. With a token, use `enroll`: it does all of that.",
         "sordino-agent init pi-01 --name pi-01 --fleet lab --operator-key HEX --broker broker.example:8883",
     )
@@ -84,8 +93,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "enroll",
         "become a member with a token of `sordino enroll-token`",
-        "Make this device's key, ask to be enrolled with a token that the operator gave you, and wait for the\n"
-        "answer. Compare the fingerprint that it prints with the one that the operator sees. If the wait ends\n"
+        "Make this device's key, ask to be enrolled with a token that the operator gave you, and wait for the "
+        "answer. Compare the fingerprint that it prints with the one that the operator sees. If the wait ends "
         "before the answer comes, the same command without a token goes on.",
         "sordino-agent enroll TOKEN",
         "sordino-agent enroll --grant grant.txt     # the answer, by hand",
@@ -116,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "run",
         "be the agent until SIGTERM or Ctrl-C; SIGHUP reads policy and datasets again",
-        "Connect, and do what the server asks for within this device's policy, until SIGTERM or Ctrl-C. SIGHUP\n"
+        "Connect, and do what the server asks for within this device's policy, until SIGTERM or Ctrl-C. SIGHUP "
         "reads policy and datasets again. Under systemd: systemctl enable --now sordino-agent.",
         "sordino-agent run",
         "sordino-agent run pi-01/agent.yaml --verbose",
@@ -135,8 +144,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "check",
         "look for everything that could keep the agent from working",
-        "Look at keys and their modes, roster, certificates, datasets, budgets, disk, memory, clock, versions and\n"
-        "databases, and on a short visit at the broker's limits and access rules. Each finding has its remedy.\n"
+        "Look at keys and their modes, roster, certificates, datasets, budgets, disk, memory, clock, versions and "
+        "databases, and on a short visit at the broker's limits and access rules. Each finding has its remedy. "
         "Changes nothing, and disturbs no agent that runs. Warnings alone end with 0.",
         "sordino-agent check",
         "sordino-agent check --offline --json | jq '.[] | select(.level != \"ok\")'",
@@ -161,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "support-bundle",
         "what whoever is asked for help needs, without secrets",
-        "Write one file with what whoever is asked for help needs: configuration, status, findings, versions and\n"
+        "Write one file with what whoever is asked for help needs: configuration, status, findings, versions and "
         "lines of logs; without keys, passwords, rows or models. It is sent to nobody: look at it first.",
         "sordino-agent support-bundle --list",
         "sordino-agent support-bundle -o pi-01.tar.gz",

@@ -102,6 +102,8 @@ def test_bash_completes_commands_options_and_choices() -> None:
     assert completed("sordino", "train", "--res") == ["--resume"]
     assert completed("sordino", "train", "--log-format", "j") == ["json", "journal"]
     assert completed("sordino", "train", "--resume", "x") == []
+    assert completed("sordino", "train", "--log-format", "=", "te") == ["text"]
+    assert completed("sordino", "train", "--log-format", "=") == ["auto", "text", "json", "journal"]
     assert completed("sordino", "completion", "") == ["bash", "zsh", "fish"]
     assert completed("sordino-agent", "") == [command.name for command in PROGRAMS["sordino-agent"].commands]
     assert completed("sordino-agent", "run", "--verbose", "--log-") == ["--log-format"]

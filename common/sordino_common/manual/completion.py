@@ -42,6 +42,8 @@ def _bash_lines(program: Command) -> Iterator[str]:
     yield "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}"
     yield "    local command= commands= options= files= word i"
     yield "    COMPREPLY=()"
+    yield "    # readline splits --option=value into three words"
+    yield "    if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi"
     yield "    for ((i = 1; i < COMP_CWORD; i++)); do"
     yield "        word=${COMP_WORDS[i]}"
     yield '        case "$command/$word" in'
