@@ -44,11 +44,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `jobs`: kinds of command that are served. `plans`: "any", or the SHA-256 (hex) of every Plan that may run here.
     With "any" a hostile server can write a Plan whose update encodes rows (see SECURITY.md); pin Plans where that
     matters. `datasets`: for which jobs each dataset may be used; a dataset that is not named is open to all of `jobs`
-    if the mapping is absent, and closed if it is there. `fetch`: which tensors may leave, stored
-    ones by `tensor-get`, shared ones when they open: "none"; "sent", those in which no row of a dataset is; "any"; or the
-    Plans (hex) whose outputs may leave, where a tensor in which rows are leaves only if all Plans between the rows and it
-    are listed. Rows themselves never leave. `min_rows`:
-    fewest rows that an answer may be formed over.
+    if the mapping is absent, and closed if it is there. `fetch`: which tensors may leave,
+    stored ones by `tensor-get`, shared ones when they open: "none"; "sent", those in which no row of a dataset is;
+    "any"; or the Plans (hex) whose outputs may leave, where a tensor in which rows are leaves only if all Plans between
+    the rows and it are listed. Rows themselves never leave. `min_rows`: fewest rows that an answer may be formed over.
     `exact_evaluation`: whether sums over held-out rows may leave without noise although the dataset has a privacy
     budget, which does not cover them then. `min_noise_multiplier`: the least noise (σ over sensitivity) of a private
     release. `aggregate`: contribute to secure sums, of at least `min_cohort` contributors and with at least
