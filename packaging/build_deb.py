@@ -35,6 +35,7 @@ from lock import PYTHONS, pip_target
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent
+ELF_MACHINES: Final = {"arm64": 0xB7, "amd64": 0x3E}  # e_machine, ELF-64 object file format
 REVISION: Final = "1"
 MACHINES: Final = {"arm64": "aarch64", "amd64": "x86_64"}  # Debian's names, Python's names
 # Parts of wheels that nothing on a device runs: test suites, headers, what a type checker or a linker reads.
@@ -116,6 +117,7 @@ def build(package: Package, *, arch: str, out: Path, pythons: tuple[str, ...], e
             for wheel in wheels[python]:
                 unpack(wheel, site)
             unpack(ours, site, only=(*package.modules, f"sordino-{project_version()}.dist-info"))
+        require_machine(tree / package.home / "lib", arch)
         lay_out(package, tree)
         link_equal_files(tree / package.home / "lib")
         glibc = max((glibc_minor(wheel.name) for found in wheels.values() for wheel in found), default=17)
@@ -195,6 +197,15 @@ def unpack(wheel: Path, site: Path, *, only: tuple[str, ...] = ()) -> None:
             path = site.joinpath(*parts)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(archive.read(name))
+
+
+def require_machine(folder: Path, arch: str) -> None:
+    """Every program code in `folder` is for this architecture. A wheel that lies about itself ends the build."""
+    for path in files(folder):
+        with path.open("rb") as file:
+            head = file.read(20)
+        if head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") != ELF_MACHINES[arch]:
+            raise SystemExit(f"{path.relative_to(folder)}: not for {arch}")
 
 
 def lay_out(package: Package, tree: Path) -> None:

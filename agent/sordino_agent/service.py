@@ -35,7 +35,6 @@ from sordino_agent.config import (
 from sordino_agent.core import NOT_YET, AgentCore
 from sordino_agent.errors import LedgerError
 from sordino_agent.ledger import Account, Ledger
-from sordino_agent.metrics import exposition, write_metrics
 from sordino_agent.occupied import occupied
 from sordino_agent.pipe import WorkerSetup
 from sordino_agent.policy import Limits
@@ -332,6 +331,8 @@ class Service:
         file = self._loaded.config.metrics_file
         if file is None:
             return
+        from sordino_agent.metrics import exposition, write_metrics  # half a megabyte that most devices don't need
+
         path = self._loaded.resolve(file)
         try:
             if not last:  # then the ledger is closed, and nothing was spent since

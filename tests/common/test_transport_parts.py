@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -238,3 +240,24 @@ def test_packets_of_sessions_are_not_shared() -> None:
                     shared_filter("workers", topic_filter)
     with pytest.raises(LocalError, match=r"can't be shared"):
         shared_filter("no+group", status_filter("lab"))
+
+
+def test_a_lazy_module_loads_at_the_first_look() -> None:
+    code = """
+import sys
+import sordino_common.transport.mqtt
+assert "http.client" not in sys.modules and "email" not in sys.modules
+import urllib.request
+assert "http.client" not in sys.modules
+assert urllib.request.Request("http://localhost/").host == "localhost"
+assert "http.client" in sys.modules
+assert type(sys.modules["urllib.request"]).__name__ == "module"
+from sordino_common.transport.lazy import import_lazily
+import_lazily("urllib.request")
+assert urllib.request.Request and not hasattr(urllib.request, "nothing")
+import_lazily("wave")
+from wave import Wave_read
+assert Wave_read.__module__ == "wave"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -139,6 +139,7 @@ class Root:
         return {name for name in names if "sordino" in name and not name.startswith("var/lib/dpkg")}
 
 
+@pytest.mark.slow
 def test_install_upgrade_remove_purge(package: Path, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("dpkg unpacks with owners, which takes root")

@@ -172,6 +172,7 @@ def fleet(tmp_path: Path) -> Iterator[FleetFolder]:
 
 
 @pytest.mark.mqtt
+@pytest.mark.slow
 def test_a_run_as_a_service(
     fleet: FleetFolder,
     serve: Callable[..., Service],

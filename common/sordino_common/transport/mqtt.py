@@ -27,23 +27,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
-
 from sordino_common.clock import Timer
 from sordino_common.errors import ConfigError, LimitExceeded, LocalError
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
 from sordino_common.transport.dialing import Dial, explain, explain_silence, see_off
+from sordino_common.transport.lazy import import_lazily
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings, tls_context
 from sordino_common.transport.reactor import READ, WRITE, Reactor
 from sordino_common.transport.subscriptions import Subscriptions
 from sordino_common.transport.topic_tree import check_topic
 from sordino_common.transport.wire import ALERT, Wire, plain_publish
+
+# paho asks it for proxies of websockets, which we have none of; with it come email and http.client, a megabyte.
+import_lazily("urllib.request")
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage  # noqa: E402
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion  # noqa: E402
+from paho.mqtt.packettypes import PacketTypes  # noqa: E402
+from paho.mqtt.properties import Properties  # noqa: E402
+from paho.mqtt.reasoncodes import ReasonCode  # noqa: E402
+from paho.mqtt.subscribeoptions import SubscribeOptions  # noqa: E402
 
 __all__ = ["TAKEN_OVER", "MqttSettings", "MqttTransport", "TlsSettings"]
 
