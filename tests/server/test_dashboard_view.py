@@ -75,6 +75,7 @@ def test_the_live_file_says_who_is_awaited_and_how_it_ended(tmp_path: Path) -> N
         "ada": "answered", "bob": "offline", "cy": "answered", "mute": "awaited"
     }  # fmt: skip
     assert now.wait.since_s < now.updated_s < now.wait.deadline_s
+    assert live_path(tmp_path, RUN).stat().st_mode & 0o777 == 0o600
     fleet.die("ada")
     fleet.loop.advance(1.0)
     now = live(tmp_path)

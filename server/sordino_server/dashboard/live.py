@@ -91,8 +91,10 @@ def live_path(folder: Path, run: str) -> Path:
 
 
 def write_live(path: Path, live: Live) -> None:
-    """Replace the file at once. Raises `OSError`."""
+    """Replace the file at once. Mode 0600, as the run records. Raises `OSError`."""
     draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600)
     draft.write_bytes(msgspec.json.encode(live))
     draft.replace(path)
 
