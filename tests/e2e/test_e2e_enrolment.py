@@ -165,6 +165,54 @@ def test_a_server_that_runs_follows_a_roster_that_another_process_has_signed(
     assert refusals == []
 
 
+JOB = """\
+job: wear
+mode: spdz
+model: {file: linear.py}
+data: {dataset: boiler, features: [load, heat], target: wear, task: regression, standardize: given,
+       offset: [0.5, 0.5], scale: [0.3, 0.3]}
+loss: mse
+optimizer: {name: sgd, lr: 0.03}
+train: {rounds: 1, local_epochs: 1, batch_rows: 16, seed: 1}
+spdz:
+  compute_agents: 3
+  ranges: {x: 4, y: 4, params: 4, preactivations: 8, values: 16, updates: 0.25}
+  outputs: {model: server, loss: server}
+"""
+POLICY = """\
+datasets: [{name: boiler, path: rows.csv, test_rows: 20}]
+policy:
+  jobs: [describe, evaluate, spdz-compute, spdz-data]
+  plans: any
+  spdz: {outputs: {model: [server], loss: [server], prediction: [server]}}
+"""
+
+
+@pytest.mark.slow
+def test_members_speak_with_one_another_under_the_access_rules(town: Town, capsys: pytest.CaptureFixture[str]) -> None:
+    """A session on shares: what agents send each other is all that it consists of."""
+    names = ["pi-01", "pi-02", "pi-03"]
+    for number, name in enumerate(names):
+        token = token_of(town, capsys, "--name", name, "--roles", "data,compute")
+        assert town.agent("enroll", token, "--dir", town.device(name), "--wait", "0") == 0
+        rows = "".join(f"{k % 7 / 7},{k % 11 / 11},{(k + number) % 7 / 7}\n" for k in range(80))
+        (town.device(name) / "rows.csv").write_text(f"load,heat,wear\n{rows}")
+    assert town.sordino("roster", "approve", *names, "--yes") == 0
+    for name in names:
+        assert town.agent("enroll", "--dir", town.device(name), "--wait", "20") == 0
+        config = town.device(name) / "agent.yaml"
+        config.write_text(config.read_text().partition("\n# What this device offers")[0] + "\n" + POLICY)
+        town.start(name)
+    (town.folder / "linear.py").write_text(
+        "from torch import nn\n\n\ndef make_model():\n    return nn.Linear(2, 1)\n"
+    )  # fmt: skip
+    (town.folder / "job.yaml").write_text(JOB)
+    capsys.readouterr()
+    assert town.sordino("train", town.folder / "job.yaml", "--no-baseline", "--quiet", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["agents"], summary["security"]) == (3, "active")
+
+
 def token_client(town: Town, text: str, *, client_id: str) -> RawClient:
     token = read_token(text)
     path = town.folder / f"{client_id}.pem"
