@@ -54,6 +54,8 @@ def test_examples_are_of_commands_and_options_that_exist() -> None:
             for _, line in shown:
                 first = line.split(" && ")[0]
                 assert f"{program.name} {name}" in first
+                for path in re.findall(r"examples/\S+", first):
+                    assert (Path(__file__).parents[2] / path).is_file(), line
                 assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", first)) <= options, line
 
 
@@ -64,6 +66,13 @@ def test_help_ends_with_examples_and_exit_codes(words: list[str], capsys: pytest
     assert "Exit codes: 0 done, 1 a bug of ours, 2 command line or configuration, 3 fleet or broker unavailable" in said
     for _, line in EXAMPLES.get(" ".join(words), ()):
         assert line in said
+
+
+def test_the_lists_of_commands_are_not_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for application, words in ((app, []), (app, ["roster"]), (sim_app, [])):
+        assert run_cli(application, [*words, "--help"], program="p") == 0
+        listed = capsys.readouterr().out.split("Commands:")[1]
+        assert "..." not in listed
 
 
 @pytest.mark.parametrize("words", [[], ["init"], ["check"], ["run"], ["completion"]])

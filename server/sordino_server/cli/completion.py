@@ -25,7 +25,7 @@ def completion_command(program: Callable[[], Command]) -> Callable[[Shell], None
     """The command of `program`, whose tree is asked for when the command runs: then all commands are there."""
 
     def completion(shell: Annotated[Shell, typer.Argument(help="The shell.", show_default=False)]) -> None:
-        """Print a completion script: for bash, eval "$(PROGRAM completion bash)" in ~/.bashrc, or a file in
+        """Print a completion script for a shell. For bash: eval "$(PROGRAM completion bash)" in ~/.bashrc, or a file in
         /usr/share/bash-completion/completions; for zsh a file in a folder of $fpath; for fish one in
         ~/.config/fish/completions."""
         say(script(program(), shell.value).rstrip("\n"))

@@ -23,8 +23,9 @@ def doctor(
     wait_s: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for agents.")] = 3.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Warnings and errors only.")] = False,
 ) -> None:
-    """Look for everything that could keep the fleet from working: keys and their modes, roster, certificates, clocks,
-    disk, memory, versions, run records, the broker's limits and access rules, agents. Changes nothing.
+    """Look for everything that could keep the fleet from working. Keys and their modes, roster, certificates, clocks,
+    disk, memory, versions, run records, the broker's limits and access rules, agents; each finding with its remedy.
+    Changes nothing.
 
     Exit code: 0 all well, or warnings only; 2 something is configured wrong; 3 the broker can't be reached or used;
     4 a matter of security (modes, keys, roster)."""

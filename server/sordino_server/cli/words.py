@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Final
 
 import typer
@@ -81,14 +82,23 @@ ENVIRONMENT: Final = (
 )
 
 
+def first_sentence(text: str) -> str:
+    """Without its full stop."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".")
+
+
 def explain(application: typer.Typer, examples: dict[str, tuple[tuple[str, str], ...]], *above: str) -> None:
     """Put examples and exit codes below the --help of every command of `application`."""
     application.info.epilog = EXIT_LINE
     for info in application.registered_commands:
         name = info.name or str(getattr(info.callback, "__name__", "")).replace("_", "-")
+        # Its first sentence: left to itself, typer cuts it in the middle.
+        info.short_help = first_sentence(inspect.getdoc(info.callback) or "")
         shown = examples.get(" ".join((*above, name)), ())
         # \\b keeps lines as they are.
         info.epilog = "\n\n".join([*("\b\n" + f"{what}:\n  {line}" for what, line in shown), EXIT_LINE])
     for group in application.registered_groups:
         if group.typer_instance is not None and isinstance(group.name, str):
+            group.short_help = first_sentence(str(group.typer_instance.info.help))
             explain(group.typer_instance, examples, *above, group.name)
