@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import sordino_server as sordino
-from sordino_server.tensors.errors import WrongPlace
+from sordino_agent.policy import Policy
+from sordino_server.tensors.errors import RemoteFailure, WrongPlace
 from sordino_server.tensors.fleet import PointerFleet
 
 Optimizers = dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]]
@@ -107,6 +110,42 @@ def test_a_step_keeps_parameters_and_loss_and_used_gradients_are_there_when_aske
             assert one.grad is not None
             assert other.grad is not None  # of the parameters before the step
             assert torch.allclose(other.grad.get(), one.grad, rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_a_step_that_was_refused_is_the_same_plan_again() -> None:
+    x, y = rows()
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        driver: Any = fleet._driver
+        core = driver.fleet.agents["alice"].core
+        model, x_there, y_there = alice.send(mlp()), alice.send(x), alice.send(y)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        loss = nn.functional.mse_loss(model(x_there), y_there)
+        loss.backward()
+        optimizer.step()
+        allowed, core._policy = core._policy, Policy(jobs=("tensors",), fetch="any")
+        refused = []
+        for _ in range(2):
+            with pytest.raises(RemoteFailure, match=r"policy\.plans") as refusal:
+                loss.get()  # type: ignore[attr-defined]
+            refused += re.findall(r"[0-9a-f]{64}", str(refusal.value))
+        core._policy = Policy(jobs=("tensors",), plans=(refused[0],), fetch="any")
+        assert torch.isfinite(loss.get())  # type: ignore[attr-defined]
+        core._policy = allowed
+    assert len(set(refused)) == 1
+
+
+def test_a_write_whose_memory_is_gone_does_not_keep_a_loop_from_being_sent() -> None:
+    with sordino.simulate(agents=1) as fleet:
+        alice = fleet["alice"]
+        x, weight = alice.send(torch.ones(3)), alice.send(torch.ones(3)).requires_grad_()
+        for _ in range(6):
+            gone = x * 2
+            gone.add_(1)
+            del gone
+            (gradient,) = torch.autograd.grad((weight * x).square().sum(), weight)
+            weight = (weight - 0.1 * gradient).detach().requires_grad_()
+        assert kinds(fleet, 0).count("tensor-run") >= 4
 
 
 def test_gradients_that_add_up_over_fetches_are_computed_anew_once() -> None:

@@ -32,13 +32,15 @@ PENDING_MOST: Final = 4000  # steps that wait, dead ones counted: a fifth of wha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One Plan to run: what it reads, which values it makes, its numbers in the order of the structure."""
+    """One Plan to run: what it reads, which values it makes, its numbers in the order of the structure. `left`: cells
+    that wait for another flush."""
 
     compiled: Compiled
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     numbers: tuple[float, ...]
     lines: tuple[Line, ...]
+    left: tuple[weakref.ref[Cell], ...] = ()
 
 
 class Recorder:
@@ -136,15 +138,15 @@ class Recorder:
         return tuple([None if spec is None else Value(spec, step, k) for k, spec in enumerate(facts.outs)])
 
     def request(self, scope: Scope = "all", asked: Value | None = None) -> Request | None:
-        """The Plan of everything that is due and not there yet; None if nothing is.
+        """The Plan of everything that is due and not there yet; None if nothing is. Changes nothing.
 
         With `asked` or `step`, what is likely to die unread waits for another flush, and is computed anew if it is
         needed after all: gradients that an optimizer has used, and at the boundary of a step what follows the last
         write, the next step's beginning. It waits once: what is still held at the flush after that goes with it."""
-        outputs = self._due(scope, asked)
+        outputs, left = self._due(scope, asked)
         steps = self._steps(outputs)
-        if not steps:
-            return None
+        if not steps:  # with `step`: what was written is gone, and nothing else says where the step ends
+            return self.request("all") if scope == "step" else None
         # The structure as a flat key of integers and of objects that hash by identity: one for every step of a loop.
         key: list[Any] = []
         inputs: dict[int, tuple[int, Value]] = {}
@@ -176,13 +178,15 @@ class Recorder:
             outputs=tuple(outputs.values()),
             numbers=tuple(numbers),
             lines=lines,
+            left=tuple(left),
         )
 
-    def _due(self, scope: Scope, asked: Value | None) -> dict[int, Value]:
-        """What a flush has to send, by id, in the order in which its memory was made."""
+    def _due(self, scope: Scope, asked: Value | None) -> tuple[dict[int, Value], list[weakref.ref[Cell]]]:
+        """What a flush has to send, by id, in the order in which its memory was made; and what waits."""
         if scope == "step" and self._last_write < 0:
             scope = "all"  # nothing says where the step ends
         due: dict[int, Value] = {}
+        left: list[weakref.ref[Cell]] = []
         if asked is not None and asked.step is not None:
             due[id(asked)] = asked
         for _, reference in sorted(self._pending.items()):
@@ -195,10 +199,10 @@ class Recorder:
             if scope != "all" and not cell.waited:
                 after = value.step.number > self._last_write
                 if after if scope == "step" else cell.gradient and not after:
-                    cell.waited = True
+                    left.append(reference)
                     continue
             due[id(value)] = value
-        return due
+        return due, left
 
     def _steps(self, outputs: dict[int, Value]) -> list[Step]:
         """The steps that `outputs` need. An output that needs a failed value has failed with it, and is left out."""
@@ -245,7 +249,14 @@ class Recorder:
         """The request was carried out: its outputs are stored under these ids."""
         for value, tensor_id in zip(request.outputs, ids, strict=True):
             self.store(value, tensor_id, now_s)
+        self._waited(request.left)
         self._settle()
+
+    def _waited(self, left: Iterable[weakref.ref[Cell]]) -> None:
+        for reference in left:
+            cell = reference()
+            if cell is not None:
+                cell.waited = True
 
     def failed(self, request: Request, failure: RemoteFailure) -> None:
         """The request can't be carried out, ever: whoever uses its outputs is told."""

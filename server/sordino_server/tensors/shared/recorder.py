@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from sordino_server.trace.origins import Origin
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedRequest:
     """One program: what it reads and makes. `carried`: for each output the input whose memory it is written into, -1
-    for none; `written`: that memory, by the input's number."""
+    for none; `written`: that memory, by the input's number. `left`: as a `Request`'s."""
 
     structure: Structure
     inputs: tuple[Value, ...]
@@ -33,6 +34,7 @@ class SharedRequest:
     numbers: tuple[float, ...]
     lines: tuple[Origin, ...]
     interval: float | None
+    left: tuple[weakref.ref[Cell], ...]
 
 
 class SharedRecorder(Recorder):
@@ -97,7 +99,12 @@ class SharedRecorder(Recorder):
         self, scope: Scope = "all", asked: Value | None = None, *, only: Value | None = None
     ) -> SharedRequest | None:
         """The program of everything that is due and not there yet, as `request`'s; or of `only`. None if nothing is."""
-        outputs = self._due(scope, asked) if only is None else {id(only): only}
+        outputs: dict[int, Value] = {}
+        left: list[weakref.ref[Cell]] = []
+        if only is None:
+            outputs, left = self._due(scope, asked)
+        else:
+            outputs[id(only)] = only
         holders: dict[int, list[SharedCell]] = {}
         for _, reference in sorted(self._pending.items()):
             cell = reference()
@@ -106,7 +113,7 @@ class SharedRecorder(Recorder):
                 holders.setdefault(id(cell.value), []).append(cell)
         steps = self._steps(outputs)
         if not steps:
-            return None
+            return self.shared_request("all") if scope == "step" and only is None else None
         position = {id(step): k for k, step in enumerate(steps)}
         inputs: dict[int, tuple[int, Value]] = {}
 
@@ -139,6 +146,7 @@ class SharedRecorder(Recorder):
             numbers=tuple(number for step in steps for number in step.numbers),
             lines=tuple(step.line.origin for step in steps),
             interval=self.interval,
+            left=tuple(left),
         )
 
     def kept(self, request: SharedRequest, ids: Iterable[bytes], now_s: float) -> None:
@@ -147,6 +155,7 @@ class SharedRecorder(Recorder):
             cell.base = None
         for value, tensor_id in zip(request.outputs, ids, strict=True):
             self.store(value, tensor_id, now_s)
+        self._waited(request.left)
         self._settled()
 
     def gave_up(self, request: SharedRequest, failure: RemoteFailure) -> None:
