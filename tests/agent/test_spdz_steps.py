@@ -407,6 +407,24 @@ def test_a_member_that_was_told_another_step() -> None:
     assert all(len(store_of(made, name)) == 0 for name in PAIR)
 
 
+def test_members_of_a_passive_session_tell_one_another_which_step_they_were_told() -> None:
+    """There is no check. One permissive member must not be enough to open what another's policy forbids."""
+    policy = msgspec.structs.replace(ALLOWED, spdz=SpdzPolicy(outputs={"tensors": (SERVER,)}, security="passive"))
+    made = made_with(policy)
+    conduct = Conduct(made, stepwise(security="passive"))
+    conduct.play(conduct.command_of(0))
+    assert conduct.checked() == 1
+    masks = {"a": conduct.desk.output_masks(0)["z"]}
+    conduct.confirm(1)
+    made.wire.to_server.clear()
+    step = conduct.command_of(1, kept=(kept(conduct, 100),), given=SERVER_GIVES_B)
+    opened = msgspec.structs.replace(step, opened=("z",))
+    conduct.play(step, masks=masks, told={"agent-01": opened})
+    assert {one.code for one in made.said(m.SpdzAbort)} == {"equivocation"}  # type: ignore[attr-defined]
+    assert not made.said(m.SpdzChecked)
+    assert not [p for p in made.wire.sent if isinstance(p.message, m.SpdzShares) and p.message.shares[0].step == 1]
+
+
 def test_gifts_come_from_who_gives() -> None:
     made, conduct, masks = one_step()
     step = conduct.command_of(1, kept=(kept(conduct, 100),), given=SERVER_GIVES_B)

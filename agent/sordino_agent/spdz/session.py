@@ -106,6 +106,9 @@ class Session:
         self._closing: Callable[[m.SpdzClosed], None] | None = None
         self._step: tuple[m.SpdzStep, Taken] | None = None  # of a stepwise session, the last one told
         self._early: dict[str, m.SpdzState] = {}  # sender -> what it gives to a step that was not told yet
+        self._begins: SpdzEvent | None = None  # the step that was told, before the party has it
+        self._gifts: dict[str, SpdzEvent] = {}  # sender -> what it gives to that step
+        self._words: set[str] = set()  # who was told the same step, in a passive session
         self._waiting_for = ""
         self._counts = {"rounds": 0, "checks": 0, "retries": 0, "opened_bytes": 0}
         self._compute_s = 0.0
@@ -174,15 +177,30 @@ class Session:
             raise ProtocolError(f"told of step {message.step}, {self._told} were told and {self._checked} are checked")
         taken = self._shelf.take(self.command, self._facts, message, now_s=self._loop.now_s())
         self._step = (message, taken)
-        self._put(
-            SpdzEvent(
-                what="step", step=message.step, data=m.encode_message(message), names=taken.names, values=taken.values
-            )
+        self._begins = SpdzEvent(
+            what="step", step=message.step, data=m.encode_message(message), names=taken.names, values=taken.values
         )
+        self._words, self._gifts = set(), {}
+        if self.command.security == "passive":  # no check will tell whether all were told the same: their words do
+            word = m.SpdzState(
+                session=self.id, terms=m.terms_of_step(self.command, message), step=message.step, names=(), values=()
+            )
+            for name in self.others:
+                self._tell_peer(name, word)
         early, self._early = self._early, {}
         for sender, state in early.items():
             self._give(sender, state)
+        self._try_to_begin()
         self._hear()
+
+    def _try_to_begin(self) -> None:
+        """The step that was told goes to the party; in a passive session once all others were told the same."""
+        begins = self._begins
+        if begins is None or (self.command.security == "passive" and self._words != set(self.others)):
+            return
+        self._begins = None
+        for event in (begins, *self._gifts.values()):
+            self._put(event)
 
     def _give(self, sender: str, message: m.SpdzState) -> None:
         """Something that `sender` puts into a step of a stepwise session."""
@@ -199,7 +217,15 @@ class Session:
                 f"{sender} was told another step {message.step} than this device (what goes in, what stays, what "
                 "opens): the server lies to one of them"
             )
-        self._put(SpdzEvent(what="state", sender=sender, step=message.step, names=message.names, values=message.values))
+        if not message.names:
+            self._words.add(sender)
+            self._try_to_begin()
+            return
+        gift = SpdzEvent(what="state", sender=sender, step=message.step, names=message.names, values=message.values)
+        if self._begins is None:
+            self._put(gift)
+        elif self._gifts.setdefault(sender, gift) is not gift:
+            raise ProtocolError(f"{sender} gives twice to step {message.step}")
 
     def on_state(self, sender: str, message: m.SpdzState) -> None:
         if self.stepwise:

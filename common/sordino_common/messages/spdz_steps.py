@@ -2,6 +2,7 @@
 
     server -> party    spdz-step       answered by spdz-taken, or refused by the party's own policy
     giver -> party     spdz-state      what an agent, or the server, puts into the step, masked
+    party -> party     spdz-state      with nothing in it, in a passive session: which step it was told
     dealer, parties                    as in every session: correction, shares, check, spdz-checked
 
 A value that stays is kept by every party as m under a tensor's id, and by the dealer as the mask λ. Its `origin` says
