@@ -137,9 +137,9 @@ class Conductor:
         return self._online_of(self._members())
 
     @property
-    def members(self) -> Sequence[str]:
-        """Names of the data agents in the current roster."""
-        return self._members()
+    def parties(self) -> Mapping[str, bool]:
+        """Everybody who may take part (data agents, compute agents, helpers, dealers), and whether they are online."""
+        return {name: name in self._boots for name in sorted({*self._members(), *self._others()})}
 
     @property
     def connected(self) -> bool:

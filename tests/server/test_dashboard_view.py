@@ -90,6 +90,16 @@ def test_the_live_file_says_who_is_awaited_and_how_it_ended(tmp_path: Path) -> N
     assert live_path(tmp_path, RUN).read_bytes() == before  # the run is over
 
 
+def test_helpers_and_compute_agents_are_seen_too(tmp_path: Path) -> None:
+    fleet = Fleet([Agent("ada")])
+    fleet.conductor.attach(fleet, members=lambda: ("ada",), traffic=lambda: (0, 0), others=lambda: ("zoe", "helga"))
+    fleet.conductor.on_presence("helga", True, 1)
+    publisher(fleet, tmp_path)
+    assert [(agent.name, agent.state) for agent in live(tmp_path).agents] == [
+        ("ada", "idle"), ("helga", "idle"), ("zoe", "offline")
+    ]  # fmt: skip
+
+
 def test_a_quiet_run_is_written_every_few_seconds_and_a_busy_one_not_more(tmp_path: Path) -> None:
     fleet = Fleet([Agent(f"a{k}", delay_s=0.001 * k) for k in range(40)])
     told = publisher(fleet, tmp_path)

@@ -166,12 +166,11 @@ class Publisher:
         )
 
     def _agents(self, wait: WaitNow | None) -> tuple[AgentNow, ...]:
-        online = self._conductor.online
         awaited = frozenset(wait.names) if wait is not None else frozenset()
         agents = []
-        for name in sorted(self._conductor.members):
+        for name, online in self._conductor.parties.items():
             state, note = self._outcomes.get(name, ("idle", ""))
-            if name not in online:
+            if not online:
                 state = "offline"
             elif name in awaited:
                 state, note = "awaited", ""
