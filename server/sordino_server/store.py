@@ -226,7 +226,10 @@ class RunStore:
     @contextmanager
     def hold(self, run: str) -> Iterator[None]:
         """Be the one process that writes this run. The system lets go of it when the process ends, however it ends."""
-        with (self._home(run) / "lock").open("w") as lock:
+        path = self._home(run) / "lock"
+        with _disk(path):
+            opened = path.open("w")
+        with opened as lock:
             if not _locked(lock):
                 raise ConfigError(f"run {run} is being trained by another process")
             try:

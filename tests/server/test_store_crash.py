@@ -247,6 +247,14 @@ def test_a_full_disk_is_named_and_the_last_round_stays(tmp_path: Path) -> None:
         require_whole(store, number)
 
 
+def test_a_lock_that_cant_be_opened_is_named(tmp_path: Path) -> None:
+    with opened(tmp_path, None) as store:
+        created(store)
+        (tmp_path / "runs" / "r" / "lock").mkdir(parents=True)
+        with pytest.raises(StoreUnavailable, match=r"lock: can't be written: Is a directory"), store.hold("r"):
+            pass
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
