@@ -330,6 +330,41 @@ def test_rotation_with_keys_elsewhere(town: Town, capsys: pytest.CaptureFixture[
     assert str(row["fingerprint"]) in capsys.readouterr().out
 
 
+def test_refusing_withdrawing_and_fetching(town: Town, capsys: pytest.CaptureFixture[str]) -> None:
+    assert town.sordino("roster", "fetch") == 2
+    assert "keeps no roster of this fleet" in capsys.readouterr().err
+    assert town.sordino("roster", "sign") == 0
+    assert town.sordino("roster", "deliver") == 0
+    assert town.sordino("roster", "fetch") == 0
+    assert "epoch 1 is in force, here it was 1; revoked with it: nobody" in capsys.readouterr().out
+    assert town.sordino("roster", "sign") == 0
+    assert town.sordino("roster", "fetch") == 0
+    assert "the roster here, epoch 2, is newer than the broker's" in capsys.readouterr().out
+    # A request that the operator does not want, and the token that it came with.
+    token = token_of(town, capsys)
+    device = town.device("pi-01")
+    assert town.agent("enroll", token, "--name", "pi-01", "--dir", device, "--wait", "0") == 0
+    assert [row["name"] for row in pending(town, capsys)] == ["pi-01"]
+    assert town.sordino("roster", "refuse", "pi-01") == 0
+    assert pending(town, capsys) == []
+    assert town.agent("enroll", "--dir", device, "--wait", "0") == 0  # it may ask as often as it likes
+    assert pending(town, capsys) == []
+    other = token_of(town, capsys, "--name", "pi-02")
+    number = read_token(other).id.hex()
+    assert town.sordino("enroll-token", "--withdraw", number) == 0
+    capsys.readouterr()
+    assert town.sordino("enroll-token", "--list", "--json") == 0
+    states = {row["id"]: row["state"] for row in json.loads(capsys.readouterr().out)["tokens"]}
+    assert states == {read_token(token).id.hex(): "used", number: "withdrawn"}
+    assert town.agent("enroll", other, "--dir", town.device("pi-02"), "--wait", "0") == 0
+    assert town.sordino("roster", "pending") == 0
+    assert f"token {number} was withdrawn" in capsys.readouterr().err
+    # Another token in the same folder: the device begins anew, with the keys that it has.
+    fresh = token_of(town, capsys, "--name", "pi-02")
+    assert town.agent("enroll", fresh, "--dir", town.device("pi-02"), "--wait", "0") == 0
+    assert [row["name"] for row in pending(town, capsys)] == ["pi-02"]
+
+
 def test_errors_that_name_the_remedy(town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert town.sordino("roster", "approve", "pi-01", "--yes", "--offline") == 2
     assert "sordino roster pending" in capsys.readouterr().err

@@ -100,10 +100,10 @@ def visit(
             transport.close()
 
 
-def read_all(settings: MqttSettings, topic_filter: str, *, marker_topic: str) -> list[tuple[str, bytes]]:
-    """(topic, payload) of all retained packets that `topic_filter` finds.
+def read_all(settings: MqttSettings, filters: Sequence[str], *, marker_topic: str) -> list[tuple[str, bytes]]:
+    """(topic, payload) of all retained packets that `filters` find.
 
-    `marker_topic`: found by the filter, and ours to publish on. The broker sends what is retained before what is
+    `marker_topic`: found by one of them, and ours to publish on. The broker sends what is retained before what is
     published later, so the reading ends where our own marker comes back. Raises `FleetUnavailable`."""
     marker = b"marker " + os.urandom(16)
     found: list[tuple[str, bytes]] = []
@@ -117,7 +117,8 @@ def read_all(settings: MqttSettings, topic_filter: str, *, marker_topic: str) ->
 
     with Reactor() as loop:
         transport = MqttTransport(settings, loop)
-        transport.subscribe(topic_filter)
+        for topic_filter in filters:
+            transport.subscribe(topic_filter)
         visitor = _Visitor(transport, [(marker_topic, marker, False)], take)
         transport.open(visitor)
         try:

@@ -42,7 +42,6 @@ from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore
 from sordino_server.home import Home
 
 _KEPT_S: Final = 86_400.0
-_RETAINED_S: Final = 5.0  # what is retained comes at once; a broker that is slower has it not
 
 
 @dataclass(slots=True)
@@ -61,7 +60,7 @@ def collect(home: Home, desk: EnrolmentDesk, *, now_s: float) -> Collected:
     mine = request_topic(home.spec.fleet, home.spec.server)
     found = Collected()
     seen: list[str] = []
-    for topic, packet in read_all(reading, requests_filter(home.spec.fleet), marker_topic=mine):
+    for topic, packet in read_all(reading, [requests_filter(home.spec.fleet)], marker_topic=mine):
         try:
             who = requester_of(topic, fleet=home.spec.fleet)
         except CodecError as error:
@@ -107,21 +106,18 @@ class Kept:
 def fetch(home: Home) -> Kept:
     """Raises `FleetUnavailable`."""
     found = Kept()
-
-    def take(_topic: str, packet: bytes) -> bool:
+    fleet, server = home.spec.fleet, home.spec.server
+    mine = request_topic(fleet, server)
+    topics = [roster_topic(fleet, server), status_topic(fleet, server), mine]
+    for _, packet in read_all(_settings(home), topics, marker_topic=mine):
         try:
             kind, parts = read_packet(packet)
         except CodecError:
-            return False
+            continue
         if kind == "roster":
             found.roster = parts[0]
         elif kind in ("birth", "death"):
             found.status = packet
-        return found.roster is not None and found.status is not None
-
-    fleet, server = home.spec.fleet, home.spec.server
-    topics = [roster_topic(fleet, server), status_topic(fleet, server)]
-    visit(_settings(home), filters=topics, take=take, wait_s=_RETAINED_S)
     return found
 
 
