@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -38,6 +38,7 @@ from sordino_common.channel.enrolment import (
     EnrolmentRefused,
     Purpose,
     Request,
+    Roles,
     SignedRequest,
     Token,
     from_text,
@@ -106,7 +107,7 @@ class Errand:
             roles, zone = token.roles, token.zone
         else:
             entry = roster_book(self._loaded, wall_s=self._wall_s, persist=False).party(self._section.name)
-            roles, zone = entry.roles, entry.zone  # type: ignore[assignment]  # names of roles, checked by the roster
+            roles, zone = cast("Roles", tuple(entry.roles)), entry.zone  # the roster has checked their names
         tls_path = self._state / NEXT_IDENTITY_FILE
         if not tls_path.exists():
             write_identity(tls_path, new_tls_key())

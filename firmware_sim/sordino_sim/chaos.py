@@ -31,7 +31,7 @@ def draw_faults(
     """One to four faults a round, each within `span_s` of its beginning; who was taken away comes back within
     2 `span_s`. A value of its arguments."""
     rng = random.Random(f"sordino-chaos|{seed}")
-    actions = [
+    actions: list[Action] = [
         action
         for action in (*HARMLESS, *(() if harmless else _HARMFUL))
         if transport == "memory" or action not in _ONLY_MEMORY

@@ -72,8 +72,8 @@ class _Client(Client):
         super().__init__(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
         self._given = sock
 
-    def _create_socket(self) -> socket.socket:
-        return self._given
+    def _create_socket(self) -> socket.socket:  # pyright: ignore[reportIncompatibleMethodOverride]  # see below
+        return self._given  # paho says what it needs of a socket by other names of arguments
 
 
 def visit_broker(settings: MqttSettings, *, subscribe: Sequence[str] = (), publish: Sequence[str] = ()) -> Visit:
