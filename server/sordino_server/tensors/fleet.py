@@ -104,9 +104,6 @@ class Sent:
 class RemoteAgent:
     """One agent of a fleet: takes tensors and modules, and has what was sent. An `Owner` of pointers."""
 
-    link: Final = PointerTensor
-    bring: Final = ".move(agent)"
-
     def __init__(self, fleet: PointerFleet, name: str) -> None:
         self.name = name
         self.fleet = fleet
@@ -115,6 +112,16 @@ class RemoteAgent:
 
     def __repr__(self) -> str:
         return f"RemoteAgent({self.name})"
+
+    @property
+    def link(self) -> type[PointerTensor]:
+        """See `Owner`."""
+        return PointerTensor
+
+    @property
+    def bring(self) -> str:
+        """See `Owner`."""
+        return ".move(agent)"
 
     @overload
     def send(self, tensor: Tensor) -> PointerTensor: ...

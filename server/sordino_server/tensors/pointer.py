@@ -64,7 +64,6 @@ class PointerTensor(ChainTensor):
     _views: tuple[tuple[View, int], ...] = ()
     _read: tuple[Value, Value] | None = None  # what the base was, what the view of it is
 
-    @staticmethod
     def __new__(cls, owner: Owner, cell: Cell, spec: TensorSpec) -> Self:
         pointer: Any = _wrapper(cls, spec.shape, dtype=TORCH_DTYPES[spec.dtype])
         pointer.owner, pointer.cell, pointer.spec = owner, cell, spec

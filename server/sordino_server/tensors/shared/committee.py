@@ -81,8 +81,6 @@ class Run:
 class Committee:
     """`agents` in order. An `Owner` of shared tensors."""
 
-    link: Final = SharedTensor
-
     def __init__(
         self,
         fleet: PointerFleet,
@@ -99,7 +97,6 @@ class Committee:
         self.fraction_bits: Final = fraction_bits
         self.fleet = fleet
         self.name = f"the committee of {', '.join(self.parties)}"
-        self.bring = f"fleet.share(tensor, {', '.join(self.parties)})"
         links = ", ".join(f"PointerTensor({name}:…)" for name in self.parties)
         chain = f"FixedPrecisionTensor(f={fraction_bits}) > MPCTensor[{len(agents)}, {security}] > {links}"
         self.recorder = SharedRecorder(self.name, chain, Compiler())
@@ -113,6 +110,16 @@ class Committee:
 
     def __repr__(self) -> str:
         return f"Committee({', '.join(self.parties)}; {self.security}, f={self.fraction_bits})"
+
+    @property
+    def link(self) -> type[SharedTensor]:
+        """See `Owner`."""
+        return SharedTensor
+
+    @property
+    def bring(self) -> str:
+        """See `Owner`."""
+        return f"fleet.share(tensor, {', '.join(self.parties)})"
 
     def send(self, tensor: Tensor) -> SharedTensor:
         (shared,) = self.fleet.committees.share((tensor,), self, ranges=None)

@@ -118,14 +118,15 @@ class SharedTensor(FixedPrecisionTensor, PointerTensor):
     """A `FixedPrecisionTensor` whose integers are an `MPCTensor`. Operations on it are recorded for the committee, as a
     pointer's are for its agent."""
 
-    owner: Committee
+    owner: Committee  # pyright: ignore[reportIncompatibleVariableOverride]  # nobody gives a tensor another owner
 
     @property
     def f(self) -> int:
         return self.owner.fraction_bits
 
     @property
-    def child(self) -> MPCTensor:  # made when somebody looks: most results die unseen
+    def child(self) -> MPCTensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # made when somebody looks: most results die unseen
         return MPCTensor(self)
 
     @child.setter

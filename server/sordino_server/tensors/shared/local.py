@@ -39,7 +39,7 @@ _MOST: Final = 2.0**62
 class LocalFixed(FixedPrecisionTensor):
     """Fixed point over a `LocalTensor` of int64. `child.get()` shows the integers."""
 
-    child: LocalTensor
+    child: LocalTensor  # pyright: ignore[reportIncompatibleVariableOverride]  # it stays what it was made with
 
     @staticmethod
     def __new__(cls, integers: Tensor, fraction_bits: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -108,7 +108,7 @@ class LocalFixed(FixedPrecisionTensor):
 class PointerFixed(FixedPrecisionTensor):
     """Of a tensor on an agent: in what precision it is to be shared. It has no operations of its own."""
 
-    child: PointerTensor
+    child: PointerTensor  # pyright: ignore[reportIncompatibleVariableOverride]  # it stays what it was made with
 
     @staticmethod
     def __new__(cls, pointer: PointerTensor, fraction_bits: int) -> Any:
