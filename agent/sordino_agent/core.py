@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sordino_agent.aggregate.circle import KINDS as SUM_KINDS
@@ -371,7 +371,7 @@ class AgentCore:
                 self._send(asker, self._stored(there))
             case m.TensorDrop():
                 self._policy.require_keeping()
-                self._send(asker, m.TensorDropped(dropped=self._store.drop(message.tensor_ids)))
+                self._drop(message.tensor_ids, asker)
             case m.SpdzOpen():
                 if message.data is not None:  # what opens at the end is without noise
                     self._ledger.require_exact(message.data.dataset, message.kind)
@@ -527,6 +527,13 @@ class AgentCore:
         label = f"tensors {message.plan_id.hex()[:12]}"
         run = m.task_of(message.outputs[0]) if message.outputs else None
         self._desk.submit(task, asker, command=message.kind, label=label, answer=answer, run=run)
+
+    def _drop(self, ids: Sequence[bytes], asker: Asker) -> None:
+        """Forget the tensors; those that a task is about to make, when it is over: else it would make them later."""
+        self._desk.after(
+            frozenset(map(m.task_of, ids)),
+            lambda: self._send(asker, m.TensorDropped(dropped=self._store.drop(ids))),
+        )
 
     def _tensor_load(self, message: m.TensorLoad, asker: Asker) -> None:
         self._policy.require_dataset(message.dataset, "tensors")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from sordino_agent.errors import Busy, Conflict, Draining
@@ -78,6 +78,7 @@ class Desk:
             budget_bytes=limits.results_bytes, size_of=lambda kept: payload_bytes(kept[1])
         )
         self._on_idle: Callable[[], None] | None = None
+        self._waiting: list[tuple[set[int], Callable[[], None]]] = []  # for tasks by number; what then is to be done
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -146,6 +147,17 @@ class Desk:
                 log.info("event=cancel task=%r", pending.label)
                 pending.cancel()
 
+    def after(self, runs: Collection[str], then: Callable[[], None]) -> None:
+        """Call `then` once no task of these runs is under way: now, if none is. A task that is cancelled is under way
+        until the worker has let go of it. Raises `Busy` if too many wait already."""
+        numbers = {number for number, pending in self._pending.items() if pending.run in runs}
+        if not numbers:
+            then()
+        elif len(self._waiting) >= self._limits.queue:
+            raise Busy(f"{len(self._waiting)} commands wait for tasks to end, as many as limits.queue allows")
+        else:
+            self._waiting.append((numbers, then))
+
     def cancel_all(self) -> None:
         for pending in list(self._pending.values()):
             pending.cancel()
@@ -175,12 +187,21 @@ class Desk:
             if key is not None:
                 del self._trains[key]
             self._finish(pending, outcome, answer, key)
+            self._let_go(number)
             self.on_change()
             if self._on_idle is not None and not self._pending:
                 self._on_idle()
 
         pending.cancel = self._executor.submit(task, done)
         self.on_change()
+
+    def _let_go(self, number: int) -> None:
+        for numbers, _ in self._waiting:
+            numbers.discard(number)
+        due = [then for numbers, then in self._waiting if not numbers]
+        self._waiting = [(numbers, then) for numbers, then in self._waiting if numbers]
+        for then in due:
+            then()
 
     def _finish(self, pending: _Pending, outcome: Outcome, answer: Answer, key: TrainKey | None) -> None:
         if isinstance(outcome, Done):

@@ -265,7 +265,7 @@ class RunStore:
             return row
         return row if self._db.held(row.run) else replace(row, status="stopped")
 
-    def records(self, run: str, *, after: int = 0) -> tuple[RoundRecord, ...]:
+    def records(self, run: str, *, after: int = -1) -> tuple[RoundRecord, ...]:
         """The finished rounds above number `after`, in order, with who took part."""
         shares: dict[int, dict[str, Share]] = {}
         for number, agent, outcome, rows, steps, loss, seconds, note in self._db.rows(
@@ -296,7 +296,7 @@ class RunStore:
             )
         )
 
-    def outline(self, run: str, *, after: int = 0) -> Outline:
+    def outline(self, run: str, *, after: int = -1) -> Outline:
         """The finished rounds above number `after`, with `shares` counted by the database: that costs a hundredth."""
         rows = self._db.rows(
             "SELECT round, loss, metrics_json, steps, attempts, bytes_up, bytes_down, seconds, test_rows FROM rounds"

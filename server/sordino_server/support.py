@@ -104,7 +104,7 @@ def _runs(folder: Path, database: str | None) -> Any:
         found = []
         for row in store.runs()[-_RUNS:]:
             rounds = store.outline(row.run).records
-            last = store.records(row.run, after=rounds[-_ROUNDS].round - 1 if len(rounds) >= _ROUNDS else 0)
+            last = store.records(row.run, after=rounds[-_ROUNDS].round - 1 if len(rounds) >= _ROUNDS else -1)
             values = {name: getattr(row, name) for name in _RUN_SHAPE}
             told = [msgspec.to_builtins(record) for record in last]
             found.append({**values, "summary": select(row.summary, _SUMMARY_SHAPE), "last_rounds": told})

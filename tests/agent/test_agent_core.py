@@ -308,6 +308,31 @@ def test_fetching_is_decided_by_the_plan_that_made_the_tensor() -> None:
     assert isinstance(place.ask(m.TensorGet(tensor_id=TWO)), m.TensorValue)
 
 
+def test_what_a_task_is_about_to_make_is_dropped_when_it_is_over() -> None:
+    """Else it would be there later, and nobody would know; and a task that was called off runs on for a moment."""
+    place = bench(limits=Limits(memory_bytes=64 << 20, queue=3))
+    place.ask(m.PlanPut(plan=DOUBLE_PLAN))
+    place.ask(m.TensorPut(tensor_id=ONE, value=VALUE, lease_s=60.0))
+    run = m.TensorRun(plan_id=plan_id(DOUBLE_PLAN), inputs=(ONE,), outputs=(TWO,), lease_s=60.0)
+    asked, drops = place.tell(run), [place.tell(m.TensorDrop(tensor_ids=(TWO,))) for _ in range(4)]
+    assert [len(place.answers(one)) for one in (asked, *drops)] == [0, 0, 0, 0, 1]
+    assert "limits.queue" in refused(place.answers(drops[3])[0], "busy")
+    assert place.ask(m.TensorDrop(tensor_ids=(bytes([9]) * 16,))) == m.TensorDropped(
+        dropped=0
+    )  # no task makes this one
+    place.loop.advance(5.0)
+    assert isinstance(place.answers(asked)[0], m.TensorStored)
+    assert [place.answers(one) for one in drops[:3]] == [[m.TensorDropped(dropped=n)] for n in (1, 0, 0)]
+    assert place.core.health().store_tensors == 1
+
+    asked = place.tell(run)
+    place.tell(m.Cancel(run=m.task_of(TWO), round=None))
+    stopped = place.tell(m.TensorDrop(tensor_ids=(TWO,)))
+    place.loop.advance(5.0)
+    refused(place.answers(asked)[0], "cancelled")
+    assert place.answers(stopped) == [m.TensorDropped(dropped=0)]
+
+
 def test_tensor_run_with_the_wrong_number_of_outputs_stores_nothing() -> None:
     place = bench()
     place.ask(m.PlanPut(plan=DOUBLE_PLAN))

@@ -49,7 +49,8 @@ def opened(low: Lowered, inputs: dict[tuple[str, str], Any], *, parties: int, se
     return committee.outputs(0)
 
 
-@pytest.mark.parametrize("op", sorted(RULES))
+# "where" takes a condition, and no constant is bool: `test_where_takes_entries_by_a_public_condition` has one.
+@pytest.mark.parametrize("op", sorted(set(RULES) - {"where"}))
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(data=st.data())
 def test_a_committee_computes_every_op(op: str, data: st.DataObject) -> None:

@@ -33,7 +33,7 @@ class _Read:
     tally: dict[str, tuple[int, int]] = field(default_factory=dict)  # agent -> (answered, asked)
 
     def catch_up(self, store: RunStore, run: str) -> None:
-        found = store.outline(run, after=self.points[-1].round if self.points else 0)
+        found = store.outline(run, after=self.points[-1].round if self.points else -1)
         for record in found.records:
             answered, asked = found.rounds.get(record.round, (0, 0))
             self.points.append(
