@@ -125,12 +125,11 @@ class SharedTensor(FixedPrecisionTensor, PointerTensor):
         return self.owner.fraction_bits
 
     @property
-    def child(self) -> MPCTensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        # made when somebody looks: most results die unseen
+    def child(self) -> MPCTensor:  # made when somebody looks: most results die unseen
         return MPCTensor(self)
 
     @child.setter
-    def child(self, value: object) -> None:
+    def child(self, value: object) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """There is nothing to set."""
 
     @property

@@ -39,14 +39,14 @@ _MOST: Final = 2.0**62
 class LocalFixed(FixedPrecisionTensor):
     """Fixed point over a `LocalTensor` of int64. `child.get()` shows the integers."""
 
-    child: LocalTensor  # pyright: ignore[reportIncompatibleVariableOverride]  # it stays what it was made with
+    child: LocalTensor  # it stays what it was made with
 
     @staticmethod
     def __new__(cls, integers: Tensor, fraction_bits: int, dtype: torch.dtype = torch.float32) -> Any:
         return Tensor._make_wrapper_subclass(cls, integers.shape, dtype=dtype)
 
     def __init__(self, integers: Tensor, fraction_bits: int, dtype: torch.dtype = torch.float32) -> None:
-        self.child = LocalTensor(integers)
+        self.child = LocalTensor(integers)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.parent = None
         self._bits = fraction_bits
 
@@ -108,14 +108,14 @@ class LocalFixed(FixedPrecisionTensor):
 class PointerFixed(FixedPrecisionTensor):
     """Of a tensor on an agent: in what precision it is to be shared. It has no operations of its own."""
 
-    child: PointerTensor  # pyright: ignore[reportIncompatibleVariableOverride]  # it stays what it was made with
+    child: PointerTensor  # it stays what it was made with
 
     @staticmethod
     def __new__(cls, pointer: PointerTensor, fraction_bits: int) -> Any:
         return Tensor._make_wrapper_subclass(cls, pointer.shape, dtype=pointer.dtype)
 
     def __init__(self, pointer: PointerTensor, fraction_bits: int) -> None:
-        self.child = pointer
+        self.child = pointer  # pyright: ignore[reportIncompatibleVariableOverride]
         self.parent = None
         self._bits = fraction_bits
 
