@@ -1,5 +1,9 @@
 """The workshop: a task is first prepared (validated, priced), then run. Used by the worker process and, in the
-simulator, in this process. Holds what is worth keeping between tasks: tables, prepared rows, programs."""
+simulator, in this process. Holds what is worth keeping between tasks: tables, prepared rows, programs.
+
+What only private training, secure sums or shares need is imported where such a task is prepared: those modules, and the
+cryptography under them, take memory that a device which only trains and evaluates should not pay for.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from numpy.typing import NDArray
 
-from sordino_agent import compute, private_step
-from sordino_agent.aggregate import work
+from sordino_agent import compute
 from sordino_agent.aggregate.tasks import (
     ShareTask,
     SumFacts,
@@ -28,9 +31,6 @@ from sordino_agent.data.catalogue import Catalogue
 from sordino_agent.data.table import Table
 from sordino_agent.errors import BadCommand, Cancelled
 from sordino_agent.models import ModelFile
-from sordino_agent.private_apart import require_apart
-from sordino_agent.private_step import GradientLayout
-from sordino_agent.private_sum import expected_batches
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzOpenTask, SpdzTask
 from sordino_agent.store import ByteCache
 from sordino_agent.tasks import (
@@ -60,6 +60,7 @@ from sordino_common.plan.values import Plan, PlanLimits
 from sordino_common.privacy.mechanism import FULL_SAMPLING
 
 if TYPE_CHECKING:
+    from sordino_agent.private_step import GradientLayout
     from sordino_agent.spdz.bench import Bench
 
 ExecutorName = Literal["numpy", "torch"]
@@ -115,6 +116,9 @@ class Programs:
         key = loaded.facts.plan_id
         layout = self._layouts.get(key)
         if layout is None:
+            from sordino_agent import private_step
+            from sordino_agent.private_apart import require_apart
+
             layout = private_step.gradient_layout(loaded.plan)
             require_apart(loaded.program, layout)
             self._layouts.put(key, layout)
@@ -266,6 +270,9 @@ class Workshop:
         return Prepared(cost=loaded.cost(task.kind, steps), run=run)
 
     def _train_private(self, task: TrainTask, terms: RecordTerms) -> Prepared:
+        from sordino_agent import private_step
+        from sordino_agent.private_sum import expected_batches
+
         command = task.command
         if task.apply is None:
             raise LocalError("private training without the Plan that applies gradients")
@@ -309,6 +316,8 @@ class Workshop:
         self, loaded: LoadedPlan, data: DataRef, params: tuple[Array, ...], batch_rows: int
     ) -> tuple[Table, GradientLayout, NDArray[Any], NDArray[Any]]:
         """The train rows as a gradient Plan takes them, after all checks. Raises what does not fit."""
+        from sordino_agent import private_step
+
         plan = loaded.plan
         layout = private_step.gradient_layout(plan)
         if layout.gradients.rows != batch_rows:
@@ -350,6 +359,8 @@ class Workshop:
         return Prepared(cost=loaded.cost(task.kind, -(-rows // command.batch_rows)), run=run)
 
     def _sum_update(self, task: SumUpdateTask) -> Prepared:
+        from sordino_agent.aggregate import work
+
         command = task.command
         train = Train(
             run=command.terms.run,
@@ -394,6 +405,10 @@ class Workshop:
         return Prepared(cost=prepared.cost, run=run)
 
     def _sum_gradient(self, task: SumGradientTask) -> Prepared:
+        from sordino_agent import private_step
+        from sordino_agent.aggregate import work
+        from sordino_agent.private_sum import expected_batches
+
         command = task.command
         terms = command.terms
         self._require_words(terms, held=4)
@@ -422,6 +437,8 @@ class Workshop:
         return Prepared(cost=loaded.cost(task.kind, batches), run=run)
 
     def _sum_metrics(self, task: SumMetricsTask) -> Prepared:
+        from sordino_agent.aggregate import work
+
         command = task.command
         evaluate = Evaluate(
             run=command.terms.run,
@@ -442,6 +459,8 @@ class Workshop:
         return Prepared(cost=prepared.cost, run=run)
 
     def _sum_statistics(self, task: SumStatisticsTask) -> Prepared:
+        from sordino_agent.aggregate import work
+
         command = task.command
         self._require_words(command.terms, held=4)
         table = self._catalogue.table(command.dataset)
@@ -465,6 +484,8 @@ class Workshop:
         return Prepared(cost=TaskCost(kind=task.kind, flops=flops, runs=1), run=run)
 
     def _share(self, task: ShareTask) -> Prepared:
+        from sordino_agent.aggregate import work
+
         self._require_words(task.terms, held=2)
         flops = len(task.members) * task.terms.length * task.terms.word_bytes  # bytes of masks, about an operation each
 

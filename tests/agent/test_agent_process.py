@@ -21,7 +21,17 @@ from sordino_agent.pipe import FrameReader, WorkerSetup, header
 from sordino_agent.policy import Limits
 from sordino_agent.process import ProcessExecutor
 from sordino_agent.spdz.tasks import SpdzEvent, SpdzTask
-from sordino_agent.tasks import DatasetList, DescribeTask, Done, Failure, Outcome, PlanTask, TrainFacts, TrainTask
+from sordino_agent.tasks import (
+    DatasetList,
+    DescribeTask,
+    Done,
+    Failure,
+    Outcome,
+    PlanTask,
+    TrainFacts,
+    TrainTask,
+    encode_task,
+)
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
 from sordino_common.errors import CodecError
@@ -97,6 +107,43 @@ def test_the_same_bytes_as_inline(reactor: Reactor, make: Maker, datasets: tuple
     assert isinstance(trained.result, TrainFacts)
     assert trained.result == shop.prepare(train_task()).run(None)
     assert 0 < trained.seconds < 60
+
+
+def test_plain_training_loads_no_module_of_other_work(tmp_path: Path) -> None:
+    """A worker that trains in the clear on a CSV file holds no cryptography, no noise and no archives."""
+    table = small_table()
+    (tmp_path / "toy.csv").write_text(
+        "\n".join(
+            [",".join(table.columns), *(",".join(map(str, row)) for row in zip(*table.columns.values(), strict=True))]
+        )
+    )
+    code = """
+import sys
+from pathlib import Path
+import sordino_agent.worker
+from sordino_agent.data.catalogue import FileCatalogue
+from sordino_agent.datasets import DatasetSpec
+from sordino_agent.tasks import decode_task
+from sordino_agent.workshop import Programs, Workshop, plan_limits
+bytes_ = 64 << 20
+catalogue = FileCatalogue((DatasetSpec(name="toy", path=sys.argv[1], test_rows=10),), max_bytes=bytes_)
+workshop = Workshop(
+    catalogue=catalogue, programs=Programs(executor="numpy", limits=plan_limits(bytes_)), memory_bytes=bytes_
+)
+workshop.prepare(decode_task(Path(sys.argv[2]).read_bytes())).run(None)
+others = (
+    "cryptography", "zipfile", "sordino_agent.aggregate.work", "sordino_agent.private_", "sordino_agent.spdz.bench",
+    "sordino_common.aggregate", "sordino_common.privacy.discrete_gaussian", "sordino_common.ring",
+)
+sys.exit(", ".join(name for name in sys.modules if name.startswith(others)) or 0)
+"""
+    task = tmp_path / "task"
+    task.write_bytes(encode_task(TrainTask(command=train_command(), plan=TRAIN_PLAN, agent="pi-01", min_rows=1)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "toy.csv"), str(task)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_had_begun_is_told_from_what_had_not(reactor: Reactor, make: Maker) -> None:

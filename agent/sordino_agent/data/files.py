@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import zipfile
 from array import array
 from pathlib import Path
 from typing import Any
@@ -93,6 +92,8 @@ def _read_csv(path: Path, spec: DatasetSpec) -> Columns:
 
 
 def _read_npz(path: Path, spec: DatasetSpec, max_bytes: int) -> Columns:
+    import zipfile  # here, for it brings compressors that a worker without such a file should not hold
+
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
