@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from sordino_common.plan.plan import encode_plan, plan_id
 from sordino_common.plan.spec import FLOATS, TensorSpec
@@ -109,12 +110,35 @@ def _compile(
     inputs += [Input(f"n{k}", "value", TensorSpec(dtype, ())) for k, (_, dtype) in enumerate(taken)]
     # An object for each step, by which its nodes are known afterwards.
     places = [replace(line.origin) for line in lines]
+
+    def held(lifted: Sequence[Tensor]) -> list[Any]:
+        found: list[Any] = list(numbers)
+        for (index, _), tensor in zip(taken, lifted, strict=True):
+            found[index] = tensor
+        return found
+
+    draft = Draft(inputs)
+    refs = lower(capture_steps(structure, inputs, held, places), draft, name=NAME)
+    plan, origins = draft.finish(NAME, [(f"o{k}", "value", ref) for k, ref in enumerate(refs)])
+    data = encode_plan(plan)
+    traced = TracedPlan(plan=plan, data=data, plan_id=plan_id(data), origins=tuple(map(str, origins)))
+    numbers_of = {id(origin): k for k, origin in enumerate(places)}
+    steps = tuple(numbers_of.get(id(origin), -1) for origin in origins)
+    return Compiled(traced=traced, steps=steps, lifted=taken)
+
+
+def capture_steps(
+    structure: Structure,
+    inputs: Sequence[Input],
+    numbers: Callable[[Sequence[Tensor]], Sequence[Any]],
+    places: Sequence[Origin],
+) -> GraphModule:
+    """The graph of a structure's steps. `inputs`: those of the structure, and perhaps more, from which `numbers` makes
+    all numbers of the steps; `places`: where each step comes from."""
     place = [UNKNOWN]
 
     def replay(*tensors: Tensor) -> list[Tensor]:
-        held: list[Any] = list(numbers)
-        for (index, _), tensor in zip(taken, tensors[len(structure.inputs) :], strict=True):
-            held[index] = tensor
+        held = numbers(tensors[len(structure.inputs) :])
         results: list[Sequence[Any]] = []
         start = 0
         for k, (facts, operands) in enumerate(structure.steps):
@@ -126,17 +150,9 @@ def _compile(
             results.append((result,) if facts.single else result)
         return [tensors[index] if step < 0 else results[step][index] for step, index in structure.outputs]
 
-    draft = Draft(inputs)
     examples = [torch.empty(entry.spec.shape, dtype=TORCH_DTYPES[entry.spec.dtype]) for entry in inputs]
     with _as_if_called_from_outside():
-        graph = capture(replay, examples, modules=ModulePaths(None), name=NAME, origin=lambda: place[0])
-    refs = lower(graph, draft, name=NAME)
-    plan, origins = draft.finish(NAME, [(f"o{k}", "value", ref) for k, ref in enumerate(refs)])
-    data = encode_plan(plan)
-    traced = TracedPlan(plan=plan, data=data, plan_id=plan_id(data), origins=tuple(map(str, origins)))
-    numbers_of = {id(origin): k for k, origin in enumerate(places)}
-    steps = tuple(numbers_of.get(id(origin), -1) for origin in origins)
-    return Compiled(traced=traced, steps=steps, lifted=taken)
+        return capture(replay, examples, modules=ModulePaths(None), name=NAME, origin=lambda: place[0])
 
 
 def infer(facts_of: Callable[..., Facts], specs: Sequence[TensorSpec], numbers: Sequence[float], line: Origin) -> Facts:

@@ -14,21 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import torch
-from torch import Tensor
-
 from sordino_common.errors import LocalError, PlanError
 from sordino_common.plan.plan import encode_plan, plan_id
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.plan.values import Input, Plan, Ref
 from sordino_common.spdz.circuit import Cat, Circuit, Gate, Linear, Sum, View
 from sordino_common.spdz.lowering import Lowered, LoweringError, Ranges, Settings, lower
-from sordino_server.tensors.compile import TORCH_DTYPES, Structure, _as_if_called_from_outside, _count, call
+from sordino_server.tensors.compile import Structure, capture_steps
 from sordino_server.tensors.values import Facts
-from sordino_server.trace.capture import capture
 from sordino_server.trace.draft import Draft
 from sordino_server.trace.lowering import lower as lower_graph
-from sordino_server.trace.origins import UNKNOWN, ModulePaths, Origin
+from sordino_server.trace.origins import Origin
 from sordino_server.trace.tracing import TracedPlan
 
 NAME: Final = "shares"
@@ -145,25 +141,9 @@ def traced_plan(
 ) -> TracedPlan:
     """The steps as a Plan whose inputs all are secret."""
     inputs = [Input(f"i{k}", "state", spec) for k, spec in enumerate(structure.inputs)]
-    place = [UNKNOWN]
-
-    def replay(*tensors: Tensor) -> list[Tensor]:
-        results: list[Sequence[Any]] = []
-        start = 0
-        for k, (facts, operands) in enumerate(structure.steps):
-            place[0] = lines[k]
-            found = [tensors[index] if step < 0 else results[step][index] for step, index in operands]
-            count = _count(facts)
-            result = call(facts, found, numbers[start : start + count])
-            start += count
-            results.append((result,) if facts.single else result)
-        return [tensors[index] if step < 0 else results[step][index] for step, index in structure.outputs]
-
     draft = Draft(inputs)
     if structure.steps:
-        examples = [torch.empty(entry.spec.shape, dtype=TORCH_DTYPES[entry.spec.dtype]) for entry in inputs]
-        with _as_if_called_from_outside():
-            graph = capture(replay, examples, modules=ModulePaths(None), name=NAME, origin=lambda: place[0])
+        graph = capture_steps(structure, inputs, lambda _: numbers, lines)
         refs = lower_graph(graph, draft, name=NAME)
     else:
         refs = [Ref(index) for _, index in structure.outputs]
