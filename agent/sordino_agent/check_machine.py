@@ -19,16 +19,12 @@ def machine_findings(loaded: LoadedConfig, roster: Roster | None, *, now_s: floa
     config = loaded.config
     if config.executor == "torch" and importlib.util.find_spec("torch") is None:
         yield error("executor", "torch is not installed", "pip install 'sordino[torch]', or set executor: numpy")
-    limits = [limit for limit in (machine.cgroup_limit_bytes(), machine.unit_limit_bytes(UNIT)) if limit is not None]
-    yield from machine.memory_findings(
+    yield from machine.common_findings(
+        roster,
+        now_s=now_s,
         wanted_bytes=config.limits.memory_bytes,
         setting="limits.memory_bytes",
-        available=machine.available_bytes(),
-        limit=min(limits, default=None),
         base_bytes=_DAEMON_BYTES,
         unit=UNIT,
         remedy="lower limits.memory_bytes",
     )
-    signed = {} if roster is None else {f"the roster of epoch {roster.epoch}": float(roster.issued_s)}
-    yield from machine.clock_findings(now_s, signed=signed, synchronized=machine.clock_synchronized())
-    yield from machine.version_findings()

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from sordino_common.channel.roster import Roster
 from sordino_common.diagnosis.finding import Finding, error, ok, warning
 from sordino_common.messages.protocol import PROTOCOL
 
@@ -60,6 +61,25 @@ def smallest_limit(root: Path, folder: Path) -> int | None:
         if place == root:
             break
     return min(limits, default=None)
+
+
+def common_findings(
+    roster: Roster | None, *, now_s: float, wanted_bytes: int, setting: str, base_bytes: int, unit: str, remedy: str
+) -> Iterator[Finding]:
+    """What both programs look at on their machine: memory (as `memory_findings`), clock, versions."""
+    limits = [limit for limit in (cgroup_limit_bytes(), unit_limit_bytes(unit)) if limit is not None]
+    yield from memory_findings(
+        wanted_bytes=wanted_bytes,
+        setting=setting,
+        available=available_bytes(),
+        limit=min(limits, default=None),
+        base_bytes=base_bytes,
+        unit=unit,
+        remedy=remedy,
+    )
+    signed = {} if roster is None else {f"the roster of epoch {roster.epoch}": float(roster.issued_s)}
+    yield from clock_findings(now_s, signed=signed, synchronized=clock_synchronized())
+    yield from version_findings()
 
 
 def memory_findings(

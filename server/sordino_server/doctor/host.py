@@ -18,19 +18,15 @@ _BASE_BYTES: Final = 800 << 20  # Python with torch and a model of some megabyte
 
 def host_findings(roster: Roster | None, *, now_s: float) -> Iterator[Finding]:
     link = LinkSettings()
-    limits = [limit for limit in (machine.cgroup_limit_bytes(), machine.unit_limit_bytes(UNIT)) if limit is not None]
-    yield from machine.memory_findings(
+    yield from machine.common_findings(
+        roster,
+        now_s=now_s,
         wanted_bytes=link.reassembly_bytes + link.encoded_bytes,
         setting="the link's buffers",
-        available=machine.available_bytes(),
-        limit=min(limits, default=None),
         base_bytes=_BASE_BYTES,
         unit=UNIT,
         remedy="use a host with more memory, or stop what else runs here",
     )
-    signed = {} if roster is None else {f"the roster of epoch {roster.epoch}": float(roster.issued_s)}
-    yield from machine.clock_findings(now_s, signed=signed, synchronized=machine.clock_synchronized())
-    yield from machine.version_findings()
     yield from _torch()
     yield port_finding("127.0.0.1", WEB_PORT, "sordino web")
 
