@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -363,6 +364,76 @@ def test_refusing_withdrawing_and_fetching(town: Town, capsys: pytest.CaptureFix
     fresh = token_of(town, capsys, "--name", "pi-02")
     assert town.agent("enroll", fresh, "--dir", town.device("pi-02"), "--wait", "0") == 0
     assert [row["name"] for row in pending(town, capsys)] == ["pi-02"]
+
+
+def test_many_at_once(town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens in files, approved by the fingerprints that the devices have shown, and put out by one command."""
+    names = [f"pi-{number:02}" for number in range(1, 5)]
+    (tmp_path / "names").write_text("# ward 7\n" + "\n".join(names))
+    folder = tmp_path / "tokens"
+    bulk = ("enroll-token", "--names", tmp_path / "names", "-o", folder)
+    assert town.sordino(*bulk) == 0
+    said = capsys.readouterr().err
+    assert "4 tokens (each for the device that it names), each once, until " in said
+    assert f"In {folder}; on a device: sordino-agent enroll - <FILE" in said
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
+        [f"{name}.token" for name in names], 0o600
+    )
+    fingerprints = []
+    for name in names:
+        text = (folder / f"{name}.token").read_text()
+        assert town.agent("enroll", text, "--dir", town.device(name), "--wait", "0") == 0
+        fingerprints += re.findall(r"(?m)^fingerprint +(\S+)$", capsys.readouterr().out)
+    assert town.sordino("roster", "approve", "--yes", *fingerprints[:3]) == 0  # one signature for all
+    said = capsys.readouterr().out
+    assert "epoch 1 signed: 4 parties" in said
+    assert "delivered: the roster, and certificates for pi-01, pi-02, pi-03" in said
+    # Files that are there stay, and of what was made for a list that can't be written nothing can be used.
+    assert town.sordino(*bulk) == 2
+    assert "pi-01.token: can't be written: File exists; it holds an earlier token" in capsys.readouterr().err
+    assert town.sordino("enroll-token", "--list", "--json") == 0
+    states = [row["state"] for row in json.loads(capsys.readouterr().out)["tokens"]]
+    assert sorted(states) == ["used"] * 4 + ["withdrawn"] * 4
+    # A name that is none leaves all in; then three of them go in one epoch.
+    assert town.sordino("roster", "revoke", "pi-01", "pi-02", "pi-20", "--yes") == 2
+    assert "pi-20 is not in the roster" in capsys.readouterr().err
+    assert town.sordino("roster", "revoke", "pi-01", "pi-02", "pi-01", "--yes") == 0
+    said = capsys.readouterr().out
+    assert said.count("is out of the draft; certificates revoked: 1") == 2 and "epoch 2 signed: 2 parties" in said
+    assert town.sordino("roster", "refuse", "pi-04", "pi-21") == 2
+    assert [row["name"] for row in pending(town, capsys)] == ["pi-04"]
+    assert town.sordino("roster", "refuse", "pi-04") == 0
+
+
+def test_tokens_for_whoever_says_its_name(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert town.sordino("enroll-token", "--count", "3") == 0
+    shown = capsys.readouterr()
+    assert len(re.findall(r"(?m)^sordino-agent enroll 'sordino-token-1\.[\w-]+'$", shown.out)) == 3
+    assert "3 tokens (on each device, add --name NAME), each once, until" in shown.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("pi-01\npi-02\n"))
+    assert town.sordino("enroll-token", "--names", "-") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  # ")[2] for line in lines] == ["pi-01", "pi-02"]
+    assert town.sordino("enroll-token", "--count", "2", "-o", tmp_path / "t", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["tokens"]
+    for row in rows:
+        assert read_token(Path(row["file"]).read_text()).id.hex() == row["id"] and "token" not in row
+    (tmp_path / "names").touch()
+    identities = [row["id"] for row in rows]
+    assert town.sordino("enroll-token", "--withdraw", identities[0], "--withdraw", "00" * 16) == 2
+    assert town.sordino("enroll-token", *(part for one in identities for part in ("--withdraw", one))) == 0
+    assert capsys.readouterr().out.count("is withdrawn") == 2
+    for options, words in (
+        (("--name", "pi-01", "--count", "2"), "a name is one device's. For several: --names FILE"),
+        (("--names", "x", "--count", "2"), "neither --name nor --count goes with it"),
+        (("--names", str(tmp_path / "none")), "none: can't be read: No such file"),
+        (("-o", str(tmp_path / "names" / "x")), "x: can't be made: Not a directory"),
+    ):
+        assert town.sordino("enroll-token", *options) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_errors_that_name_the_remedy(town: Town, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ from sordino_server.enrolment.ca import Authority, fleet_authority
 from sordino_server.enrolment.delivery import write_list
 from sordino_server.enrolment.desk import MOST_WAITING, RETIRE_AFTER_S, EnrolmentDesk
 from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore
-from sordino_server.enrolment.tokens import make_token, withdraw
+from sordino_server.enrolment.tokens import make_token, make_tokens, read_names, withdraw
 from sordino_server.home import Home
 
 NOW_S = time.time()
@@ -486,6 +486,41 @@ def test_tokens_that_are_not_made(changes: dict[str, Any], words: str, shared: O
     with pytest.raises(ConfigError, match=words):
         shared.token(**changes)
     assert len(shared.store.tokens()) == before
+
+
+def test_many_tokens_or_none(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Any] = {"roles": ("data",), "zone": "default", "hours": 1.0, "enrol_port": 8884, "now_s": NOW_S}
+    made = make_tokens(office.home, office.store, ["pi-01", "pi-02", None, None], **fields)
+    assert [token.name for token in made] == ["pi-01", "pi-02", None, None]
+    assert len({token.secret for token in made}) == len({token.id for token in made}) == 4
+    assert [record.name for record in office.store.tokens()].count(None) == 2
+    for token, name in zip(made, ("pi-01", "pi-02", "pi-03", "pi-04"), strict=True):
+        office.let_in(packet_of(token, name=name), sign=False)  # each is a token like any other
+    for names, words in ((["pi-05", "Pi 6"], "matching regex"), (["pi-05", "server"], "this is the server's name")):
+        with pytest.raises(ConfigError, match=words):
+            make_tokens(office.home, office.store, names, **fields)
+    office.store.add_token(dataclasses.replace(office.store.tokens()[0], id=bytes(16), state="open"))
+    monkeypatch.setattr("sordino_server.enrolment.tokens.MOST_OPEN", 2)
+    words = "1 tokens are open, and 2 may be; let some of them be used, or withdraw them"
+    with pytest.raises(ConfigError, match=words):
+        make_tokens(office.home, office.store, ["pi-07", "pi-08"], **fields)
+    assert len(office.store.tokens()) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "there is no name in it"),
+        ("# none\n\n", "there is no name in it"),
+        ("pi-01\nPi_02\n", "line 2: 'Pi_02' is no name: small letters, digits and hyphens"),
+        ("pi-01\n\npi-02\npi-01", "line 4: pi-01 stands in line 1 already"),
+        ("pi-01,pi-02", "line 1: 'pi-01,pi-02' is no name"),
+    ],
+)
+def test_lists_of_names_that_are_none(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^names.txt(, |: ){words}"):
+        read_names(text, source="names.txt")
+    assert read_names("# ward 7\n pi-01 \r\n\npi-02", source="names.txt") == ["pi-01", "pi-02"]
 
 
 # --- what the server or the broker could send instead ------------------------------------------------------------

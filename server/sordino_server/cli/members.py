@@ -96,13 +96,14 @@ def approve(
 
 
 def refuse(
-    name: Annotated[str, typer.Argument(help="The device's name, or its fingerprint.")], fleet: FleetOption = HERE
+    names: Annotated[list[str], typer.Argument(help="The devices' names, or their fingerprints.")],
+    fleet: FleetOption = HERE,
 ) -> None:
-    """Drop a request that waits."""
+    """Drop requests that wait."""
     with desk_of(fleet) as (_, _, desk):
-        filed = desk.find(name, "pending", "approved")
-        desk.refuse(filed)
-    say(f"refused: {filed.request.purpose} of {filed.request.name}, {filed.fingerprint}")
+        for filed in [desk.find(name, "pending", "approved") for name in dict.fromkeys(names)]:
+            desk.refuse(filed)
+            say(f"refused: {filed.request.purpose} of {filed.request.name}, {filed.fingerprint}")
 
 
 def renew(fleet: FleetOption = HERE, offline: OfflineOption = False) -> None:
@@ -117,18 +118,27 @@ def renew(fleet: FleetOption = HERE, offline: OfflineOption = False) -> None:
 
 
 def revoke(
-    name: Annotated[str, typer.Argument(help="The device's name.")],
+    names: Annotated[list[str], typer.Argument(help="The devices' names.")],
     yes: YesOption = False,
     offline: OfflineOption = False,
     fleet: FleetOption = HERE,
 ) -> None:
-    """Put a member out: at once for its sessions, and at the broker as soon as that has read the new list."""
+    """Put members out: at once for their sessions, and at the broker as soon as that has read the new list."""
     now_s = time.time()
     with desk_of(fleet) as (home, store, desk):
+        names = list(dict.fromkeys(names))
+        for name in names:
+            desk.require_member(name)  # a slip of the pen in the last name leaves the first one in
         if not yes:
-            _ask(f"{name} loses its sessions, its certificates and its key for good. Go on?")
-        ended = desk.revoke(name, now_s=now_s)
-        say(f"{name} is out of the draft; certificates revoked: {len(ended)}")
+            lose = (
+                "loses its sessions, its certificates and its key"
+                if len(names) == 1
+                else (f"({len(names)}) lose their sessions, their certificates and their keys")
+            )
+            _ask(f"{', '.join(names)} {lose} for good. Go on?")
+        for name in names:
+            ended = desk.revoke(name, now_s=now_s)
+            say(f"{name} is out of the draft; certificates revoked: {len(ended)}")
         _finish(home, store, desk, offline=offline, fleet=fleet, sign=True)
 
 

@@ -20,7 +20,10 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "broker-config": (
         ("a broker with the fleet's rules", "sordino broker-config broker --host broker.example --fleet lab"),
     ),
-    "enroll-token": (("a token for one device", "sordino enroll-token --name pi-01 --fleet lab"),),
+    "enroll-token": (
+        ("a token for one device", "sordino enroll-token --name pi-01 --fleet lab"),
+        ("for each name of a list, a file", "sordino enroll-token --names pis.txt -o tokens --fleet lab"),
+    ),
     "agents": (
         ("who is there", "sordino agents --fleet lab"),
         ("for a script", "sordino agents --fleet lab --json --wait 10"),
@@ -50,7 +53,7 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "roster sign": (("make the draft count", "sordino roster sign --fleet lab"),),
     "roster pending": (("what waits for you", "sordino roster pending --fleet lab"),),
     "roster approve": (("after comparing the fingerprint", "sordino roster approve pi-01 --fleet lab"),),
-    "roster revoke": (("a device was stolen", "sordino roster revoke pi-01 --fleet lab"),),
+    "roster revoke": (("devices were stolen", "sordino roster revoke pi-01 pi-02 --fleet lab"),),
     "dealer init": (
         (
             "on the dealer's host",

@@ -46,7 +46,7 @@ class BrokerLimits:
     queued_bytes: int = 128 * MIB  # per client
     memory_bytes: int = 1024 * MIB  # of the whole broker: the only bound on retained messages that mosquitto has
     members: int = 12_000  # connections
-    tokens: int = 64
+    tokens: int = 512  # connections: a shift that sets up a ward's devices at once, each waiting for its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,12 +34,12 @@ from sordino_common.channel.enrolment import (
     SignedRequest,
     read_request_packet,
 )
-from sordino_common.channel.roster import Roster
+from sordino_common.channel.roster import Roster, RosterEntry
 from sordino_common.errors import ConfigError
 from sordino_common.transport.topics import token_user
 from sordino_server.enrolment.ca import fleet_authority
 from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore, RequestRecord, RequestState
-from sordino_server.home import EnrolmentRequest, Home
+from sordino_server.home import DraftEntry, EnrolmentRequest, Home
 
 RETIRE_AFTER_S: Final = 7.0 * 86_400
 MOST_WAITING: Final = 8  # requests of one name that wait for the operator; nobody needs more than one
@@ -229,10 +229,12 @@ class EnrolmentDesk:
     def refuse(self, filed: Filed) -> None:
         self._store.set_request_state(filed.record.digest, "refused")
 
-    def revoke(self, name: str, *, now_s: float) -> list[CertificateRecord]:
-        """Out of the draft, and no way back for its keys and certificates. Returns the certificates that it had.
+    def require_member(self, name: str) -> None:
+        """Raises `ConfigError` if `revoke` would."""
+        self._member_named(name)
 
-        Raises `ConfigError` if there is no such member."""
+    def _member_named(self, name: str) -> tuple[DraftEntry | None, RosterEntry | None]:
+        """As the draft, and as the signed roster has it: in one of them at least."""
         entry = next((entry for entry in self._home.draft().entries if entry.name == name), None)
         roster = self._signed_roster()
         signed = next((e for e in roster.entries if e.name == name), None) if roster is not None else None
@@ -240,6 +242,13 @@ class EnrolmentDesk:
             raise ConfigError(f"{name} is the server; a fleet without one has no roster")
         if entry is None and signed is None:
             raise ConfigError(f"{name} is not in the roster")
+        return entry, signed
+
+    def revoke(self, name: str, *, now_s: float) -> list[CertificateRecord]:
+        """Out of the draft, and no way back for its keys and certificates. Returns the certificates that it had.
+
+        Raises `ConfigError` if there is no such member."""
+        entry, signed = self._member_named(name)
         with self._store.transaction():
             for key in (bytes.fromhex(entry.sign_key) if entry else b"", signed.sign_key if signed else b""):
                 if key:
