@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sordino_agent.data.table import Rows, Split, Table
 from sordino_agent.errors import BadCommand
+from sordino_agent.pcg64 import Pcg64
 from sordino_common.messages import DataRef, encode
 from sordino_common.plan.spec import TensorSpec
 
@@ -24,12 +25,12 @@ def row_stream(rows: int, *, batch_rows: int, seed: int, round: int, name: str) 
     Pass after pass is a permutation from one generator, seeded by SHA-256 of canonical CBOR of
     ["sordino/rows", seed, round, name]: the same arguments give the same stream on every device, and two devices
     never shuffle alike. An epoch's leftover rows begin the next batch; with rows < B one batch spans passes.
-    The permutation is the order of 64-bit draws of PCG64, which NumPy promises to keep (NEP 19 keeps the streams of
-    bit generators, not those of `Generator.permutation`); ties, of chance rows²/2^65, keep their order."""
+    The permutation is the order of 64-bit draws of PCG64 (those of NumPy's bit generator, which NEP 19 keeps, unlike
+    `Generator.permutation`); ties, of chance rows²/2^65, keep their order."""
     if rows < 1 or batch_rows < 1:
         raise BadCommand(f"row stream: {rows} rows in batches of {batch_rows}; both must be at least 1")
     digest = hashlib.sha256(encode(["sordino/rows", seed, round, name])).digest()
-    source = np.random.PCG64(int.from_bytes(digest, "big"))
+    source = Pcg64(int.from_bytes(digest, "big"))
     left = np.empty(0, dtype=np.int64)
     while True:
         parts, have = [left], len(left)

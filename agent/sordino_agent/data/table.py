@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino_agent.errors import DatasetError, UnknownData
+from sordino_agent.pcg64 import Pcg64
 from sordino_common.messages import ColumnInfo, DatasetInfo
 
 Column = NDArray[Any]
@@ -102,7 +103,7 @@ def split_rows(rows: int, *, test_fraction: float, seed: int) -> tuple[Rows, Row
     if test_fraction <= 0.0 or rows < 2:
         return np.arange(rows), np.arange(0)
     count = min(max(1, round(test_fraction * rows)), rows - 1)
-    order = np.argsort(np.random.PCG64(seed).random_raw(rows), kind="stable")
+    order = np.argsort(Pcg64(seed).random_raw(rows), kind="stable")
     return np.sort(order[count:]), np.sort(order[:count])
 
 
