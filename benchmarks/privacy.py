@@ -98,20 +98,22 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
     everybody = np.ones(BATCH, dtype=np.bool_)
 
     def clip_and_sum() -> Any:
-        sums.add(outs, everybody)
-        return sums.take()
+        with np.errstate(all="ignore"):
+            sums.add(outs, everybody)
+            return sums.take()
 
     def private() -> None:
-        sums.add(gradient.run([*params, x, y], own=False), everybody)
-        applier.step(params, sums.take() * unit)
+        with np.errstate(all="ignore"):
+            sums.add(gradient.run([*params, x, y], own=False), everybody)
+            applier.step(params, sums.take(), unit)
 
-    total = clip_and_sum() * unit
+    total = clip_and_sum()
     return {
         "plain": lambda: plain.run([*params, x, y]),
         "private": private,
         "gradients": lambda: gradient.run([*params, x, y], own=False),
         "clip, sum": clip_and_sum,
-        "apply": lambda: applier.step(params, total),
+        "apply": lambda: applier.step(params, total, unit),
         "noise": lambda: discrete_gaussian(SIGMA_SQUARED, sums.length),
     }
 

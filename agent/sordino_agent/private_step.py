@@ -149,15 +149,15 @@ class Applier:
             self._kept[index] = self._gradient[start:end].reshape(block.shape)
             start = end
 
-    def step(self, params: list[Values], gradient: NDArray[np.float64], check: Check | None = None) -> list[Values]:
-        """The parameters (in the gradient Plan's order) after one step by `gradient` [P]."""
+    def step(self, params: list[Values], total: Ints, unit: float, check: Check | None = None) -> list[Values]:
+        """The parameters (in the gradient Plan's order) after one step by the gradient `total` [P] · `unit`. To be
+        called with NumPy's floating-point warnings off."""
         feeds = self._kept.copy()
         for index, at in self._carried:
             if at is not None:
                 feeds[index] = params[at]
-        with np.errstate(all="ignore"):
-            self._gradient[...] = gradient
-            outs = self._program.run(feeds, check=check)
+        np.multiply(total, unit, out=self._gradient, casting="same_kind")  # in float64, then rounded to float32
+        outs = self._program.run(feeds, check=check)
         after = list(params)
         for value, (index, at) in zip(outs, self._carried, strict=True):
             if at is None:
@@ -183,9 +183,10 @@ def train_private(
 
     `unit`: the real value of one grid unit, C / 2^g. `expected_rows`: q R, by which sums are divided."""
     now = list(params)
-    for _ in range(steps):
-        noised = sums.draw(now, check) + discrete_gaussian(sigma_squared, sums.length, random)
-        now = applier.step(now, noised.astype(np.float64) * (unit / expected_rows), check)
     with np.errstate(all="ignore"):
+        for _ in range(steps):
+            noised = sums.draw(now, check)
+            noised += discrete_gaussian(sigma_squared, sums.length, random)
+            now = applier.step(now, noised, unit / expected_rows, check)
         update = [after - before for after, before in zip(now, params, strict=True)]
     return update, sums.mechanism(sigma_squared)

@@ -8,26 +8,34 @@ compared with the threshold. |S| is random, zero included. Row r is always fed a
 floats may have other last digits at another place, so a row's place must not depend on who else is in S. A batch has
 one row of S at most for each place; places without one hold rows whose outputs are ignored.
 
-**Row.** From the Plan's outputs g_b (float32) come norms in float64, and the factor f = min(1, C/|g_b|)/C. A row whose
-norm is NaN or infinite counts as zero. One grid unit is C / 2^g.
+**Row.** From the Plan's outputs g_b (float32) come N = |g_b|² in float64, f = min(1, C/√N)/C, and one scale
+z = 2^k √f for all of the row. A row whose N is NaN or infinite counts as zero. One grid unit is C / 2^g.
 
-- `WholeRows`: v = trunc(2^g f g_b), integers in grid units.
-- `OuterRows` A_b ⊗ C_b: a = trunc(2^k √f A_b) and c = trunc(2^k √f C_b), two integer vectors; the row's entry is
-  a_i c_j in units of 2^-s of the grid, and its norm² is |a|² |c|² without ever making the matrix.
-- A bias whose rows are the left factors themselves (`WholeRows.rides`) joins its matrix: a ⊗ (c, u), u = trunc(2^k √f),
-  of norm² |a|² (|c|² + u²).
+- `WholeRows`: v = trunc(2^g f g_b) = trunc(z² 2^(g-2k) g_b), integers in grid units.
+- `OuterRows` A_b ⊗ C_b: a = trunc(z A_b) and c = trunc(z C_b), two integer vectors; the row's entry is a_i c_j in
+  units of 2^-s of the grid, and its norm² is |a|² |c|² without ever making the matrix.
+- A bias whose rows are the left factors themselves (`WholeRows.rides`) joins its matrix: a ⊗ (c, u), u = trunc(z), of
+  norm² |a|² (|c|² + u²).
 
-**The bound is checked, not assumed.** t = Σ |v|² + Σ |a|²(|c|² + u²) / 4^s is computed in float64 from the integers; a
-row with t > 4^g (1 - 2^-24) is dropped (floats never bring one there: factors are smaller by 2^-20). The sum of n terms
-has a relative error below (n + 3) 2^-53, so for n <= 2^28 entries the true integer norm² of a row that stays is <= 4^g.
+**The bound is computed, row by row.** t = z⁴ N, in units of 2^-4k of a squared clip norm, comes in float64 from the
+very z and the very numbers that are made integers of. A row with t > 2^4k (1 - 2^-24), or NaN, is dropped (floats
+never bring one there but for NaN: factors are smaller by 2^-20). What t says holds for the integers: rounding toward
+zero lengthens nothing, so an integer's size is at most that of the float product, z |x| (1 + 2^-53) or
+z² |x| (1 + 2^-53)²; a sum of n squares loses at most a part of (n + 3) 2^-53, t's own four products 4 · 2^-53. So the
+true integer norm² is below t (1 + (n + 12) 2^-53) 4^(g-2k), and for n <= 2^28 entries that of a row that stays is at
+most 4^g. `tests/agent/test_private_sum.py` holds the integers themselves against it, by Python's arithmetic.
 
 **The sum is exact.** |a_i c_j| <= 2^2k, so Σ over a batch stays below B 2^2k <= 2^53, where a float64 product of
 matrices is exact in whatever order it adds, and over batches Σ stays below R 2^2k <= 2^62, R the rows of the split:
 k = min(20, (53 - log2 B)/2, (62 - log2 R)/2). At the end all entries, in units of 2^-s, are shifted to the grid,
 F >> s (floor).
 
-**Cost.** A small model's step is made of NumPy calls of a microsecond each. So all factors of all layers lie side by
-side in one matrix, and each step above is one call for all of them; `benchmarks/privacy.py` measures it.
+**Cost.** All factors of all layers lie side by side in one matrix of W columns, so that each pass is one call for all
+of them, and a bias is one column more of its matrix's product. A batch takes, whatever the number of layers L, one
+pass to load it (float32 to float64), two for N (squares, their sums), one to scale and one to round it, and L
+products of matrices; besides, 10 calls on vectors of B numbers and 5 on the sum. That is the floor: for a small batch
+20 + L calls of one or two microseconds each; for a large one 68 bytes for each of B W entries that the passes move, and
+products that read 8 bytes where a plain step's read 4. `benchmarks/privacy.py` measures it.
 
 So with and without a row, the same coins for all others, the results differ by at most `privacy.rows.row_bound` in
 squared L2 norm, as integers. What this rests on besides: the Plan's output for row b is a function of that row (proven
@@ -57,7 +65,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 _FACTOR_BITS: Final = 20
-_SHRINK: Final = 1.0 - 2.0**-20
+_SHRINK: Final = 1.0 - 2.0**-21  # of z, so 2^-20 of f
 _LIMIT: Final = 1.0 - 2.0**-24
 _MOST_ENTRIES: Final = 1 << 28
 
@@ -121,40 +129,50 @@ class RowSum:
         self._grid_bits = grid_bits
         self._most_rows = most_rows
         self._flat = np.zeros(self.length)  # the sum of one batch, in units of 2^-s of the grid
-        places = _places(gradients.blocks, self._flat)
-        self._pairs = _Pairs(gradients, places)
-        self._others = _Others(gradients, places)
+        self._total: Ints = np.zeros(self.length, dtype=np.int64)  # of all batches so far
+        self._pairs = _Pairs(gradients, self._flat)
+        self._others = _Others(gradients, self._flat[self._pairs.length :])
+        # The blocks' parts of the total, in the blocks' order.
+        places = self._pairs.places(self._total) | self._others.places(self._total[self._pairs.length :])
+        self._parts = [places[block.name] for block in gradients.blocks]
         self.clear()
 
     def clear(self) -> None:
         """Begin a new sum."""
         self._rows = 0
-        self._total: Ints = np.zeros(self.length, dtype=np.int64)
+        self._total.fill(0)
 
     def add(self, outs: Sequence[NDArray[Any]], counted: NDArray[np.bool_]) -> None:
-        """Add the `counted` [B] rows of a run of the gradient Plan, whose outputs are `outs`; they are only read."""
+        """Add the `counted` [B] rows of a run of the gradient Plan, whose outputs are `outs`; they are only read.
+
+        To be called with NumPy's floating-point warnings off (`np.errstate`, once for many batches): rows that
+        overflow or are NaN are no errors, they are dropped."""
         count = int(np.count_nonzero(counted))
         if self._rows + count > self._most_rows:
             raise LocalError(f"a sample of more than the {self._most_rows} rows that there are")
-        pairs, others, clip_norm = self._pairs, self._others, self._clip_norm
-        with np.errstate(all="ignore"):  # what overflows or is NaN is dropped below
-            squares = pairs.load(outs) + others.load(outs)
-            factor = np.maximum(squares, clip_norm * clip_norm)
-            np.sqrt(factor, out=factor)
-            np.divide(_SHRINK, factor, out=factor)  # f: 0 or NaN where the norm is
-            if count < len(counted):
-                factor[~counted] = 0.0
-            ours = pairs.quantise(factor, 2.0**self._bits) * 4.0**-self._shift
-            total: Floats = np.asarray(ours + others.quantise(factor, 2.0**self._grid_bits))
-            limit = 4.0**self._grid_bits * _LIMIT
-            if not np.maximum.reduce(total, initial=0.0) <= limit:  # NaN is not
-                dropped = np.logical_not(total <= limit)
-                pairs.drop(dropped)
-                others.drop(dropped)
+        pairs, others = self._pairs, self._others
+        squares = pairs.load(outs) + others.load(outs)
+        z = np.maximum(squares, self._clip_norm * self._clip_norm)
+        np.sqrt(z, out=z)
+        np.sqrt(z, out=z)
+        np.divide(_SHRINK * 2.0**self._bits, z, out=z)  # 0 or NaN where the norm is infinite or NaN
+        if count < len(counted):
+            z[~counted] = 0.0
+        pairs.quantise(z)
+        z *= z
+        others.quantise(z, 2.0 ** (self._grid_bits - 2 * self._bits))
+        z *= z
+        z *= squares  # t
+        limit = 16.0**self._bits * _LIMIT
+        if not np.maximum.reduce(z) <= limit:  # NaN is not
+            dropped = np.logical_not(z <= limit)
+            pairs.drop(dropped)
+            others.drop(dropped)
         pairs.sum()
         others.sum(2.0**self._shift)
         self._rows += count
-        self._total += self._flat.astype(np.int64)
+        # The batch's entries are integers below 2^53: as such they are added.
+        np.add(self._total, self._flat, out=self._total, dtype=np.int64, casting="unsafe")
 
     def integers(self) -> list[NDArray[Any]]:
         """What each row of the batch that was added last has given, [B, ...]."""
@@ -162,82 +180,71 @@ class RowSum:
 
     def take(self) -> Ints:
         """int64[P], blocks in order, each flattened, in grid units. Begins a new sum."""
-        total: Ints = self._total >> self._shift
+        np.right_shift(self._total, self._shift, out=self._total)
+        total: Ints = np.concatenate(self._parts, axis=None)
         self.clear()
         return total
 
 
-def _places(blocks: Sequence[RowBlock], flat: Floats) -> dict[str, Floats]:
-    """Where in `flat` each block's sum belongs, in the block's shape."""
-    places: dict[str, Floats] = {}
-    begin = 0
-    for block in blocks:
-        end = begin + math.prod(block.shape)
-        places[block.name] = flat[begin:end].reshape(block.shape)
-        begin = end
-    return places
-
-
 class _Pairs:
-    """All outer products of a batch. Columns of the matrices: the lefts of all pairs, then the rights, each followed by
-    a one if a bias rides on the pair."""
+    """All outer products of a batch. Columns of the matrix: the lefts of all pairs, then the rights, each followed by a
+    one if a bias rides on the pair. The sum is an [M, N] or [M, N + 1] for each pair, one after the other in `flat`."""
 
-    def __init__(self, gradients: RowGradients, places: dict[str, Floats]) -> None:
+    def __init__(self, gradients: RowGradients, flat: Floats) -> None:
         pairs = [block for block in gradients.blocks if isinstance(block, OuterRows)]
         riders = {block.rides: block for block in gradients.blocks if _rides(block)}
-        self._ones = np.ones((gradients.rows, 1), dtype=np.float32)
-        self._lefts = [block.left for block in pairs]
-        self._rights: list[int | None] = []  # None: the column of ones
         self._count = len(pairs)
-        width = sum(sum(block.shape) + (block.left in riders) for block in pairs)
-        self._given = np.zeros((gradients.rows, width))
-        self.whole = np.zeros_like(self._given)
-        self._squares = np.zeros_like(self._given)
-        self._products: list[tuple[Floats, Floats, Floats]] = []
-        lefts: list[int] = []
-        rights: list[int] = []
-        left, right = 0, sum(block.shape[0] for block in pairs)
+        self._ones = np.ones((gradients.rows, 1), dtype=np.float32)
+        self._columns = [block.left for block in pairs]  # places in a run's outputs; -1: the ones
+        self._shapes: list[tuple[str, tuple[int, int], str | None]] = []  # matrix, its shape with a bias, the bias
         for block in pairs:
-            m, n = block.shape
-            lefts.append(left)
-            rights.append(right)
-            columns = self.whole[:, left : left + m].T
-            self._products.append((columns, self.whole[:, right : right + n], places[block.name]))
-            self._rights.append(block.right)
-            left, right = left + m, right + n
             rider = riders.get(block.left)
+            self._columns += [block.right] if rider is None else [block.right, -1]
+            m, n = block.shape
+            self._shapes.append((block.name, (m, n + (rider is not None)), None if rider is None else rider.name))
+        lefts, rights = ([shape[side] for _, shape, _ in self._shapes] for side in (0, 1))
+        self.whole = np.zeros((gradients.rows, sum(lefts) + sum(rights)))
+        self._squares = np.zeros_like(self.whole)
+        self._begins = np.cumsum([0, *lefts, *rights])[:-1]
+        # Each factor's Σ squares, [2 pairs, B]: vectors of B numbers, all lefts before all rights.
+        self._norms = np.zeros((len(self._begins), gradients.rows))
+        self._products: list[tuple[Floats, Floats, Floats]] = []
+        self.length = 0
+        for (_, (m, n), _), left, right in zip(self._shapes, self._begins, self._begins[len(pairs) :], strict=False):
+            place = flat[self.length : self.length + m * n].reshape(m, n)
+            self._products.append((self.whole[:, left : left + m].T, self.whole[:, right : right + n], place))
+            self.length += m * n
+
+    def places(self, flat: Ints) -> dict[str, Ints]:
+        """By block: its part of such a vector as the sum is written to, in the block's shape."""
+        places: dict[str, Ints] = {}
+        begin = 0
+        for name, (m, n), rider in self._shapes:
+            part = flat[begin : begin + m * n].reshape(m, n)
+            places[name] = part if rider is None else part[:, :-1]
             if rider is not None:
-                self._products.append((columns, self.whole[:, right], places[rider.name]))
-                self._rights.append(None)
-                right += 1
-        self._begins = np.array(lefts + rights)
+                places[rider] = part[:, -1]
+            begin += m * n
+        return places
 
     def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
-        """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]."""
-        if not self._count:
+        """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]. By `reduceat`: the last digits of a product of matrices
+        would depend on a row's place in the batch."""
+        pairs = self._count
+        if not pairs:
             return 0.0
-        parts = [outs[place] for place in self._lefts]
-        parts += [self._ones if place is None else outs[place] for place in self._rights]
-        np.concatenate(parts, axis=1, out=self._given)
-        return self._norms(self._given)
-
-    def quantise(self, factor: Floats, unit: float) -> Floats | float:
-        """Integers unit · √f · value, toward zero; their Σ |a|² (|c|² + u²), [B]."""
-        if not self._count:
-            return 0.0
-        scale = np.sqrt(factor)
-        scale *= unit
-        np.multiply(self._given, scale[:, None], out=self.whole)
-        np.trunc(self.whole, out=self.whole)
-        return self._norms(self.whole)
-
-    def _norms(self, values: Floats) -> Floats:
-        """Σ |left|² |right|² over the pairs. By `reduceat`: the last digits of a product of matrices would depend on a
-        row's place in the batch, and so on which other rows are there."""
-        np.multiply(values, values, out=self._squares)
-        sums = np.add.reduceat(self._squares, self._begins, axis=1)
-        norms: Floats = np.einsum("bp,bp->b", sums[:, : self._count], sums[:, self._count :])
+        given = [*outs, self._ones]
+        np.concatenate([given[place] for place in self._columns], axis=1, out=self.whole)
+        np.multiply(self.whole, self.whole, out=self._squares)
+        np.add.reduceat(self._squares, self._begins, axis=1, out=self._norms.T)
+        norms: Floats = np.add.reduce(self._norms[:pairs] * self._norms[pairs:], axis=0)
         return norms
+
+    def quantise(self, scale: Floats) -> None:
+        """Integers scale · value, toward zero."""
+        if self._count:
+            np.multiply(self.whole, scale[:, None], out=self.whole)
+            np.trunc(self.whole, out=self.whole)
 
     def drop(self, dropped: NDArray[np.bool_]) -> None:
         self.whole[dropped] = 0.0
@@ -251,46 +258,39 @@ class _Pairs:
 class _Others:
     """The rows of all other blocks, side by side."""
 
-    def __init__(self, gradients: RowGradients, places: dict[str, Floats]) -> None:
-        blocks = [block for block in gradients.blocks if isinstance(block, WholeRows) and not _rides(block)]
-        self._outs = [block.output for block in blocks]
-        self.values = np.zeros((gradients.rows, sum(math.prod(block.shape) for block in blocks)))
-        self._places: list[tuple[slice, Floats]] = []
-        begin = 0
-        for block in blocks:
-            end = begin + math.prod(block.shape)
-            self._places.append((slice(begin, end), places[block.name].reshape(-1)))
-            begin = end
+    def __init__(self, gradients: RowGradients, flat: Floats) -> None:
+        self._blocks = [block for block in gradients.blocks if isinstance(block, WholeRows) and not _rides(block)]
+        self.values = np.zeros((gradients.rows, sum(math.prod(block.shape) for block in self._blocks)))
+        self._flat = flat
+
+    def places(self, flat: Ints) -> dict[str, Ints]:
+        """By block: its part of such a vector as the sum is written to."""
+        ends = np.cumsum([math.prod(block.shape) for block in self._blocks])
+        return {block.name: part for block, part in zip(self._blocks, np.split(flat, ends), strict=False)}
 
     def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
         """Take a batch; Σ |g_b|², [B]."""
-        if not self._outs:
+        if not self._blocks:
             return 0.0
         rows = len(self.values)
-        np.concatenate([outs[place].reshape(rows, -1) for place in self._outs], axis=1, out=self.values)
-        return self._norms()
-
-    def quantise(self, factor: Floats, unit: float) -> Floats | float:
-        """Integers unit · f · value, toward zero; their Σ |v|², [B]."""
-        if not self._outs:
-            return 0.0
-        self.values *= (factor * unit)[:, None]
-        np.trunc(self.values, out=self.values)
-        return self._norms()
-
-    def _norms(self) -> Floats:
+        np.concatenate([outs[block.output].reshape(rows, -1) for block in self._blocks], axis=1, out=self.values)
         norms: Floats = np.einsum("bi,bi->b", self.values, self.values)
         return norms
+
+    def quantise(self, scale: Floats, unit: float) -> None:
+        """Integers unit · scale · value, toward zero."""
+        if self._blocks:
+            self.values *= (scale * unit)[:, None]
+            np.trunc(self.values, out=self.values)
 
     def drop(self, dropped: NDArray[np.bool_]) -> None:
         self.values[dropped] = 0.0
 
     def sum(self, unit: float) -> None:
-        """Σ over the rows, in units of 1 / `unit`, each block to its place."""
-        if self._outs:
-            total = self.values.sum(axis=0)
-            for part, place in self._places:
-                np.multiply(total[part], unit, out=place)
+        """Σ over the rows, in units of 1 / `unit`, to its place."""
+        if self._blocks:
+            np.add.reduce(self.values, axis=0, out=self._flat)
+            self._flat *= unit
 
 
 def _rides(block: RowBlock) -> TypeGuard[WholeRows]:

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from helpers_canary import RandomBytes, sampler_faults
+from sordino_agent import private_sum
 from sordino_agent.errors import BadCommand
 from sordino_agent.private_sum import RowSum, batches_of, expected_batches, poisson_sample
 from sordino_common.errors import LocalError
@@ -53,11 +54,16 @@ def width(plan: RowGradients) -> int:
     return sum(5 if isinstance(block, OuterRows) or block.rides is None else 0 for block in plan.blocks)
 
 
+def add(total: RowSum, outs: Sequence[NDArray[Any]], counted: NDArray[np.bool_]) -> None:
+    with np.errstate(all="ignore"):  # rows that overflow or are NaN are no errors
+        total.add(outs, counted)
+
+
 def summed(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
     """The sum over `rows`, fed in batches of `plan.rows`, the last one filled up."""
     total = RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits, most_rows=1 << 22)
     for part, counted in batches_of(np.arange(len(rows)), plan.rows, len(rows)):
-        total.add(outs_of([rows[at] for at in part], plan), counted)
+        add(total, outs_of([rows[at] for at in part], plan), counted)
     return [int(entry) for entry in total.take()]
 
 
@@ -83,8 +89,8 @@ def oracle(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, g
         norm_squared = sum(squares)
         if not math.isfinite(norm_squared):
             continue
-        factor = (1.0 - 2.0**-20) / math.sqrt(max(norm_squared, clip_norm * clip_norm))
-        scale = math.sqrt(factor) * 2.0**bits
+        scale = (1.0 - 2.0**-21) * 2.0**bits / math.sqrt(math.sqrt(max(norm_squared, clip_norm * clip_norm)))
+        whole = scale * scale * 2.0 ** (grid_bits - 2 * bits)
         entries: list[int] = []
         squared = 0
         for block in plan.blocks:
@@ -95,7 +101,7 @@ def oracle(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, g
             elif block.rides is not None:
                 more = [x * math.trunc(scale) for x in a]
             else:
-                more = [math.trunc(v * (factor * 2.0**grid_bits)) << shift for v in parts[block.output].tolist()]
+                more = [math.trunc(v * whole) << shift for v in parts[block.output].tolist()]
             entries += more
             squared += sum(v * v for v in more)
         assert squared <= 1 << (2 * grid_bits + 2 * shift)  # never dropped for its norm
@@ -155,17 +161,17 @@ def test_what_a_row_adds_does_not_depend_on_its_place_or_on_others(entries: int,
     rows = (rng.normal(size=(16, entries)) * rng.lognormal(size=(16, 1))).astype(np.float32)
     total = RowSum(plan, clip_norm=1.0, grid_bits=20, most_rows=1 << 22)
 
-    def add(some: NDArray[np.float32]) -> NDArray[np.int64]:
+    def sum_of(some: NDArray[np.float32]) -> NDArray[np.int64]:
         filled = len(some)
         padded = np.concatenate([some, np.zeros((16 - filled, entries), np.float32)])
         total.clear()
-        total.add([padded, np.zeros(16)], np.arange(16) < filled)
-        return total._total  # before the one shift to the grid, which rounds
+        add(total, [padded, np.zeros(16)], np.arange(16) < filled)
+        return total._total.copy()  # before the one shift to the grid, which rounds
 
-    together = add(rows)
-    assert np.array_equal(together, np.sum([add(row[None, :]) for row in rows], axis=0))
+    together = sum_of(rows)
+    assert np.array_equal(together, np.sum([sum_of(row[None, :]) for row in rows], axis=0))
     for start in range(1, 5):
-        assert np.array_equal(together, add(rows[:start]) + add(rows[start:][::-1]))
+        assert np.array_equal(together, sum_of(rows[:start]) + sum_of(rows[start:][::-1]))
 
 
 def test_accuracy_is_that_of_the_grid() -> None:
@@ -211,6 +217,34 @@ def test_no_row_weighs_more_than_the_bound(name: str) -> None:
         assert sum(entry * entry for entry in vector) > 0.99 * 4**GRID  # clipped, not dropped
 
 
+@given(st.data(), st.sampled_from(SHAPES), st.sampled_from([1e-30, 0.25, 1.0, 1e30]), st.sampled_from([1, 12, 20]))
+@settings(max_examples=150, deadline=None)
+def test_no_row_of_integers_is_longer_than_the_bound(
+    data: st.DataObject, plan: RowGradients, clip_norm: float, grid_bits: int
+) -> None:
+    """What is bounded is computed from floats; here from the integers themselves, exactly, whatever the rows hold."""
+    rows = data.draw(some_rows(plan, st.one_of(ordinary, anything, st.just(BIG), st.just(1e-45))).filter(bool))
+    rows = (rows * plan.rows)[: plan.rows]
+    total = RowSum(plan, clip_norm=clip_norm, grid_bits=grid_bits, most_rows=1 << 22)
+    add(total, outs_of(rows, plan), np.ones(plan.rows, dtype=np.bool_))
+    pairs, others = ([[int(entry) for entry in row] for row in part] for part in total.integers())
+    for factors, whole in zip(pairs, others, strict=True):
+        left, right = sum(a * a for a in factors[:3]), sum(c * c for c in factors[3:])
+        assert left * right + (sum(v * v for v in whole) << (2 * total._shift)) <= 1 << (4 * total._bits)
+
+
+def test_a_scale_that_is_too_large_drops_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were factors a millionth larger than they may be, rows at the bound would be dropped, not counted."""
+    rows = [np.array(HOSTILE[name], dtype=np.float32) for name in ("huge", "huge outer, nothing else", "just above")]
+    inside = np.full(10, 0.01, dtype=np.float32)
+    monkeypatch.setattr(private_sum, "_SHRINK", 1.0 + 2.0**-20)
+    for plan in (gradients(rows=1), gradients(rows=4, rider=True)):
+        for row in rows:
+            assert summed([row], plan) == [0] * len(summed([], plan))
+            assert summed([row, inside], plan) == summed([inside], plan)
+        assert any(summed([inside], plan))
+
+
 @pytest.mark.parametrize("value", NOTHING.values(), ids=NOTHING)
 @pytest.mark.parametrize("at", [0, 4, 9])
 def test_a_row_that_is_not_finite_counts_as_zero_and_spoils_no_other(at: int, value: float) -> None:
@@ -227,7 +261,7 @@ def test_padding_rows_do_not_count() -> None:
     total = RowSum(plan, clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
     row = np.full(10, 0.25, dtype=np.float32)
     noise = np.full(10, math.nan, dtype=np.float32)
-    total.add(outs_of([row, noise, noise, noise], plan), np.arange(4) < 1)
+    add(total, outs_of([row, noise, noise, noise], plan), np.arange(4) < 1)
     assert [int(entry) for entry in total.take()] == summed([row], plan)
 
 
@@ -235,7 +269,7 @@ def test_an_empty_sample_is_the_zero_vector_and_take_begins_anew() -> None:
     total = RowSum(gradients(), clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
     assert not total.take().any()
     assert total.take().dtype == np.int64
-    total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
+    add(total, outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
     assert total.take().any()
     assert not total.take().any()
 
@@ -301,7 +335,7 @@ def test_any_split_is_summed_exactly_however_many_rows_it_has(most_rows: int) ->
     assert most_rows * 4**total._bits <= 1 << 62
     assert total._bits >= GRID // 2 + 1
     rows = [np.full(10, value, dtype=np.float32) for value in (0.25, -0.5, 0.125, 3.0)][: min(4, most_rows)]
-    total.add(outs_of([*rows, *[rows[0]] * (4 - len(rows))], plan), np.arange(4) < len(rows))
+    add(total, outs_of([*rows, *[rows[0]] * (4 - len(rows))], plan), np.arange(4) < len(rows))
     found = total.take()
     assert np.abs(found - summed(rows, plan)).max() <= 4 * len(rows)  # in units of 2^-12 of the clip norm
 
@@ -310,9 +344,9 @@ def test_a_split_too_large_to_be_exact_is_refused_by_its_size() -> None:
     with pytest.raises(BadCommand, match=r"of 2199023255552 rows in batches of 4 can't be added exactly on a grid"):
         RowSum(gradients(), clip_norm=1.0, grid_bits=20, most_rows=1 << 41)
     total = RowSum(gradients(), clip_norm=1.0, grid_bits=GRID, most_rows=7)
-    total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
+    add(total, outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
     with pytest.raises(LocalError, match="more than the 7 rows"):
-        total.add(outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
+        add(total, outs_of([np.ones(10, np.float32)] * 4, gradients()), np.ones(4, np.bool_))
 
 
 def test_bad_thresholds_are_our_own_mistake() -> None:
