@@ -243,6 +243,25 @@ def test_what_may_leave_the_fit_is_refused_with_its_node() -> None:
     assert lower(plan, plan_id=PLAN_ID, settings=stated).circuit.gates
 
 
+def test_the_fit_is_asked_of_what_is_raised_not_of_the_product_that_it_is_a_multiple_of() -> None:
+    def cubed(factor: float) -> Plan:
+        """(factor (x y))^3: the product is opened, the factor comes with the powers."""
+        b, v = built()
+        product = b.node("mul", v["x"], v["y"])
+        b.output("product", "value", product)
+        b.output("cube", "value", b.node("pow", b.node("mul", product, factor), 3))
+        return b.build()
+
+    settings = Settings(ranges=Ranges(x=3, y=4), interval=6.0)
+    assert lower(cubed(0.5), plan_id=PLAN_ID, settings=settings).circuit.gates  # 12 / 2
+    for factor, reach in ((0.75, 9), (-2.0, 24)):
+        with pytest.raises(LoweringError, match=rf"what goes into a polynomial activation may reach {reach} by"):
+            lower(cubed(factor), plan_id=PLAN_ID, settings=settings)
+    small = replace(settings, ranges=Ranges(x=1, y=2))
+    with pytest.raises(LoweringError, match=r"may reach 8 by"):  # the product itself stays within 2
+        lower(cubed(4.0), plan_id=PLAN_ID, settings=small)
+
+
 def test_bounds_are_refused_beyond_44_bits_and_hold_for_what_is_accepted() -> None:
     b, v = built()
     b.output("p", "value", b.node("mul", b.node("mul", v["x"], v["y"]), b.node("mul", v["x"], v["x"])))

@@ -38,7 +38,7 @@ def _lowered(plan: Plan, plan_id: bytes, settings: Settings, apart: frozenset[st
     drawn = draw(plan, settings, apart)
     order = needed(drawn.sketch, drawn.outputs)
     found = magnitudes(plan, drawn.sketch, order, settings)
-    check_interval(drawn.sketch, found, drawn.powers, settings, [node.op for node in plan.nodes])
+    check_interval(found, drawn.powers, settings, [node.op for node in plan.nodes])
     for leeway in LEEWAYS:
         bits = fraction_bits(drawn.sketch, order, drawn.outputs, found, settings.fraction_bits, leeway)
         try:

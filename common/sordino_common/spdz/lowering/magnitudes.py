@@ -98,16 +98,17 @@ def magnitudes(plan: Plan, sketch: Sketch, order: Sequence[int], settings: Setti
 
 
 def check_interval(
-    sketch: Sketch, found: dict[int, float], powers: dict[int, int], settings: Settings, ops: Sequence[str]
+    found: dict[int, float], powers: dict[tuple[int, float], int], settings: Settings, ops: Sequence[str]
 ) -> None:
     """Refuse what may leave the interval on which the polynomial activations were fitted, unless it was stated what
     their inputs never pass: then whoever stated it has weighed it."""
     if settings.interval is None or settings.ranges.preactivations is not None:
         return
-    for wire, node in sorted(powers.items(), key=lambda item: item[1]):
-        if wire in found and found[wire] > settings.interval * (1 + 1e-9):
+    for (wire, coefficient), node in sorted(powers.items(), key=lambda item: item[1]):
+        reach = coefficient * found.get(wire, 0.0)
+        if reach > settings.interval * (1 + 1e-9):
             raise LoweringError(
-                f"node {node} ({ops[node]}): what goes into a polynomial activation may reach {found[wire]:.3g} by the "
+                f"node {node} ({ops[node]}): what goes into a polynomial activation may reach {reach:.3g} by the "
                 f"stated ranges, but the polynomial was fitted on [-{settings.interval:g}, {settings.interval:g}]; "
                 f"state what it never passes (spdz.ranges.preactivations), or widen spdz.activation.interval",
                 node=node,

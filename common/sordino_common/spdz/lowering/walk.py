@@ -32,11 +32,12 @@ _PASS_ON: Final = frozenset({"view", "permute", "neg", "clone", "to"})
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """`outputs[k]`: the wire of output k of the Plan. `powers`: wires raised to a power of 3 or more."""
+    """`outputs[k]`: the wire of output k of the Plan. `powers`: (wire, |c|) of what is raised to a power of 3
+    or more, c · wire."""
 
     sketch: Sketch
     outputs: tuple[int, ...]
-    powers: dict[int, int]
+    powers: dict[tuple[int, float], int]
 
 
 def draw(plan: Plan, settings: Settings, apart: frozenset[str]) -> Drawn:

@@ -31,7 +31,8 @@ class Walk:
         self.sketch = sketch
         self.specs = specs
         self.preactivations = preactivations
-        self.powers: dict[int, int] = {}  # wire that is raised to a power of 3 or more -> the Plan's node
+        # (wire, |c|) of what is raised to a power of 3 or more, c · wire -> the Plan's node
+        self.powers: dict[tuple[int, float], int] = {}
         self.values: list[Value] = []
         self.index = -1
         self.op = ""

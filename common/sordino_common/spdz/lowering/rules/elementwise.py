@@ -81,7 +81,7 @@ def _pow(walk: Walk, node: Node, args: tuple[Any, ...]) -> list[Value]:
         return [x]
     c, wire = to_wire(walk.sketch, x)
     if power >= 3:
-        walk.powers.setdefault(wire, walk.index)
+        walk.powers.setdefault((wire, abs(c)), walk.index)
         if walk.preactivations is not None and c:
             walk.sketch.cap(wire, walk.preactivations / abs(c))
     factor = 1.0
