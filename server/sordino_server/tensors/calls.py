@@ -6,8 +6,8 @@ is in it, so that a known call costs little more than the objects that it leaves
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,7 +17,7 @@ from sordino_common.plan.spec import TensorSpec
 from sordino_server.tensors.chain import ChainTensor
 from sordino_server.tensors.errors import UnsupportedOperation, WrongPlace
 from sordino_server.tensors.ops import info_of
-from sordino_server.tensors.values import Facts, Key, Number, Scalar, Slot
+from sordino_server.tensors.values import TORCH_DTYPES, Facts, Key, Number, Scalar, Slot, Value
 
 if TYPE_CHECKING:
     from sordino_server.tensors.pointer import PointerTensor
@@ -27,29 +27,51 @@ _PLAIN: Final = frozenset({type(None), str, torch.dtype, torch.layout, torch.mem
 _WHOLE: Final = frozenset({int, bool})
 
 
+# A spec, and the same in PyTorch's terms.
+Like = tuple[TensorSpec, torch.Size, torch.dtype]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """What calls of one key share. `view`: the op and its arguments, if the result is a view of the first operand.
-    `specs`: of the operands, held because the key has their ids."""
+    """What calls of one key share. `view`: the op and its arguments, if the results are views of the first operand.
+    `likes`: of the results, None where there is none. `func`, `specs`: the op and the operands' specs, held because
+    the key has their ids."""
 
+    func: Any
+    specs: tuple[TensorSpec, ...]
     facts: Facts
     writes: bool
     view: tuple[Any, tuple[Any, ...]] | None
-    specs: tuple[TensorSpec, ...]
+    likes: tuple[Like | None, ...]
 
 
-@cache
-def _lifted(func: Any) -> tuple[frozenset[int], frozenset[str]]:
-    info = info_of(func)
-    return frozenset(k for k, name in enumerate(info.names) if name in info.lifted), info.lifted
+def form_of(
+    func: Any, operands: Sequence[Value], facts: Facts, writes: bool, view: tuple[Any, tuple[Any, ...]] | None
+) -> Form:
+    likes = [None if out is None else (out, torch.Size(out.shape), TORCH_DTYPES[out.dtype]) for out in facts.outs]
+    return Form(func, tuple([operand.spec for operand in operands]), facts, writes, view, tuple(likes))
+
+
+# By the op's id: hashing an op calls Python.
+_LIFTED: Final[dict[int, tuple[Any, frozenset[int | str]]]] = {}
+
+
+def _lifted(func: Any) -> frozenset[int | str]:
+    """Which arguments of the op, by place and by name, hold a number that may change."""
+    found = _LIFTED.get(id(func))
+    if found is None:
+        info = info_of(func)
+        places = [k for k, name in enumerate(info.names) if name in info.lifted]
+        found = _LIFTED[id(func)] = (func, frozenset([*places, *info.lifted]))
+    return found[1]
 
 
 def read(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], pointer: type[PointerTensor]
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, pointer: type[PointerTensor]
 ) -> tuple[Key, list[PointerTensor], list[float]] | None:
     """Key, operands and numbers that may change; None for what is seldom and has no key (lists of tensors, tensors
     that are here), and for an op that has no pointer or several owners."""
-    key: list[Any] = [func]
+    key: list[Any] = [id(func)]
     operands: list[PointerTensor] = []
     numbers: list[float] = []
     for k, entry in enumerate(args):
@@ -62,7 +84,7 @@ def read(
         elif kind in _PLAIN:
             key.append(entry)
         elif kind is float:
-            if k in _lifted(func)[0]:
+            if k in _lifted(func):
                 numbers.append(entry)
                 key.append(Number)
             else:
@@ -71,10 +93,10 @@ def read(
             key.append(tuple(entry))  # whole numbers, or truth values: an op takes one or the other
         else:
             return None
-    for name, entry in kwargs.items():
+    for name, entry in kwargs.items() if kwargs else ():
         kind = type(entry)
         key.append(name)
-        if kind is float and name in _lifted(func)[1]:
+        if kind is float and name in _lifted(func):
             numbers.append(entry)
             key.append(Number)
         elif kind in _WHOLE:

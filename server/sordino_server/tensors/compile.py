@@ -21,14 +21,13 @@ from sordino_common.plan.spec import FLOATS, TensorSpec
 from sordino_common.plan.values import Input
 from sordino_server.tensors.calls import Form
 from sordino_server.tensors.lines import Line
-from sordino_server.tensors.values import Facts, Key, Number, Scalar, Slot, interned
+from sordino_server.tensors.values import TORCH_DTYPES, Facts, Key, Number, Scalar, Slot, interned
 from sordino_server.trace.capture import capture
-from sordino_server.trace.draft import DTYPES, Draft
+from sordino_server.trace.draft import Draft
 from sordino_server.trace.lowering import lower
 from sordino_server.trace.origins import UNKNOWN, ModulePaths, Origin
 from sordino_server.trace.tracing import TracedPlan
 
-TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 NAME: Final = "tensors"
 _INCLUDED: Final = torch._C._dispatch_tls_local_include_set()
 _EXCLUDED: Final = torch._C._dispatch_tls_local_exclude_set()

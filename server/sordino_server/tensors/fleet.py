@@ -15,6 +15,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, TypeVar, cast, overload
 
@@ -47,6 +48,7 @@ from sordino_server.tensors.chain import ChainTensor, LocalTensor
 from sordino_server.tensors.compile import Compiler
 from sordino_server.tensors.datasets import RemoteDataset
 from sordino_server.tensors.errors import AgentAway, RemoteFailure, WrongPlace
+from sordino_server.tensors.lines import Line
 from sordino_server.tensors.messages import Run, Terms
 from sordino_server.tensors.pointer import PointerTensor
 from sordino_server.tensors.recorder import Recorder, Request, Scope
@@ -526,7 +528,7 @@ class PointerFleet:
                 nodes=len(traced.plan.nodes),
                 outputs=len(run.ids),
                 new=new,
-                lines=_distinct(run.request),
+                lines=_distinct(run.request.lines),
             )
         )
 
@@ -566,8 +568,9 @@ def _taken(ids: deque[bytes]) -> tuple[bytes, ...]:
     return tuple(taken)
 
 
-def _distinct(request: Request) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([line.text for line in request.lines]))
+@lru_cache(maxsize=64)  # the steps of a loop stand on the same lines each time
+def _distinct(lines: tuple[Line, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([line.text for line in lines]))
 
 
 def _lines(request: Request, reason: str | None) -> tuple[str, ...]:
@@ -576,7 +579,7 @@ def _lines(request: Request, reason: str | None) -> tuple[str, ...]:
     steps = request.compiled.steps
     if found is not None and int(found[1]) < len(steps) and steps[int(found[1])] >= 0:
         return (request.lines[steps[int(found[1])]].text,)
-    return _distinct(request)
+    return _distinct(request.lines)
 
 
 def _tensor_of(reply: TensorValue, spec: TensorSpec, name: str) -> Tensor:

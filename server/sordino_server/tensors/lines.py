@@ -7,7 +7,7 @@ is worked out when somebody asks.
 from __future__ import annotations
 
 import sys
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final
@@ -22,9 +22,14 @@ _NOT_THE_USERS: Final = (str(Path(torch.__file__).parent), str(_HERE), str(_HERE
 _PROMPTS: Final = ("<stdin>", "<python-input", "<ipython-input")
 
 
-@cache
+# File name -> whether it is the user's.
+_USERS: Final[dict[str, bool]] = {}
+
+
 def _is_users(filename: str) -> bool:
-    return filename.startswith(_PROMPTS) or not filename.startswith(_NOT_THE_USERS)
+    found = filename.startswith(_PROMPTS) or not filename.startswith(_NOT_THE_USERS)
+    _USERS[filename] = found
+    return found
 
 
 class Line:
@@ -61,7 +66,8 @@ def user_line() -> Line:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if _is_users(code.co_filename):
+        name = code.co_filename
+        if _USERS[name] if name in _USERS else _is_users(name):
             key = (id(code), frame.f_lasti)
             line = _LINES.get(key)
             if line is None:

@@ -33,8 +33,6 @@ _SPELT: Final = {
     _ATEN._reshape_alias.default: _ATEN.reshape.default,
 }
 
-ALIASES: Final = frozenset({_ATEN.detach.default, _ATEN.alias.default})
-
 # For an op that no Plan has: what to write instead.
 _INSTEAD: Final = {
     "nonzero": "torch.where with three arguments, or a product with a mask",

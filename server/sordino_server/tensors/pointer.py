@@ -6,6 +6,7 @@ operations, and runs where the data is. Pointers are contiguous and on the devic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.ring.fixed import FRACTION_BITS
-from sordino_server.tensors.calls import Form, Gathered, fixed, kinds, read
+from sordino_server.tensors.calls import Form, Gathered, Like, fixed, form_of, kinds, read
 from sordino_server.tensors.chain import ChainTensor
-from sordino_server.tensors.compile import TORCH_DTYPES
 from sordino_server.tensors.errors import UnsupportedOperation, WrongPlace
-from sordino_server.tensors.ops import ALIASES, View, info_of, unviewed
+from sordino_server.tensors.ops import View, info_of, unviewed
 from sordino_server.tensors.recorder import Recorder, liftable
-from sordino_server.tensors.values import Cell, Key, Slot, Value
+from sordino_server.tensors.values import TORCH_DTYPES, Cell, Key, Slot, Value
 
 _ATEN = torch.ops.aten
+_DETACH, _ALIAS = _ATEN.detach.default, _ATEN.alias.default
 _wrapper = Tensor._make_wrapper_subclass
 _NOT_OPTIONS = frozenset({"layout", "pin_memory", "memory_format", "non_blocking"})  # of memory that is not here
 
@@ -56,17 +57,21 @@ class Owner(Protocol):
 class PointerTensor(ChainTensor):
     """A tensor on `owner`. `child` is None: the link below is the agent's."""
 
+    # Most pointers are made by one operation and gone after the next: slots are cheaper than a dictionary of each.
+    __slots__ = ("_read", "_views", "cell", "owner", "spec")
+
     owner: Owner
     cell: Cell
     spec: TensorSpec
     child: Tensor | None = None
     parent: ChainTensor | None = None
-    _views: tuple[tuple[View, int], ...] = ()
-    _read: tuple[Value, Value] | None = None  # what the base was, what the view of it is
+    _views: tuple[tuple[View, int], ...]
+    _read: tuple[Value, Value] | None  # what the base was, what the view of it is
 
     def __new__(cls, owner: Owner, cell: Cell, spec: TensorSpec) -> Self:
         pointer: Any = _wrapper(cls, spec.shape, dtype=TORCH_DTYPES[spec.dtype])
         pointer.owner, pointer.cell, pointer.spec = owner, cell, spec
+        pointer._views, pointer._read = (), None
         return pointer  # type: ignore[no-any-return]  # PyTorch says no more of it
 
     def describe(self) -> str:
@@ -176,26 +181,31 @@ class PointerTensor(ChainTensor):
     def __torch_dispatch__(  # type: ignore[override]  # the stub describes another function
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return _dispatch(cls, func, args, kwargs or {})
+        if func is _DETACH or func is _ALIAS:
+            return _alias(args[0])
+        call = read(func, args, kwargs, cls)
+        if call is None:
+            return _first_call(func, args, kwargs or {}, None)
+        key, pointers, numbers = call
+        first = pointers[0]
+        owner = first.owner
+        recorder = owner.recorder
+        form = recorder.compiler.forms.get(key)
+        if form is None:
+            return _first_call(func, args, kwargs or {}, key)
+        if recorder.crowded():
+            _make_room(owner)
+        operands = [pointer.value() if pointer._views else pointer.cell.value for pointer in pointers]
+        values = recorder.record(form.facts, operands, numbers)
+        return _results(form, first, values)
 
 
-def _dispatch(link: type[PointerTensor], func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    if func in ALIASES:
-        return _alias(args[0])
-    call = read(func, args, kwargs, link)
-    if call is None:
-        return _first_call(func, args, kwargs, None)
-    key, pointers, numbers = call
-    owner = pointers[0].owner
-    recorder = owner.recorder
-    form = recorder.compiler.forms.get(key)
-    if form is None:
-        return _first_call(func, args, kwargs, key)
-    if recorder.boundary() or recorder.full:
-        _make_room(owner)
-    operands = tuple([pointer.value() for pointer in pointers])
-    values = recorder.record(form.facts, operands, tuple(numbers))
-    return _results(form, pointers[0], values)
+def _pointer(link: type[PointerTensor], owner: Owner, cell: Cell, like: Like) -> Any:
+    """As `PointerTensor.__new__`, of a spec that is known in PyTorch's terms, too."""
+    spec, size, dtype = like
+    pointer: Any = _wrapper(link, size, dtype=dtype)
+    pointer.owner, pointer.cell, pointer.spec, pointer._views, pointer._read = owner, cell, spec, (), None
+    return pointer
 
 
 def _make_room(owner: Owner) -> None:
@@ -227,7 +237,7 @@ def _first_call(func: Any, args: Any, kwargs: dict[str, Any], key: Key | None) -
     owner = gathered.owner
     assert owner is not None
     recorder: Recorder = owner.recorder
-    if recorder.boundary() or recorder.full:
+    if recorder.crowded():
         _make_room(owner)
     operands = tuple([pointer.value() for pointer in gathered.operands])
     if gathered.numbers and not all(liftable(value.spec) for value in operands):
@@ -243,38 +253,38 @@ def _first_call(func: Any, args: Any, kwargs: dict[str, Any], key: Key | None) -
         assert isinstance(first, PointerTensor)
         if facts.outs != (first.spec,):
             raise UnsupportedOperation(f"{func} on {first.chain}: gives {facts.outs[0]}, but writes into {first.spec}")
-    form = Form(facts, info.writes, view, tuple([operand.spec for operand in operands]))
+    form = form_of(func, operands, facts, info.writes, view)
     if key is not None and recorder.knows(facts):
         recorder.compiler.forms[key] = form
     return _results(form, first if isinstance(first, PointerTensor) else gathered.operands[0], values)
 
 
-def _results(form: Form, first: PointerTensor, values: tuple[Value | None, ...]) -> Any:
+def _results(form: Form, first: PointerTensor, values: Sequence[Value | None]) -> Any:
     if form.writes:
         (value,) = values
         assert value is not None
         first._write(value, form.facts.op)
         return first
-    if form.view is not None:
-        results: list[Any] = [_view(first, form.view, k, value) for k, value in enumerate(values)]
-    else:
-        owner = first.owner
-        link, cell = owner.link, owner.recorder.cell
-        results = [None if value is None else link(owner, cell(value), value.spec) for value in values]
-    return results[0] if form.facts.single else results
+    if form.facts.single:
+        return _result(form, first, 0, values[0])
+    return [_result(form, first, k, value) for k, value in enumerate(values)]
 
 
-def _view(base: PointerTensor, view: View, index: int, value: Value | None) -> PointerTensor:
-    assert value is not None
-    pointer = base.owner.link(base.owner, base.cell, value.spec)
-    pointer._views, pointer._read = (*base._views, (view, index)), (base.cell.value, value)
+def _result(form: Form, first: PointerTensor, index: int, value: Value | None) -> Any:
+    """A pointer with memory of its own, or one that views `first`."""
+    like, owner = form.likes[index], first.owner
+    if value is None or like is None:
+        return None
+    if form.view is None:
+        return _pointer(type(first), owner, owner.recorder.cell(value), like)
+    pointer = _pointer(type(first), owner, first.cell, like)
+    pointer._views, pointer._read = (*first._views, (form.view, index)), (first.cell.value, value)
     return pointer
 
 
-def _alias(pointer: PointerTensor) -> PointerTensor:
-    alias = pointer.owner.link(pointer.owner, pointer.cell, pointer.spec)
-    if pointer._views:
-        alias._views, alias._read = pointer._views, pointer._read
+def _alias(pointer: PointerTensor) -> Any:
+    alias = _pointer(type(pointer), pointer.owner, pointer.cell, (pointer.spec, pointer.shape, pointer.dtype))
+    alias._views, alias._read = pointer._views, pointer._read
     return alias
 
 

@@ -28,6 +28,8 @@ from sordino_server.tensors.values import Cell, Facts, Key, Step, Value, interne
 Scope = Literal["all", "asked", "step"]
 PLACES: Final = 1 << 20  # more results than one step has
 PENDING_MOST: Final = 4000  # steps that wait, dead ones counted: a fifth of what a Plan may have
+_backward_pass: Final = torch._C._current_graph_task_id
+_new: Final = tuple.__new__  # what a named tuple's own constructor does in Python
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +65,16 @@ class Recorder:
     def cell(self, value: Value) -> Cell:
         """New memory that holds `value`."""
         cell = Cell(value, next(self._numbers), self._backward >= 0)
-        self._wait(cell)
+        if value.step is not None:
+            self._pending[cell.number] = weakref.ref(cell)
         return cell
 
     def write(self, cell: Cell, value: Value) -> None:
         cell.value = value
-        self._wait(cell)
+        if value.step is not None:
+            self._pending[cell.number] = weakref.ref(cell)
         if not cell.gradient:
             self._last_write = next(self._numbers)
-
-    def _wait(self, cell: Cell) -> None:
-        if cell.value.step is not None:
-            self._pending[cell.number] = weakref.ref(cell)
 
     def knows(self, facts: Facts) -> bool:
         """Whether a step of this form may be recorded again without being looked at."""
@@ -85,18 +85,18 @@ class Recorder:
         """Whether it is time to send, whatever is needed."""
         return self.recorded >= PENDING_MOST
 
-    def boundary(self) -> bool:
-        """Whether a second backward pass begins: a loop in eager style then sends what it has, once a step."""
-        task = torch._C._current_graph_task_id()  # -1 outside a backward pass
-        if task == self._backward:
-            return False
-        self._backward = task
-        if task < 0:
+    def crowded(self) -> bool:
+        """Whether to send before the next step: it is full, or a second backward pass begins, since a loop in eager
+        style sends what it has once a step."""
+        task = _backward_pass()  # -1 outside a backward pass
+        if task != self._backward:
+            self._backward = task
             self._line = None
-            return False
-        self._line = user_line()  # it is the same one for the whole pass
-        self.backwards += 1
-        return self.backwards > 1
+            if task >= 0:
+                self._line = user_line()  # it is the same one for the whole pass
+                self.backwards += 1
+                return self.backwards > 1 or self.full
+        return self.recorded >= PENDING_MOST
 
     def apply(
         self,
@@ -124,17 +124,15 @@ class Recorder:
             self.compiler.facts[key] = facts
         return facts, self.record(facts, operands, numbers)
 
-    def record(self, facts: Facts, operands: tuple[Value, ...], numbers: tuple[float, ...]) -> tuple[Value | None, ...]:
+    def record(self, facts: Facts, operands: Sequence[Value], numbers: Sequence[float]) -> tuple[Value | None, ...]:
         """Record one step of a known form. Raises the operand's own failure if it has one."""
         for operand in operands:
             if operand.failure is not None:
                 raise operand.failure
-        step = Step(facts, operands, numbers, next(self._numbers), self._line or user_line())
+        step = _new(Step, (facts, operands, numbers, next(self._numbers), self._line or user_line()))
         self.recorded += 1
         if facts.single:
-            spec = facts.outs[0]
-            assert spec is not None
-            return (Value(spec, step),)
+            return (Value(facts.outs[0], step),)  # type: ignore[arg-type]  # what is single is there
         return tuple([None if spec is None else Value(spec, step, k) for k, spec in enumerate(facts.outs)])
 
     def request(self, scope: Scope = "all", asked: Value | None = None) -> Request | None:
@@ -149,32 +147,38 @@ class Recorder:
             return self.request("all") if scope == "step" else None
         # The structure as a flat key of integers and of objects that hash by identity: one for every step of a loop.
         key: list[Any] = []
-        inputs: dict[int, tuple[int, Value]] = {}
+        inputs: dict[int, int] = {}
+        read: list[Value] = []
         numbers: list[float] = []
         starts: dict[int, int] = {}
 
         def place(value: Value) -> int:
-            if value.step is not None:
-                return starts[value.step.number] + value.index
-            return inputs.setdefault(id(value), (~len(inputs), value))[0]
+            made = value.step
+            if made is not None:
+                return starts[made.number] + value.index
+            found = inputs.get(id(value))
+            if found is None:
+                found = inputs[id(value)] = ~len(read)
+                read.append(value)
+            return found
 
-        for k, step in enumerate(steps):
-            starts[step.number] = k * PLACES
-            key.append(step.facts)
-            for operand in step.operands:
-                made = operand.step
-                key.append(place(operand) if made is None else starts[made.number] + operand.index)
-            numbers += step.numbers
+        start = 0
+        for facts, operands, given, number, _ in steps:
+            starts[number] = start
+            start += PLACES
+            key.append(facts)
+            key += map(place, operands)
+            if given:
+                numbers += given
         key.append(None)
-        key += [place(value) for value in outputs.values()]
+        key += map(place, outputs.values())
         key.append(None)
-        read = tuple([value for _, value in inputs.values()])
         key += [id(value.spec) for value in read]  # interned (`store`)
         lines = tuple([step.line for step in steps])
         structure = partial(_structure, steps, place, read, outputs)
         return Request(
             compiled=self.compiler.compiled(tuple(key), structure, tuple(numbers), lines),
-            inputs=read,
+            inputs=tuple(read),
             outputs=tuple(outputs.values()),
             numbers=tuple(numbers),
             lines=lines,
@@ -294,16 +298,15 @@ def _structure(
 def _reached(outputs: Iterable[Value]) -> list[Step]:
     """The steps that these values need, in the order in which they were recorded."""
     found: dict[int, Step] = {}
-    waiting = list(outputs)
+    waiting: list[Iterable[Value]] = [outputs]
     while waiting:
-        value = waiting.pop()
-        step = value.step
-        if step is None or step.number in found:
-            continue
-        if value.failure is not None:
-            raise value.failure
-        found[step.number] = step
-        waiting += step.operands
+        for value in waiting.pop():
+            step = value.step
+            if step is not None and step.number not in found:
+                if value.failure is not None:
+                    raise value.failure
+                found[step.number] = step
+                waiting.append(step.operands)
     return [found[number] for number in sorted(found)]
 
 

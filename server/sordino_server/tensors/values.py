@@ -5,16 +5,18 @@ Values never change. What a write changes is a `Cell`, the memory that pointers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.tensors.errors import RemoteFailure
 from sordino_server.tensors.lines import Line
+from sordino_server.trace.draft import DTYPES
 
 Key = tuple[Any, ...]
+TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,14 @@ def interned(spec: TensorSpec) -> TensorSpec:
     return spec
 
 
-class Step:
+class Step(NamedTuple):
     """One recorded operation."""
 
-    __slots__ = ("facts", "line", "number", "numbers", "operands")
-
-    def __init__(
-        self, facts: Facts, operands: tuple[Value, ...], numbers: tuple[float, ...], number: int, line: Line
-    ) -> None:
-        self.facts, self.operands, self.numbers, self.number, self.line = facts, operands, numbers, number, line
+    facts: Facts
+    operands: Sequence[Value]
+    numbers: Sequence[float]
+    number: int
+    line: Line
 
 
 class Stored:

@@ -27,7 +27,7 @@ from sordino_common.spdz.opening import numbers_of, spec_of
 from sordino_server.dealer.desk import DealerDesk
 from sordino_server.rounds.spdz import World, with_digest_of
 from sordino_server.rounds.spdz_session import SessionLost, SessionRefused
-from sordino_server.tensors.compile import TORCH_DTYPES, Compiler, Structure
+from sordino_server.tensors.compile import Compiler, Structure
 from sordino_server.tensors.errors import AgentAway, RemoteFailure, SharesLost
 from sordino_server.tensors.recorder import Scope
 from sordino_server.tensors.shared.kept import Kept, merged, rounded_up
@@ -37,7 +37,7 @@ from sordino_server.tensors.shared.pool import SessionPool
 from sordino_server.tensors.shared.program import Program, Programs, Task
 from sordino_server.tensors.shared.recorder import SharedRecorder, SharedRequest
 from sordino_server.tensors.shared.session import StepDone, StepRefused, StepwiseSession
-from sordino_server.tensors.values import Value
+from sordino_server.tensors.values import TORCH_DTYPES, Value
 
 if TYPE_CHECKING:
     from sordino_server.tensors.fleet import PointerFleet, RemoteAgent

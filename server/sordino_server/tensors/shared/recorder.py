@@ -49,7 +49,8 @@ class SharedRecorder(Recorder):
 
     def cell(self, value: Value) -> SharedCell:
         cell = SharedCell(value, next(self._numbers), self._backward >= 0)
-        self._wait(cell)
+        if value.step is not None:
+            self._pending[cell.number] = weakref.ref(cell)
         return cell
 
     def write(self, cell: Cell, value: Value) -> None:
