@@ -85,7 +85,8 @@ def _stepped(high: Words, low: Words, factor: int, offset: int) -> tuple[Words, 
 def _turned(high: Words, low: Words) -> Words:
     turn = high >> np.uint64(58)
     word = high ^ low
-    return word >> turn | word << (np.uint64(64) - turn & np.uint64(63))
+    back = (np.uint64(64) - turn) & np.uint64(63)
+    return np.bitwise_or(word >> turn, word << back)
 
 
 def _hashed(seed: int) -> tuple[int, int]:
