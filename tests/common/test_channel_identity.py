@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import os
 import pickle
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from helpers_channel import KEYS, OPERATOR, seeded
 from sordino_common.channel.boot import next_boot
@@ -227,6 +236,71 @@ def test_key_files_come_back_and_are_private(tmp_path: Path) -> None:
     assert DeviceKey.load(path).public == ALTO.public
     OPERATOR.save(tmp_path / "operator.key")
     assert OperatorKey.load(tmp_path / "operator.key").public == OPERATOR.public
+
+
+def test_key_files_are_what_every_tool_reads_and_writes(tmp_path: Path) -> None:
+    """PKCS #8 in PEM, to the byte as OpenSSL has it: a key may be made, looked at or backed up with other tools."""
+    keys = (Ed25519PrivateKey.generate(), X25519PrivateKey.generate())
+    text = b"".join(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in keys)
+    theirs = tmp_path / "theirs.key"
+    theirs.touch(0o600)
+    theirs.write_bytes(text)
+    loaded = DeviceKey.load(theirs)
+    assert loaded.public.sign_key == keys[0].public_key().public_bytes_raw()
+    assert loaded.public.box_key == keys[1].public_key().public_bytes_raw()
+    loaded.save(tmp_path / "ours.key")
+    assert (tmp_path / "ours.key").read_bytes() == text
+
+
+def pem_of(data: bytes, label: bytes = b"PRIVATE KEY") -> bytes:
+    return b"-----BEGIN %b-----\n%b\n-----END %b-----\n" % (label, base64.b64encode(data), label)
+
+
+BEFORE = bytes.fromhex("302e020100300506032b657004220420")  # the 32 bytes of an Ed25519 key
+ONE_KEY = pem_of(BEFORE + bytes(range(32)))
+OTHER_KEYS = {
+    "another curve": pem_of(BEFORE.replace(b"\x70", b"\x71") + bytes(32)),
+    "another version": pem_of(BEFORE.replace(b"\2\1\0", b"\2\1\1") + bytes(32)),
+    "nothing": pem_of(b""),
+    "no key": pem_of(BEFORE),
+    "a short key": pem_of(BEFORE + bytes(31)),
+    "a long key": pem_of(BEFORE + bytes(33)),
+    "a bare key": pem_of(bytes(32)),
+    "a character less": ONE_KEY.replace(b"AgME", b"AgM"),
+    "a strange character": ONE_KEY.replace(b"AgME", b"A*gME"),
+    "padded": ONE_KEY.replace(b"\n-----END", b"====\n-----END"),
+    "lines of another system": ONE_KEY.replace(b"\n", b"\r\n"),
+    "two lines": ONE_KEY.replace(b"AgME", b"Ag\nME"),
+    "another label": pem_of(BEFORE + bytes(range(32)), b"EC PRIVATE KEY"),
+}
+
+
+@pytest.mark.parametrize("content", OTHER_KEYS.values(), ids=OTHER_KEYS)
+def test_a_key_of_another_kind_or_spelling_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "operator.key"
+    path.touch(0o600)
+    path.write_bytes(ONE_KEY)
+    assert OperatorKey.load(path).public == OperatorKey.from_seed(bytes(range(32))).public
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="no operator key: expected one Ed25519 key in PEM") as caught:
+        OperatorKey.load(path)
+    assert "MC4C" not in str(caught.value)
+    assert "AgME" not in str(caught.value)  # of ONE_KEY
+
+
+def test_keys_of_other_tools_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "operator.key"
+    path.touch(0o600)
+    key = Ed25519PrivateKey.generate()
+    for text in (
+        Ed448PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word")),
+        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+        key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match="no operator key"):
+            OperatorKey.load(path)
 
 
 def test_a_key_file_is_never_overwritten(tmp_path: Path) -> None:
