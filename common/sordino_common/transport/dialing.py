@@ -72,7 +72,7 @@ class Dial:
     def start(self) -> None:
         """May call back at once."""
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(plain(self._host), self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             text = error.strerror if isinstance(error, OSError) else "not a host name"
             self._on_failed(f"{self._host}: the name can't be resolved: {text}", False)
@@ -118,7 +118,7 @@ class Dial:
         else:
             try:
                 wrapped = self._context.wrap_socket(
-                    sock, server_hostname=self._server_name, do_handshake_on_connect=False
+                    sock, server_hostname=plain(self._server_name), do_handshake_on_connect=False
                 )
             except (OSError, ValueError) as error:
                 self._close_unwatched()
@@ -183,6 +183,11 @@ def see_off(wire: Wire, *, want_write: Callable[[], bool], write: Callable[[], b
         twin.shutdown(socket.SHUT_WR)
         while ready() and twin.recv(65_536):
             pass
+
+
+def plain(host: str) -> str | bytes:
+    """A name in ASCII as its bytes: given a `str`, `socket` and `ssl` would load the tables of all scripts."""
+    return host.encode("ascii") if host.isascii() else host
 
 
 def explain(error: OSError) -> str:
