@@ -108,16 +108,23 @@ def _gate(gate: Gate, number: int, values: Mapping[int, Ints], rounding: np.rand
 # --- error -------------------------------------------------------------------------------------------------------
 
 
-def error_bounds(lowered: Lowered, values: Mapping[int, Ints]) -> dict[int, Floats]:
-    """Wire -> bound on |wire's value - what the Plan gives over the reals|, for the run whose `trace` is `values`.
+def error_bounds(
+    lowered: Lowered, values: Mapping[int, Ints], given: Mapping[tuple[str, str], Floats] | None = None
+) -> dict[int, Floats]:
+    """Wire -> bound on |wire's value - what the Plan gives over the reals|, in every run of the inputs of which
+    `values` is a `trace`, whichever way its gates round.
 
-    Inputs count as exact: they are what they were rounded to. A gate adds to what its operands bring the relative error
-    of its coefficients, the rounding of its constant, and one unit in the last place."""
+    Inputs count as exact: they are what they were rounded to; or they are off by at most `given` (by name and role). A
+    gate adds to what its operands bring the relative error of its coefficients, the rounding of its constant, and one
+    unit in the last place. Operands a, b, for which the Plan has α, β with |a - α| <= e, |b - β| <= d, bring
+    |a b - α β| <= |α| d + e |β| + e d; of the trace it is known, too, that it is no further from α, β: |α| is at most
+    its own operand and e."""
     circuit = lowered.circuit
     errors = {note.wire: note.error for note in lowered.notes}
     bounds: dict[int, Floats] = {}
     for number, entry in enumerate(circuit.inputs):
-        bounds[number] = np.zeros(entry.wire.shape)
+        off = np.zeros(entry.wire.shape) if given is None else given[entry.name, entry.role]
+        bounds[number] = off
     for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
         if isinstance(node, Gate):
             bounds[number] = _gate_bound(circuit, node, errors[number], values, bounds)
@@ -138,7 +145,7 @@ def _gate_bound(
         size_a, size_b = _size(values[item.a], a), _size(values[item.b], b)
         c = abs(item.coefficient) * 2.0 ** (a.fraction_bits + b.fraction_bits - scale)
         error = product(plain, size_a, bounds[item.b]) + product(plain, bounds[item.a], size_b)
-        error = error + product(plain, bounds[item.a], bounds[item.b])
+        error = error + 3.0 * product(plain, bounds[item.a], bounds[item.b])
         total = total + c * ((1.0 + slack) * error + slack * product(plain, size_a, size_b))
     for term in gate.terms:
         wire = circuit.wire(term.operand)
