@@ -3,6 +3,11 @@
 Both run on one agent each, with the same messages: `tensor-run` for each step, and the loss is fetched. The traced
 Plan is sent by hand, without pointers. Turns are taken in one run; the best of many slices counts.
 
+The bar (at most 1.3 of the Plan) is judged over a broker, as a fleet is reached: `agents` is mosquitto and
+`sordino-agent run` processes with their workers, `mqtt` the same broker with the agents in this process, so that their
+work is in the time of both. `memory` is the simulator's, where nothing but computing is left of a step: it shows what
+eager style costs this process.
+
 `pytorch` is the part of eager style that is not ours: the same program, forward, backward, optimizer, on a tensor
 subclass whose dispatch does nothing but make the next empty tensor.
 """
@@ -11,23 +16,34 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+import yaml
 from timing import best_seconds
 from torch import nn
 
 import sordino_server as sordino
 from sordino_common.messages import PlanPut, PlanReady, TensorGet, TensorRun, TensorStored, TensorValue
+from sordino_server.job import load_job
 from sordino_server.tensors.fleet import PointerFleet, RemoteAgent
 from sordino_server.tensors.messages import question
 from sordino_server.trace.tracing import trace
+from sordino_sim.broker import LocalBroker
+from sordino_sim.fleet_dir import write_fleet
+from sordino_sim.processes import AgentProcesses
+from sordino_sim.scenario import scenario_of
 
 FEATURES, HIDDEN, LR = 13, 64, 0.01
 WARM, COUNTED = 3, 20
+TRANSPORTS = ("memory", "mqtt", "agents")
+JOB = Path(__file__).resolve().parent.parent / "examples" / "boston-fedavg.yaml"
 Step = Callable[[], None]
 
 
@@ -144,22 +160,41 @@ def pytorch_alone(x: torch.Tensor, y: torch.Tensor) -> Step:
     return step
 
 
+@contextmanager
+def fleet_of(transport: str) -> Iterator[tuple[PointerFleet, Any]]:
+    """Two agents, and the server's counters of messages and bytes."""
+    if transport != "agents":
+        with sordino.simulate(agents=2, transport=transport) as fleet:  # type: ignore[arg-type]  # memory or mqtt
+            yield fleet, fleet._driver.fleet.server_endpoint.counters.total  # type: ignore[attr-defined]
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_fleet(scenario_of(load_job(JOB, overrides=["simulation.agents=2"])), Path(place) / "fleet")
+        for agent in folder.agents.values():
+            config = yaml.safe_load((agent / "agent.yaml").read_text("utf-8"))
+            config["policy"] |= {"jobs": [*config["policy"]["jobs"], "tensors"], "fetch": "any"}
+            (agent / "agent.yaml").write_text(yaml.safe_dump(config), "utf-8")
+        with LocalBroker(folder.broker_folder, port=folder.port), AgentProcesses(folder) as agents:
+            agents.start_all()
+            with sordino.connect(folder.folder, wait_s=60.0) as fleet:
+                yield fleet, fleet._driver._fleet.endpoint.counters.total  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Print ratios and exact counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=404, help="rows of a step; Boston Housing has 404 to train on")
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--transport", choices=["memory", "mqtt", "both"], default="both")
+    parser.add_argument("--transport", choices=[*TRANSPORTS, "all"], default="all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     x, y = torch.randn(options.rows, FEATURES), torch.randn(options.rows, 1)
-    for transport in ("memory", "mqtt") if options.transport == "both" else (options.transport,):
-        with sordino.simulate(agents=2, transport=transport) as fleet:
-            counters = fleet._driver.fleet.server_endpoint.counters.total  # type: ignore[attr-defined]
+    for transport in TRANSPORTS if options.transport == "all" else (options.transport,):
+        with fleet_of(transport) as (fleet, counters):
             steps: dict[str, Step] = {}
             losses = {}
-            for name, make, agent in (("pointers", through_pointers, "alice"), ("plan", as_a_plan, "bob")):
-                steps[name], losses[name] = make(fleet, fleet[agent], x, y)
+            makers = (("pointers", through_pointers), ("plan", as_a_plan))
+            for (name, make), agent in zip(makers, fleet, strict=True):
+                steps[name], losses[name] = make(fleet, agent, x, y)
                 for _ in range(WARM):
                     steps[name]()
             figures = {}
