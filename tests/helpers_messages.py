@@ -217,10 +217,12 @@ EXAMPLES: dict[str, m.Message] = {
         ),
         keep=(m.SpdzKeep(name="o0", tensor_id=SESSION),),
         opened=("o0", "o1"),
+        moved=(m.SpdzMoved(name="o1", to="agent-00", tensor_id=PLAN_ID[:16], dtype="float32"),),
         drops=(TENSOR_ID,),
         lease_s=60.0,
     ),
     "spdz-taken": m.SpdzTaken(session=SESSION, step=3),
+    "spdz-stored": m.SpdzStored(session=SESSION, step=3),
     "spdz-shares": m.SpdzShares(
         shares=(
             m.SpdzShare(kind="check-4", step=2, attempt=0, round=0, payload=bytes(48)),

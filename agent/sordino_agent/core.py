@@ -80,6 +80,7 @@ _ANSWERS: Final = (
     m.SpdzChecked,
     m.SpdzRetry,
     m.SpdzTaken,
+    m.SpdzStored,
     m.Contribution,
     m.SumSeedsChecked,
     m.SumShare,

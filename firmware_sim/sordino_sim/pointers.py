@@ -43,14 +43,16 @@ T = TypeVar("T")
 _NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 _JOIN_S: Final = 30.0
 
-# The owners let what was sent here, or shared, and what came of it, leave again.
-OPEN: Final = Policy(
-    jobs=("describe", "tensors", "spdz-compute", "spdz-data"),
-    plans="any",
-    fetch="any",
-    min_rows=1,
-    spdz=SpdzPolicy(outputs={"tensors": (SERVER,)}, security="passive"),  # the least that is accepted
-)
+
+def open_policy(names: Sequence[str]) -> Policy:
+    """Owners that let what was sent here, or shared, and what came of it, leave again, to the server and each other."""
+    return Policy(
+        jobs=("describe", "tensors", "spdz-compute", "spdz-data"),
+        plans="any",
+        fetch="any",
+        min_rows=1,
+        spdz=SpdzPolicy(outputs={"tensors": (SERVER, *names)}, security="passive"),  # the least that is accepted
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +146,7 @@ def simulate(
     *,
     data: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     tags: Sequence[str] = (),
-    policy: Policy = OPEN,
+    policy: Policy | None = None,
     transport: Literal["memory", "mqtt"] = "memory",
     board: str = "server",
     seed: int = 0,
@@ -155,10 +157,10 @@ def simulate(
     """A fleet of `agents` (names, or how many: alice, bob, carol, ...) in this process.
 
     `data[agent][dataset][column]`: arrays with rows along the first axis, one dataset an agent. `tags`: of every
-    dataset. `policy`: of every owner. `transport`: `memory`, on a virtual clock, or `mqtt`, through a mosquitto of our
-    own. `tamper`: one member of a committee cheats once, in a session on shares (`sordino_sim.tamper`). `progress`:
-    whether long waits are shown, on stderr; None shows them on a terminal, but not on the virtual clock. Raises
-    `ConfigError`."""
+    dataset. `policy`: of every owner; None is `open_policy`. `transport`: `memory`, on a virtual clock, or `mqtt`,
+    through a mosquitto of our own. `tamper`: one member of a committee cheats once, in a session on shares
+    (`sordino_sim.tamper`). `progress`: whether long waits are shown, on stderr; None shows them on a terminal, but not
+    on the virtual clock. Raises `ConfigError`."""
     names = _names(agents) if isinstance(agents, int) else tuple(agents)
     strangers = sorted(set(data or ()) - set(names))
     if strangers:
@@ -178,7 +180,7 @@ def simulate(
             loop = reactor = stack.enter_context(Reactor())
             wire = MqttWire(reactor, stack.enter_context(LocalBroker(Path(scratch) / "broker")))
         fleet = SimulatedFleet(cast, loop=loop, wire=wire, network=None)
-        fleet.policy = policy
+        fleet.policy = open_policy(names) if policy is None else policy
         if tamper is not None:
             fleet.make_party = tamper.make_party()
         stack.callback(fleet.close)

@@ -14,6 +14,7 @@ from helpers_agent import SERVER
 from helpers_shares import Committee, Packet, committee, open_command
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.spdz.policy import SpdzPolicy
+from sordino_agent.spdz.shelf import Shelf, Source, Taken
 from sordino_agent.store import TensorStore
 from sordino_common import messages as m
 from sordino_common.plan.arrays import from_numpy, to_numpy
@@ -99,7 +100,8 @@ class Conduct:
         given = tuple(m.SpdzGiven(name=name, owner=SERVER, tensor_id=None) for name in "ab")
         fields: dict[str, Any] = {
             "session": self.command.session, "step": step, "kept": (), "given": given,
-            "keep": (m.SpdzKeep(name="z", tensor_id=tid(100 + step)),), "opened": (), "drops": (), "lease_s": 60.0,
+            "keep": (m.SpdzKeep(name="z", tensor_id=tid(100 + step)),), "opened": (), "moved": (), "drops": (),
+            "lease_s": 60.0,
         }  # fmt: skip
         return m.SpdzStep(**{**fields, **changes})
 
@@ -425,6 +427,177 @@ def test_members_of_a_passive_session_tell_one_another_which_step_they_were_told
     assert not [p for p in made.wire.sent if isinstance(p.message, m.SpdzShares) and p.message.shares[0].step == 1]
 
 
+# --- what opens to a member ----------------------------------------------------------------------------------------
+
+LENDING = msgspec.structs.replace(ALLOWED, spdz=SpdzPolicy(outputs={"tensors": ("agent-00",)}))
+
+
+def moved(name: str = "z", to: str = "agent-00", k: int = 200) -> m.SpdzMoved:
+    return m.SpdzMoved(name=name, to=to, tensor_id=tid(k), dtype="float32")
+
+
+def told_masks(conduct: Conduct, step: int = 0, *, to: str = "agent-00", **values: Any) -> None:
+    """The dealer's masks of the product, or `values`."""
+    masks = values or {"z": conduct.desk.output_masks(step)["z"]}
+    conduct.made.tell(to, conduct.desk.masks_for(step, masks))
+    conduct.made.settle()
+
+
+def test_an_output_opens_to_a_member_and_to_nobody_else() -> None:
+    made = made_with(LENDING)
+    conduct = Conduct(made)
+    conduct.play(conduct.command_of(0, keep=(), moved=(moved(),)))
+    assert conduct.checked() == 1
+    assert not [value for one in made.said(m.SpdzChecked) for value in one.outputs]  # type: ignore[attr-defined]
+    assert len(store_of(made, "agent-00")) == 0  # not before the masks are there
+    told_masks(conduct)
+    assert made.said(m.SpdzStored) == [m.SpdzStored(session=conduct.command.session, step=0)]
+    stored = store_of(made, "agent-00").get(tid(200), now_s=made.loop.now_s())
+    value = to_numpy(stored.value)
+    assert value.dtype == np.float32
+    assert np.allclose(value, VALUES["a"] * VALUES["b"], atol=1e-3)
+    assert stored.shared is None
+    assert len(store_of(made, "agent-01")) == 0
+    outputs = [p for p in made.wire.sent if isinstance(p.message, m.SpdzOutputs)]
+    assert not outputs  # what the member has itself is enough
+
+
+def test_what_opened_to_a_member_counts_as_computed_from_rows() -> None:
+    """Others' rows may be in it, of which its device knows nothing: that a value was only ever sent does not let it
+    leave."""
+    made = made_with(msgspec.structs.replace(LENDING, fetch="sent"))
+    conduct = Conduct(made)
+    conduct.play(conduct.command_of(0, keep=(), moved=(moved(),)))
+    told_masks(conduct)
+    made.wire.to_server.clear()
+    made.tell("agent-00", m.TensorGet(tensor_id=tid(200)))
+    made.settle()
+    assert f"listing, in policy.fetch, all Plans that made it: {plan_id(PLAN).hex()}" in made.refusal("agent-00").reason
+
+
+def test_own_rows_that_come_back_stay_rows() -> None:
+    made = made_with(LENDING)
+    load = m.TensorLoad(tensor_id=tid(1), dataset="toy", columns=("f0",), split="train", dtype="float32", lease_s=60.0)
+    made.tell("agent-00", load)
+    conduct = Conduct(made)
+    shelf = Shelf(
+        agent="agent-00",
+        server=SERVER,
+        store=store_of(made, "agent-00"),
+        policy=lambda: LENDING,
+        require_exact=lambda _dataset, _kind: None,
+    )
+    step = conduct.command_of(0, keep=(), moved=(moved("copy"),))
+    taken = Taken(
+        names=(),
+        values=(),
+        outputs={"copy": Source(made_by=None, lineage=frozenset(), datasets=frozenset({"toy"}))},
+    )
+    shelf.receive(conduct.command, step, taken, {"copy": from_numpy(VALUES["a"])}, now_s=made.loop.now_s())
+    made.wire.to_server.clear()
+    made.tell("agent-00", m.TensorGet(tensor_id=tid(200)))
+    made.settle()
+    assert "rows of a dataset, which never leave the device" in made.refusal("agent-00").reason
+
+
+@pytest.mark.parametrize(
+    ("entry", "policy", "code", "words"),
+    [
+        (moved(to="agent-02"), LENDING, "policy", "no party of the session"),
+        (moved(to=SERVER), LENDING, "policy", "no party of the session"),
+        (moved(to="agent-01"), LENDING, "policy", r"policy.spdz.outputs (tensors: [agent-01])"),
+        (moved(), ALLOWED, "policy", r"policy.spdz.outputs (tensors: [agent-00])"),
+        (moved("q"), LENDING, "command", "has no output 'q'"),
+        (moved(), msgspec.structs.replace(LENDING, fetch="none"), "policy", "may not leave the device"),
+    ],
+)
+def test_a_member_judges_what_opens_to_another(entry: m.SpdzMoved, policy: Policy, code: str, words: str) -> None:
+    made = made_with(policy)
+    conduct = Conduct(made)
+    made.wire.to_server.clear()
+    made.tell("agent-01", conduct.command_of(0, moved=(entry,)))
+    made.settle()
+    assert made.refusal("agent-01").code == code
+    assert words in made.refusal("agent-01").reason
+
+
+def test_a_lender_needs_fetch_the_receiver_does_not() -> None:
+    made = made_with(msgspec.structs.replace(LENDING, fetch="none"))
+    conduct = Conduct(made)
+    made.wire.to_server.clear()
+    made.tell("agent-00", conduct.command_of(0, moved=(moved(),)))
+    made.settle()
+    assert not made.said(m.Refused, "agent-00")
+
+
+def test_what_opens_to_a_member_needs_an_id_and_room_there() -> None:
+    made, conduct, masks = one_step(msgspec.structs.replace(LENDING, fetch="any"))
+    fields: dict[str, Any] = {"kept": (kept(conduct, 100),), "given": SERVER_GIVES_B, "keep": ()}
+    made.tell("agent-00", conduct.command_of(1, **fields, moved=(moved(k=100),)))
+    made.settle()
+    assert made.refusal("agent-00").code == "conflict"
+    made.wire.to_server.clear()
+    made.wire.cores["agent-00"]._store.budget_bytes = 300  # type: ignore[misc]
+    made.tell("agent-00", conduct.command_of(1, **fields, moved=(moved(),)))
+    made.settle()
+    assert made.refusal("agent-00").code == "limit"
+    assert masks
+
+
+@pytest.mark.parametrize("security", ["active", "passive"])
+def test_a_member_that_was_not_told_what_opens_to_another(security: str) -> None:
+    """The server would have the rows of who forbids it opened to who allows it."""
+    spdz = SpdzPolicy(outputs={"tensors": (SERVER, "agent-00")}, security="passive")
+    made = made_with(msgspec.structs.replace(ALLOWED, spdz=spdz))
+    conduct = Conduct(made, stepwise(security=security))
+    step = conduct.command_of(0, keep=(), moved=(moved(),))
+    conduct.play(step, told={"agent-01": msgspec.structs.replace(step, moved=())})
+    assert {one.code for one in made.said(m.SpdzAbort)} == {"equivocation"}  # type: ignore[attr-defined]
+    assert not made.said(m.SpdzChecked)
+    made.tell("agent-00", conduct.desk.masks_for(0, {"z": np.zeros(2, np.int64)}))
+    made.settle()
+    assert len(store_of(made, "agent-00")) == 0
+    assert not made.said(m.SpdzStored)
+
+
+@pytest.mark.parametrize("case", ["nothing", "twice", "other-output", "shape", "step", "lender"])
+def test_masks_of_anything_else_end_the_session(case: str) -> None:
+    made = made_with(LENDING)
+    conduct = Conduct(made)
+    conduct.play(conduct.command_of(0, keep=(), moved=() if case == "nothing" else (moved(),)))
+    zeros = np.zeros(2, np.int64)
+    match case:
+        case "nothing":
+            told_masks(conduct)
+        case "twice":
+            told_masks(conduct)
+            told_masks(conduct)
+        case "other-output":
+            told_masks(conduct, copy=zeros)
+        case "shape":
+            told_masks(conduct, z=zeros[:1])
+        case "step":
+            told_masks(conduct, 1, z=zeros)
+        case "lender":
+            told_masks(conduct, to="agent-01")
+    assert made.abort("agent-01" if case == "lender" else "agent-00").code == "protocol"
+    assert len(store_of(made, "agent-00")) == (case == "twice")
+    assert len(store_of(made, "agent-01")) == 0
+
+
+def test_masks_come_from_the_dealer() -> None:
+    made = made_with(LENDING)
+    conduct = Conduct(made)
+    conduct.play(conduct.command_of(0, keep=(), moved=(moved(),)))
+    masks = conduct.desk.masks_for(0, {"z": np.zeros(2, np.int64)})
+    for context in (b"", conduct.command.session):
+        made.tell("agent-00", masks, sender="agent-01", context=context)
+    made.settle()
+    assert not made.said(m.SpdzStored)
+    told_masks(conduct)
+    assert made.said(m.SpdzStored)
+
+
 def test_gifts_come_from_who_gives() -> None:
     made, conduct, masks = one_step()
     step = conduct.command_of(1, kept=(kept(conduct, 100),), given=SERVER_GIVES_B)
@@ -505,7 +678,7 @@ def test_scheduled_sessions_have_no_steps() -> None:
     packet = Packet(sender=SERVER, to="agent-00", message=stepwise(), correlation=bytes(16), context=b"")
     assert packet.message.idle_s == 600.0  # type: ignore[attr-defined]
     made.tell("agent-00", m.SpdzStep(
-        session=b"session-unknown!", step=0, kept=(), given=(), keep=(), opened=(), drops=(), lease_s=1.0
+        session=b"session-unknown!", step=0, kept=(), given=(), keep=(), opened=(), moved=(), drops=(), lease_s=1.0
     ))  # fmt: skip
     made.settle()
     assert made.refusal("agent-00").code == "unknown-session"

@@ -10,6 +10,8 @@ import torch
 
 import sordino_server as sordino
 from sordino_agent.errors import Silence
+from sordino_agent.policy import Policy
+from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.errors import LocalError
 from sordino_common.spdz.arithmetic import Arithmetic
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
@@ -101,6 +103,67 @@ def test_operands_are_not_brought_together_by_themselves(fleet: PointerFleet) ->
         fleet.share(torch.ones(2), alice)
     with pytest.raises(WrongPlace, match="beyond the 8 that is stated"):
         fleet.share(torch.full((2,), 9.0), alice, bob)
+
+
+# --- opening to a member -------------------------------------------------------------------------------------------
+
+
+def test_a_shared_tensor_moves_to_a_member() -> None:
+    x = torch.tensor([1.5, -2.0], requires_grad=True)
+    with sordino.simulate(agents=3) as fleet:
+        alice, bob, carol = fleet
+        xs = fleet.share(x, alice, bob)
+        before = len(fleet.trace())
+        product = (xs * xs).move(alice)  # computed and opened in one step, nothing of it here
+        assert [sent.kind for sent in fleet.trace()[before:]] == ["plan-put", "plan-put", "spdz-step"]
+        assert repr(product) == "PointerTensor(alice) float32[2], requires_grad"
+        assert torch.allclose((product + 1).get(), x.detach() ** 2 + 1, atol=1e-3)
+        doubled = xs.detach() * 2
+        fleet.flush()
+        kept = doubled.send(bob)  # what is kept, as it is
+        assert torch.allclose(kept.get(), x.detach() * 2, atol=1e-3)
+        view = xs.detach()[1:].move(bob)
+        assert torch.allclose(view.get(), x.detach()[1:], atol=1e-3)
+        with pytest.raises(
+            WrongPlace, match=r"opens to a member of the committee of alice, bob, got RemoteAgent\(carol\)"
+        ):
+            xs.move(carol)
+        store = fleet._driver.fleet.agents["bob"].core._store  # type: ignore[attr-defined]  # the simulator's
+        ids = {value.cell.value.tensor_id for value in (kept, view)}
+        assert all(tensor_id in store._tensors for tensor_id in ids)
+        del kept, view
+        (bob.send(torch.ones(1)) + 1).get()
+        assert not any(tensor_id in store._tensors for tensor_id in ids)
+
+
+def test_every_member_judges_what_moves() -> None:
+    def fleet_with(outputs: tuple[str, ...], fetch: str = "any") -> PointerFleet:
+        policy = Policy(
+            jobs=("tensors", "spdz-compute", "spdz-data"),
+            plans="any",
+            fetch=fetch,  # type: ignore[arg-type]  # one of the words
+            spdz=SpdzPolicy(outputs={"tensors": outputs}),
+        )
+        return sordino.simulate(agents=2, policy=policy)
+
+    with fleet_with(("server", "alice")) as fleet:
+        alice, bob = fleet
+        xs = fleet.share(torch.ones(2), alice, bob)
+        with pytest.raises(RemoteFailure, match=r"may not open to bob here.*policy.spdz.outputs \(tensors: \[bob\]\)"):
+            xs.move(bob)
+        assert torch.allclose((xs + 1).get(), torch.full((2,), 2.0), atol=1e-3)  # and all goes on
+        assert torch.equal(xs.move(alice).get(), torch.ones(2))
+    with fleet_with(("alice",)) as fleet:  # to alice, and not to this process, in no way
+        alice, bob = fleet
+        there = fleet.share(torch.ones(2), alice, bob).move(alice)
+        with pytest.raises(RemoteFailure, match="may not open to server"):
+            fleet.share(torch.ones(2), alice, bob).get()
+        assert (there * 2).sum().get() == 4  # her policy.fetch is any
+    with fleet_with(("alice",), fetch="sent") as fleet:
+        alice, bob = fleet
+        there = fleet.share(torch.ones(2), alice, bob).move(alice)
+        with pytest.raises(RemoteFailure, match=r"listing, in policy\.fetch, all Plans that made it"):
+            (there * 2).sum().get()
 
 
 CHEATS = {

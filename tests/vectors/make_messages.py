@@ -67,6 +67,19 @@ def main() -> None:
             "spdz-step", "named twice", given=[{"name": "i0", "owner": "agent-00", "tensor_id": bytes(16)}]
         ),
         "bad_step_with_an_output_twice": bad("spdz-step", "named twice", opened=["o0", "o0"]),
+        "bad_step_that_moves_an_output_twice": bad(
+            "spdz-step",
+            "named twice",
+            moved=[
+                {"name": "o0", "to": to, "tensor_id": bytes([k] * 16), "dtype": "float32"}
+                for k, to in enumerate(("agent-00", "agent-01"), start=20)
+            ],
+        ),
+        "bad_step_that_moves_integers": bad(
+            "spdz-step",
+            "Invalid enum value",
+            moved=[{"name": "o0", "to": "agent-00", "tensor_id": bytes(16), "dtype": "int64"}],
+        ),
         "bad_step_with_an_id_twice": bad(
             "spdz-step", "named twice", keep=[{"name": name, "tensor_id": bytes(16)} for name in ("o0", "o1")]
         ),

@@ -130,6 +130,8 @@ class Seat:
                 return self._provide()
             case "outputs":
                 return self._read(event.step, self._reader.on_copy(event.sender, event.step, _named(event)))
+            case "masks" if self._steps is not None:
+                return iter((self._steps.read(event.step, _named(event)),))
             case "masks":
                 return self._read(event.step, self._reader.on_masks(event.step, _named(event)))
             case "restart":

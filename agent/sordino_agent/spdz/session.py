@@ -442,6 +442,8 @@ class Session:
                     outputs.setdefault(effect.to, []).append(_values(effect))
                 case "keep":
                     self._keep(effect)
+                case "moved":
+                    self._receive(effect)
                 case "checkpoint":
                     self._journal.keep(self.command.run, self.id, _values(effect), wall_s=self._loop.wall_s())
                     self._checkpoint = effect.step
@@ -512,6 +514,15 @@ class Session:
             name: (value, origin) for name, value, origin in zip(effect.names, effect.values, origins, strict=True)
         }
         self._shelf.keep(self.command, step, taken, values, now_s=self._loop.now_s())
+
+    def _receive(self, effect: SpdzEffect) -> None:
+        """What opened to this device is a tensor of its own from now on."""
+        if self._step is None or self._step[0].step != effect.step:
+            raise ProtocolError(f"the masks of step {effect.step} came when another step was told")
+        step, taken = self._step
+        values = dict(zip(effect.names, effect.values, strict=True))
+        self._shelf.receive(self.command, step, taken, values, now_s=self._loop.now_s())
+        self._port.tell(self._server, m.SpdzStored(session=self.id, step=step.step), context=b"")
 
     def _report(self) -> None:
         outputs, self._outputs = tuple(self._outputs), []

@@ -74,7 +74,9 @@ class Shelf:
         if sorted(given) != sorted(facts.inputs):
             raise BadCommand(f"the step gives the inputs {sorted(given)[:8]}, the circuit takes {facts.inputs[:8]}")
         sizes = dict(facts.outputs)
-        for name in (*(entry.name for entry in step.keep), *step.opened):
+        stays = [(entry.name, entry.tensor_id) for entry in step.keep]
+        stays += [(entry.name, entry.tensor_id) for entry in step.moved if entry.to == self._agent]
+        for name in (*(name for name, _ in stays), *(entry.name for entry in step.moved), *step.opened):
             if name not in sizes:
                 raise BadCommand(f"the circuit has no output {name!r}")
         names, values, sources = [], [], dict.fromkeys(given, _NOT_OURS)
@@ -99,8 +101,9 @@ class Shelf:
                 sources[own.name] = _source(tensor)
         outputs = self._outputs(command, facts, sources)
         self._require_openings(step.opened, outputs)
-        self._store.require_free([entry.tensor_id for entry in step.keep], now_s=now_s)
-        self._store.require_room(sum(sizes[entry.name] + ENTRY_BYTES for entry in step.keep))
+        self._require_moves(command, step.moved, outputs)
+        self._store.require_free([tensor_id for _, tensor_id in stays], now_s=now_s)
+        self._store.require_room(sum(sizes[name] + ENTRY_BYTES for name, _ in stays))
         return Taken(names=tuple(names), values=tuple(values), outputs=outputs)
 
     def _give(self, tensor_id: bytes, now_s: float) -> StoredTensor:
@@ -135,6 +138,24 @@ class Shelf:
         for name in opened:
             policy.require_fetch(outputs[name].made_by, outputs[name].lineage)
 
+    def _require_moves(self, command: m.SpdzOpen, moved: Sequence[m.SpdzMoved], outputs: Mapping[str, Source]) -> None:
+        """Every member judges what opens to one of them. To lend a value to another device is to trust that one's
+        owner with it: from there its own policy says what leaves, of this device's rows, too."""
+        policy = self._policy()
+        for entry in moved:
+            if entry.to not in command.parties:
+                raise PolicyRefusal(
+                    f"{entry.name} is to open to {entry.to}, which is no party of the session: what is shared opens to "
+                    "members of its committee, which judge the step themselves"
+                )
+            if entry.to not in policy.spdz.outputs.get(OUTPUTS, ()):
+                raise PolicyRefusal(
+                    f"shared tensors may not open to {entry.to} here; the device's owner can allow it in "
+                    f"policy.spdz.outputs ({OUTPUTS}: [{entry.to}])"
+                )
+            if entry.to != self._agent:
+                policy.require_fetch(outputs[entry.name].made_by, outputs[entry.name].lineage)
+
     def keep(
         self,
         command: m.SpdzOpen,
@@ -155,6 +176,25 @@ class Shelf:
                 lineage=source.lineage,
                 datasets=source.datasets,
                 shared=(shared_by(command, origin),),
+                lease_s=step.lease_s,
+                now_s=now_s,
+            )
+
+    def receive(
+        self, command: m.SpdzOpen, step: m.SpdzStep, taken: Taken, values: Mapping[str, Array], *, now_s: float
+    ) -> None:
+        """What opened to this device: output -> value. Others' rows may be in it, of which nothing is known here: it
+        counts as computed from rows, whatever our own part of it is."""
+        for entry in step.moved:
+            if entry.to != self._agent:
+                continue
+            source = taken.outputs[entry.name]
+            rows = source.lineage is not None and not source.lineage  # our own, as they are
+            self._store.put(
+                [(entry.tensor_id, values[entry.name])],
+                made_by=command.plan_id,
+                lineage=frozenset() if rows else frozenset({command.plan_id}).union(source.lineage or ()),
+                datasets=source.datasets,
                 lease_s=step.lease_s,
                 now_s=now_s,
             )

@@ -46,6 +46,7 @@ class Steps:
         self._step: SpdzStep | None = None
         self._kept: dict[str, I64] = {}
         self._given: dict[str, I64] = {}
+        self._moved: dict[str, I64] = {}  # m of what opens to this agent, until the masks are there
         self._waits = False
 
     def begin(self, seed: Seed) -> None:
@@ -61,7 +62,7 @@ class Steps:
         ours = {entry.name for entry in step.given if entry.owner == self._agent}
         plain = {name: encoded(values[name], self._entries[name]) for name in sorted(ours)}
         masked = mask_given(self._spec, self._seed, number, plain)
-        self._step, self._waits = step, True
+        self._step, self._waits, self._moved = step, True, {}
         self._kept = {entry.name: values[entry.name] for entry in step.kept}
         self._given = dict(masked)
         return masked
@@ -92,6 +93,7 @@ class Steps:
         if step is None or step.step != checked.step:
             raise LocalError(f"step {checked.step} was checked without having been told")
         values = {**checked.state, **checked.outputs[checked.step]}
+        self._moved = {entry.name: values[entry.name] for entry in step.moved if entry.to == self._agent}
         if step.keep:
             names = tuple(entry.name for entry in step.keep)
             yield SpdzEffect(
@@ -108,6 +110,36 @@ class Steps:
                 names=step.opened,
                 values=tuple(from_numpy(np.asarray(values[name], order="C")) for name in step.opened),
             )
+
+    def read(self, number: int, masks: Named) -> SpdzEffect:
+        """The dealer's masks of what opens to this agent: x = m - λ, of our own m, as real numbers.
+
+        Raises `ProtocolError` for masks of anything else, or a second time."""
+        step, held = self._step, self._moved
+        shapes = {name: value.shape for name, value in held.items()}
+        if (
+            step is None
+            or not held
+            or step.step != number
+            or {name: value.shape for name, value in masks.items()} != shapes
+        ):
+            raise ProtocolError(
+                f"masks of {sorted(masks)[:8]} of step {number}, but what opens to this device and waits for them is "
+                f"{sorted(held)[:8] or 'nothing'}"
+            )
+        self._moved = {}
+        dtypes = {entry.name: entry.dtype for entry in step.moved}
+        wires = {entry.name: self._spec.circuit.wire(entry.wire) for entry in self._spec.circuit.outputs}
+        floats = {
+            name: np.ldexp(np.subtract(held[name], mask).astype(np.float64), -wires[name].fraction_bits)
+            for name, mask in masks.items()
+        }
+        return SpdzEffect(
+            what="moved",
+            step=number,
+            names=tuple(floats),
+            values=tuple(from_numpy(np.asarray(value, dtype=dtypes[name])) for name, value in floats.items()),
+        )
 
 
 def encoded(value: npt.NDArray[Any], entry: CircuitInput) -> I64:

@@ -15,7 +15,7 @@ EventKind = Literal[
     "state", "resume", "input", "correction", "share", "restart", "mask", "provide", "step", "outputs", "masks"
 ]
 EffectKind = Literal[
-    "share", "input", "state", "retry", "checked", "output", "checkpoint", "keep", "sums", "model", "done"
+    "share", "input", "state", "retry", "checked", "output", "checkpoint", "keep", "moved", "sums", "model", "done"
 ]
 
 
@@ -59,6 +59,7 @@ class SpdzEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     retry        step, attempt, kind: where
     checkpoint   step (how many are done), names, values: m to be kept
     keep         step, names, values: m of what stays; data: the origin of each, 32 bytes
+    moved        step, names, values: what opened to this device in the step, floats
     output       to (empty: the server), step, names, values: m, checked
     checked      step: how many are done and checked
     sums         what this agent may read of its own rows: names and sums over `round` rows

@@ -54,7 +54,16 @@ from sordino_common.messages.spdz import (
     SpdzValues,
     terms_of,
 )
-from sordino_common.messages.spdz_steps import SpdzGiven, SpdzKeep, SpdzKept, SpdzStep, SpdzTaken, terms_of_step
+from sordino_common.messages.spdz_steps import (
+    SpdzGiven,
+    SpdzKeep,
+    SpdzKept,
+    SpdzMoved,
+    SpdzStep,
+    SpdzStored,
+    SpdzTaken,
+    terms_of_step,
+)
 from sordino_common.messages.statistics import RangedColumn, RowQuery, SumStatistics
 from sordino_common.messages.store import (
     TensorDrop,
@@ -122,6 +131,7 @@ __all__ = [
     "SpdzKeep",
     "SpdzKept",
     "SpdzMasks",
+    "SpdzMoved",
     "SpdzNumber",
     "SpdzOpen",
     "SpdzOutput",
@@ -136,6 +146,7 @@ __all__ = [
     "SpdzShares",
     "SpdzState",
     "SpdzStep",
+    "SpdzStored",
     "SpdzTaken",
     "SpdzValues",
     "SumClip",

@@ -8,9 +8,10 @@ shares, and no value is here but what opened to us.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from sordino_server.rounds.spdz import World, with_digest_of
 from sordino_server.rounds.spdz_session import SessionLost, SessionRefused
 from sordino_server.tensors.compile import Compiler, Structure
 from sordino_server.tensors.errors import AgentAway, RemoteFailure, SharesLost
+from sordino_server.tensors.pointer import PointerTensor
 from sordino_server.tensors.recorder import Scope
 from sordino_server.tensors.shared.kept import Kept, merged, rounded_up
 from sordino_server.tensors.shared.links import SharedTensor
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 I64 = npt.NDArray[np.int64]
 Security = Literal["active", "passive"]
+Moved = Callable[..., m.SpdzMoved]  # of an output's name
 STEPS_MOST: Final = 1 << 20
 RETRIES: Final = 10
 SILENCE_S: Final = 60.0
@@ -68,7 +71,7 @@ class Source:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One step to be run. `kept`: ids of the program's inputs, `given`: sources, one or the other for each input.
-    `keep`: new ids of outputs by name. `opened`: names of outputs that open to us."""
+    `keep`: new ids of outputs by name. `opened`: names of outputs that open to us. `moved`: what opens to a member."""
 
     program: Program
     kept: Mapping[str, bytes]
@@ -76,6 +79,7 @@ class Run:
     keep: Mapping[str, bytes]
     opened: tuple[str, ...]
     lines: tuple[str, ...]
+    moved: tuple[m.SpdzMoved, ...] = ()
 
 
 class Committee:
@@ -173,8 +177,8 @@ class Committee:
         """The same, but for the beginning of the next step of a loop, and gradients that have been used."""
         self._compute("step")
 
-    def _compute(self, scope: Scope, asked: Value | None = None) -> I64 | None:
-        """Everything that is due; what `asked` has opened as, if it is given.
+    def _compute(self, scope: Scope, asked: Value | None = None, moved: Moved | None = None) -> I64 | None:
+        """Everything that is due; what `asked` has opened as, if it is given and not `moved` to a member.
 
         Raises `RemoteFailure` with a member's reason and the user's line, `AgentAway`, and errors of exit code 4."""
         request = self.recorder.shared_request(scope, asked)
@@ -188,10 +192,8 @@ class Committee:
             self._fail_what_cannot(request, error)
             raise
         ids = self._new_ids(len(request.outputs))
-        opened: tuple[str, ...] = ()
-        if asked is not None:
-            places = [k for k, value in enumerate(request.outputs) if value is asked]
-            opened = tuple(program.outputs[k] for k in places)
+        wanted = tuple(name for name, value in zip(program.outputs, request.outputs, strict=True) if value is asked)
+        opened = wanted if moved is None else ()
         try:
             done = self._run(
                 Run(
@@ -200,6 +202,7 @@ class Committee:
                     given={},
                     keep=dict(zip(program.outputs, ids, strict=True)),
                     opened=opened,
+                    moved=() if moved is None else tuple(moved(name=name) for name in wanted),
                     lines=tuple(dict.fromkeys(map(str, request.lines))),
                 )
             )
@@ -271,21 +274,36 @@ class Committee:
         opened = self._open(values)
         return [self._floats(x, value.spec) for x, value in zip(opened, values, strict=True)]
 
+    def move(self, value: Value, to: RemoteAgent) -> PointerTensor:
+        """The real values at a member, which stores them like a tensor that was sent to it; nothing opens here. Raises
+        as `fetch`."""
+        self.fleet.require_open()
+        tensor_id = self.fleet.random(16)
+        dtype = cast(Literal["float32", "float64"], value.spec.dtype)  # on shares there is nothing else
+        try:
+            self._open((value,), partial(m.SpdzMoved, to=to.name, tensor_id=tensor_id, dtype=dtype))
+        except BaseException:
+            to.recorder.forgotten.append(tensor_id)  # it may have come to be
+            raise
+        there = Value(value.spec)
+        to.recorder.store(there, tensor_id, self.fleet.now_s())
+        return PointerTensor(to, to.recorder.cell(there), there.spec)
+
     def _floats(self, x: I64, spec: TensorSpec) -> Tensor:
         return torch.from_numpy(np.array(decode_fixed(x, self.fraction_bits))).to(TORCH_DTYPES[spec.dtype])
 
-    def _open(self, values: Sequence[Value]) -> list[I64]:
+    def _open(self, values: Sequence[Value], moved: Moved | None = None) -> list[I64]:
+        """x of each, opened to us; or none, if it is one that is `moved` to a member."""
         for value in values:
             if value.failure is not None:
                 raise value.failure
         if len(values) == 1 and values[0].tensor_id is None:
             cell = self.recorder.cell(values[0])  # a view is not computed for its own sake
-            opened = self._compute("asked", values[0])
+            opened = self._compute("asked", values[0], moved)
             del cell
             if values[0].failure is not None:
                 raise values[0].failure
-            assert opened is not None
-            return [opened]
+            return [] if opened is None else [opened]
         cells = [self.recorder.cell(value) for value in values if value.tensor_id is None]
         if cells:
             self.flush()
@@ -311,11 +329,12 @@ class Committee:
                 kept={f"i{k}": _id(value) for k, value in enumerate(values)},
                 given={},
                 keep={},
-                opened=program.outputs,
+                opened=program.outputs if moved is None else (),
+                moved=() if moved is None else tuple(moved(name=name) for name in program.outputs),
                 lines=(),
             )
         )
-        return [done.opened[name] for name in program.outputs]
+        return [done.opened[name] for name in program.outputs] if moved is None else []
 
     # --- one step ------------------------------------------------------------------------------------------------
 
@@ -394,6 +413,7 @@ class Committee:
             ),
             keep=tuple(m.SpdzKeep(name=name, tensor_id=tensor_id) for name, tensor_id in run.keep.items()),
             opened=run.opened,
+            moved=run.moved,
             drops=drops,
             lease_s=self.fleet.lease_s,
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sordino_server.tensors.chain import ChainTensor
-from sordino_server.tensors.errors import UnsupportedOperation
+from sordino_server.tensors.errors import UnsupportedOperation, WrongPlace
 from sordino_server.tensors.pointer import PointerTensor
 
 if TYPE_CHECKING:
@@ -172,10 +172,20 @@ class SharedTensor(FixedPrecisionTensor, PointerTensor):
             f"share on {self.chain}: it is shared already; another committee would have to be given it by who has it"
         )
 
-    def send(self, to: object) -> NoReturn:
-        self.move(to)
+    def send(self, to: Any) -> PointerTensor:
+        """As `move`."""
+        return self.move(to)
 
-    def move(self, to: object) -> NoReturn:
-        raise UnsupportedOperation(
-            f"move on {self.chain}: a shared tensor stays with its committee; .get() opens it, if the members allow"
-        )
+    def move(self, to: Any) -> PointerTensor:
+        """The tensor itself at a member of the committee, and only there: a pointer. Every member's policy has to allow
+        it (`policy.spdz.outputs: {tensors: [that member]}`, and `policy.fetch`).
+
+        Raises `WrongPlace` for who is no member, `RemoteFailure` with a member's reason, `MacCheckError`."""
+        name = getattr(to, "name", "")
+        if name not in self.owner.parties:
+            raise WrongPlace(
+                f"move on {self.chain}: it opens to a member of {self.owner.name}, got {to!r}; .get() opens it here, "
+                f"from where it can be sent on"
+            )
+        pointer = self.owner.move(self.value(), self.owner.fleet[name])
+        return pointer.requires_grad_() if self.requires_grad else pointer  # type: ignore[return-value]

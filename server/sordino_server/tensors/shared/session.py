@@ -2,6 +2,7 @@
 
     tell   spdz-step to every party, what we give, masked; the step's correction
     hear   spdz-taken or a refusal, spdz-checked with m of what opens
+    tell   spdz-masks to the party to which something opens, hear spdz-stored
     tell   spdz-confirm: the step is settled
 
 Rounds of a step: one message to the parties, the circuit's rounds, four of the check, one message back.
@@ -56,6 +57,7 @@ class StepwiseSession(Session):
         self._desk: Final = desk
         self._boots: dict[str, int] = {}
         self._asked: dict[bytes, str] = {}
+        self._receivers: set[str] = set()  # to whom something opens, and who has not said that it is stored
         self.over = False
 
     @property
@@ -111,6 +113,7 @@ class StepwiseSession(Session):
                 yield from self.dealing.deal()
         all_masks = {**desk.state(step + 1), **desk.output_masks(step)}
         opened = self._agreed(step, message.opened, all_masks) if message.opened else {}
+        yield from self._release_moved(message, all_masks)
         yield from self.settle(step + 1)
         names = [entry.name for entry in spec.circuit.outputs]
         return StepDone(
@@ -118,6 +121,15 @@ class StepwiseSession(Session):
             masks={name: all_masks[name] for name in names},
             origins={name: origin_of(spec, step, self._attempt, name) for name in names},
         )
+
+    def _release_moved(self, message: m.SpdzStep, masks: Mapping[str, I64]) -> Generator[Effect, Result, None]:
+        """λ of what opens to a party, now that all have checked; then wait until it is stored."""
+        self._receivers = {entry.to for entry in message.moved}
+        for name in sorted(self._receivers):
+            ours = {entry.name: masks[entry.name] for entry in message.moved if entry.to == name}
+            yield from self.dealing.release(name, message.step, ours)
+        while self._receivers:
+            yield from self._hear(tuple(sorted(self._receivers)))
 
     def _tell_step(self, message: m.SpdzStep, ours: Mapping[str, I64]) -> Generator[Effect, Result, None]:
         gift = m.SpdzState(
@@ -142,5 +154,9 @@ class StepwiseSession(Session):
                 if refused.code in ("unknown-session", "busy", "draining"):
                     raise SessionLost(f"{name} can't take part in the step: {reason}")
                 raise StepRefused(name, reason)
+            case Said(name=name, message=m.SpdzStored() as stored) if (
+                stored.session == self.command.session and stored.step == self.confirmed
+            ):
+                self._receivers.discard(name)
             case _:
                 super()._take(item)
