@@ -78,7 +78,7 @@ PACKAGES: Final = {
         " .\n"
         " It starts once `sordino-agent init` has made its configuration.",
         modules=("sordino_common", "sordino_agent"),
-        programs={"sordino-agent": "sordino_agent.cli:main"},
+        programs={"sordino-agent": "sordino_agent.__main__:main"},
         units=("sordino-agent",),
         pythons=PYTHONS,
         pages=("sordino-agent.1", "agent.yaml.5"),

@@ -139,7 +139,7 @@ def stage_of(reactor: Reactor, home: Home, transport: Transport) -> Stage:
     return Stage(reactor=reactor, server=server)
 
 
-AGENT = (sys.executable, "-m", "sordino_agent.cli")
+AGENT = (sys.executable, "-m", "sordino_agent")
 
 
 @dataclass

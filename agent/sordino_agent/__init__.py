@@ -6,6 +6,7 @@ tasks.py, executor.py  what is computed, and who computes: inline (simulator) or
 process.py, worker.py  in a process that can be killed
 workshop.py, compute.py, batches.py, data/   the worker's side, with NumPy
 service.py, status.py, check.py, enrol.py, cli.py   the daemon and its command line
+__main__.py, start_worker.py   where the two processes begin
 """
 
 __version__ = "0.1.0"

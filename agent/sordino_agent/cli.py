@@ -462,7 +462,3 @@ def _duration(seconds: float) -> str:
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -54,7 +54,8 @@ class _Job:
 
 
 class ProcessExecutor:
-    """Runs tasks in `python -m sordino_agent.worker`. `limit_s` bounds a task, `answer_bytes` what it gives back."""
+    """Runs tasks in `python -m sordino_agent.start_worker`. `limit_s` bounds a task, `answer_bytes` its
+    answer."""
 
     def __init__(
         self,
@@ -287,7 +288,7 @@ class _Worker:
         count = str(threads)
         names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sordino_agent.worker"],
+            [sys.executable, "-P", "-m", "sordino_agent.start_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

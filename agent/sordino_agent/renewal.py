@@ -48,7 +48,7 @@ class Renewal:
     def __init__(self, loop: Loop, config: Path, *, spawn: Spawn = _spawn) -> None:
         self._loop = loop
         self._command = (
-            *(sys.executable, "-P", "-m", "sordino_agent.cli", "renew", str(config)),
+            *(sys.executable, "-P", "-m", "sordino_agent", "renew", str(config)),
             *("--if-due", "--wait", "0"),
         )
         self._spawn = spawn

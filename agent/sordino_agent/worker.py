@@ -1,4 +1,4 @@
-"""The process that computes: `python -m sordino_agent.worker`, started by the daemon with a pipe on stdin and stdout.
+"""The process that computes, started by the daemon with a pipe on stdin and stdout (`start_worker.py`).
 
 It reads a set-up frame, then a task per frame, and writes an outcome per task. It holds no key and no connection; what
 it knows is the device's data and the Plan it runs. It ends when the pipe closes or the daemon is gone.
@@ -136,7 +136,3 @@ def _write(output: io.FileIO, payload: bytes) -> None:
                 parts[0] = parts[0][written:]
     except BrokenPipeError:
         raise SystemExit(0) from None  # the daemon is gone; nobody is left to answer
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,7 +46,7 @@ class AgentProcesses:
         home = self._folder.agents.get(name) or self._folder.helpers[name]
         with (home / "agent.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "sordino_agent.cli", "run", str(home)],
+                [sys.executable, "-m", "sordino_agent", "run", str(home)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -183,6 +183,27 @@ sys.exit(", ".join(heavy) or 0)
     assert result.returncode == 0, result.stderr
 
 
+def test_the_daemon_loads_nothing_that_it_has_no_use_for(home: Home) -> None:
+    """Until it opens its state: configuration, key and roster are read by then, and all that it imports is there."""
+    (home.folder / "state" / "boot").write_text("no number")
+    code = """
+import sys
+from sordino_agent import __main__ as agent
+from sordino_common.lazy import is_loaded
+sys.argv = ["sordino-agent", "run", sys.argv[1]]
+assert agent.main() == 2
+idle = (
+    *agent._UNUSED, "_bz2", "_lzma", "cryptography.hazmat.primitives.serialization", "ctypes", "email", "http",
+    "numpy", "tempfile", "unicodedata", "zipfile",
+)
+print(*(name for name in idle if is_loaded(name)))
+"""
+    command = [sys.executable, "-c", code, str(home.folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "state/boot" in result.stderr
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
+
+
 # --- as a process ------------------------------------------------------------------------------------------------
 
 

@@ -242,6 +242,33 @@ def test_packets_of_sessions_are_not_shared() -> None:
         shared_filter("no+group", status_filter("lab"))
 
 
+def test_a_name_in_ascii_is_looked_up_without_the_tables_of_all_scripts() -> None:
+    code = """
+import socket, ssl, sys
+from sordino_common.transport.dialing import Dial, plain
+from sordino_common.transport.reactor import READ, Reactor
+hello, accepted = [], []
+with Reactor() as reactor, socket.create_server(("127.0.0.1", 0)) as server:
+    def accept(_ready):
+        accepted.append(server.accept()[0])
+        reactor.register(accepted[0], READ, lambda _ready: hello.append(accepted[0].recv(4096)))
+    reactor.register(server, READ, accept)
+    dial = Dial(
+        reactor, "localhost", server.getsockname()[1], context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        server_name=None, first=0, most_bytes=4096, on_ready=print, on_failed=print,
+    )
+    dial.start()
+    reactor.run_until(lambda: bool(hello), deadline_s=reactor.now_s() + 30)
+    dial.abort()
+    accepted[0].close()
+assert b"localhost" in hello[0]  # the name that is asked for
+assert "encodings.idna" not in sys.modules and "unicodedata" not in sys.modules
+assert plain("b\u00fccher.example") == "b\u00fccher.example"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_a_lazy_module_loads_at_the_first_look() -> None:
     code = """
 import sys
@@ -252,12 +279,34 @@ assert "http.client" not in sys.modules
 assert urllib.request.Request("http://localhost/").host == "localhost"
 assert "http.client" in sys.modules
 assert type(sys.modules["urllib.request"]).__name__ == "module"
-from sordino_common.transport.lazy import import_lazily
+from sordino_common.lazy import import_lazily
 import_lazily("urllib.request")
 assert urllib.request.Request and not hasattr(urllib.request, "nothing")
 import_lazily("wave")
 from wave import Wave_read
 assert Wave_read.__module__ == "wave"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lazy_package_loads_for_what_is_inside() -> None:
+    code = """
+import sys
+from sordino_common.lazy import import_lazily, is_loaded
+import_lazily("ctypes", "wave")
+import ctypes, wave
+assert not is_loaded("ctypes") and not is_loaded("wave") and not is_loaded("nowhere")
+assert not hasattr(ctypes, "__file__") and not is_loaded("ctypes") and "_ctypes" not in sys.modules
+import ctypes.util
+assert is_loaded("ctypes") and ctypes.util.find_library and ctypes.c_int(3).value == 3
+assert not hasattr(wave, "__path__") and is_loaded("wave")
+try:
+    import wave.nothing
+except ModuleNotFoundError as error:
+    assert error.name == "wave.nothing", error.name
+else:
+    sys.exit("a module is no package")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

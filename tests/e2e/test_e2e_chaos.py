@@ -147,7 +147,7 @@ def test_a_full_disk_and_a_damaged_ledger_are_named(folder: FleetFolder, tmp_pat
         check(folder, json.loads(out)["run"])
         state = disk / "ledger.sqlite"
         state.write_bytes(state.read_bytes()[:5000])
-        command = [sys.executable, "-m", "sordino_agent.cli", "run", str(home)]
+        command = [sys.executable, "-m", "sordino_agent", "run", str(home)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 2, done.stderr
         assert "ledger.sqlite: the privacy ledger" in done.stderr.splitlines()[-1]

@@ -57,7 +57,7 @@ class Town:
     def start(self, name: str) -> subprocess.Popen[bytes]:
         with (self.device(name) / "agent.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sordino_agent.cli", "run", str(self.device(name))],
+                [sys.executable, "-m", "sordino_agent", "run", str(self.device(name))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

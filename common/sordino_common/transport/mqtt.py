@@ -29,10 +29,10 @@ from typing import Any, Final
 
 from sordino_common.clock import Timer
 from sordino_common.errors import ConfigError, LimitExceeded, LocalError
+from sordino_common.lazy import import_lazily
 from sordino_common.transport.backoff import Backoff
 from sordino_common.transport.base import TransportHandler
 from sordino_common.transport.dialing import Dial, explain, explain_silence, see_off
-from sordino_common.transport.lazy import import_lazily
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings, tls_context
 from sordino_common.transport.reactor import READ, WRITE, Reactor
 from sordino_common.transport.subscriptions import Subscriptions
