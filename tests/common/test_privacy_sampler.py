@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from helpers_privacy import chi_square_excess, correlation_excess, frequency_excess, seeded
 from sordino_common.errors import LocalError
-from sordino_common.privacy import discrete_gaussian, exponential, grid, words
+from sordino_common.privacy import discrete_gaussian, exponential, gaussian_cells, grid, words
 from sordino_common.privacy.discrete_gaussian import noise_bound
-from sordino_common.privacy.exponential import bernoulli_exp, decide, exp_bounds, floor_log
+from sordino_common.privacy.exponential import below_exp, exp_bounds
+from sordino_common.privacy.gaussian_cells import CELL_BITS, HEIGHT_BITS, LINE_BITS, Cells
 from sordino_common.privacy.words import Words
 
 SAMPLES = 200_000
@@ -42,7 +43,19 @@ def verdicts(samples: np.ndarray, sigma_squared: int) -> dict[str, float]:
         "neighbours' sizes": correlation_excess(np.abs(unit[1:]), np.abs(unit[:-1])),
         "neighbours' signs": correlation_excess(sign[1:], sign[:-1]),
         "two apart": correlation_excess(unit[2:], unit[:-2]),
+        **{f"bit {bit}": bit_excess(samples, bit) for bit in low_bits(sigma_squared)},
     }
+
+
+def low_bits(sigma_squared: int) -> list[int]:
+    """Bits of x that are fair coins, but for exp(-π²σ²/(2 4^bit)) < 10^-7: the last, and those beside a bin's edge."""
+    most = math.isqrt(sigma_squared).bit_length() - 3
+    width = max(0, most - 5)
+    return sorted({0, width - 1, width, most} & set(range(most + 1)))
+
+
+def bit_excess(samples: np.ndarray, bit: int) -> float:
+    return frequency_excess(int((samples >> bit & 1).sum()), samples.size, 0.5)
 
 
 @pytest.mark.parametrize("sigma_squared", SIGMAS_SQUARED)
@@ -60,19 +73,22 @@ def test_variance_within_one_percent(sigma_squared: int) -> None:
     assert samples.var() / sigma_squared == pytest.approx(1.0, abs=0.01)
 
 
-def _block_with_minus_zero() -> Any:
-    """`_block` without the rejection of -0."""
+def _edited(old: str, new: str) -> Any:
+    """`_block` with a piece of its text exchanged."""
     text = inspect.getsource(discrete_gaussian._block)
-    assert text.count("(y | ~signs) != np.int64(0)") == 1
+    assert text.count(old) == 1
     scope = dict(vars(discrete_gaussian))
-    exec(text.replace("(y | ~signs) != np.int64(0)", "y >= np.int64(0)"), scope)
+    exec(text.replace(old, new), scope)
     return scope["_block"]
 
 
-def _gamma_of_laplace(shape: Any, y: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U/t alone: only the first of the two rejections."""
-    gamma = (y - (v << shape.tau)) << (50 - shape.tau)
-    return gamma, gamma
+EDITS = {
+    "all candidates kept": ("keep[edges] = fine", "pass"),
+    "only what is under the curve": ("keep[edges] = fine", "keep[edges] = False"),
+    "no place in the bin": ("    x |= place\n", ""),
+    "places of 8": ("    x |= place\n", "    x |= place & np.int64(-8)\n"),
+    "a bin's left end": ("x |= place", "x |= place >> np.int64(1)"),
+}
 
 
 def twin(mutate: str, sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -85,10 +101,8 @@ def twin(mutate: str, sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> np
         return sample(sigma_squared * 95 // 100, SAMPLES, random)
     if mutate == "rounded continuous Gaussian":
         return np.round(rng.normal(size=SAMPLES) * math.sqrt(sigma_squared)).astype(np.int64)
-    if mutate == "Laplace":
-        monkeypatch.setattr(discrete_gaussian._Enclosure, "gamma", _gamma_of_laplace)
-    elif mutate == "minus zero kept":
-        monkeypatch.setattr(discrete_gaussian, "_block", _block_with_minus_zero())
+    if mutate in EDITS:
+        monkeypatch.setattr(discrete_gaussian, "_block", _edited(*EDITS[mutate]))
     samples = sample(sigma_squared, SAMPLES, random)
     if mutate == "biased sign":
         samples = np.where(rng.random(SAMPLES) < 0.03, np.abs(samples), samples)
@@ -113,9 +127,13 @@ def twin(mutate: str, sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> np
         ("5 % less variance", 10_000),
         ("5 % less variance", 1 << 60),
         ("rounded continuous Gaussian", 1),
-        ("Laplace", 97),
-        ("Laplace", 1 << 60),
-        ("minus zero kept", 3),
+        ("all candidates kept", 10_000),
+        ("all candidates kept", 1 << 60),
+        ("only what is under the curve", 10_000),
+        ("only what is under the curve", 1 << 40),
+        ("no place in the bin", 1 << 40),
+        ("places of 8", 1 << 40),
+        ("a bin's left end", 1 << 40),
         ("biased sign", 10_000),
         ("off by one", 10),
         ("each value twice", 97),
@@ -129,65 +147,164 @@ def test_broken_twins_are_caught(mutate: str, sigma_squared: int, monkeypatch: p
     assert max(found.values()) > 1.0, found
 
 
-@pytest.mark.parametrize(
-    "gamma", [Fraction(0), Fraction(1, 7), Fraction(1, 2), Fraction(1), Fraction(7, 3), Fraction(4), Fraction(40)]
-)
-@pytest.mark.parametrize("widen_bits", [0, 30, 46, 50, 56])
-def test_coins_are_exact_however_wide_the_interval(gamma: Fraction, widen_bits: int) -> None:
-    trials = 100_000 if widen_bits < 40 else 20_000  # wide intervals are settled one by one
-    scaled = gamma * (1 << 50)
-    low = np.full(trials, math.floor(scaled) - (1 << widen_bits), dtype=np.int64)
-    high = np.full(trials, math.ceil(scaled) + (1 << widen_bits), dtype=np.int64)
-    hits = bernoulli_exp(
-        Words(seeded(f"{gamma}/{widen_bits}")), low, high, lambda _: (gamma.numerator, gamma.denominator)
+# --- what is under the curve, what is over it, and what lies beyond ------------------------------------------------
+
+sigmas_squared = st.one_of(st.integers(1, 1 << 80), st.integers(1, 40_000), st.integers(0, 80).map(lambda n: 1 << n))
+
+
+def curve(cells: Cells, x: int, bits: int) -> tuple[int, int]:
+    """Bounds of κ f(x) 2^bits."""
+    low, high = exp_bounds(x * x, 2 * cells.sigma_squared, 160)
+    shift = 160 + HEIGHT_BITS - bits
+    return (cells.height * low) >> shift, -(-cells.height * high >> shift)
+
+
+@given(sigmas_squared, st.data())
+@settings(max_examples=150, deadline=None)
+def test_cells_cover_the_curve_and_those_under_it_are(sigma_squared: int, data: st.DataObject) -> None:
+    cells = Cells(sigma_squared)
+    width = 1 << cells.width_bits
+    over = cells.bins[cells.under : cells.under + cells.layers.size]
+    assert np.array_equal(np.unique(over), np.arange(-cells.half, cells.half))  # so the bins leave no gap
+    assert cells.under + cells.layers.size <= (1 << CELL_BITS) - 2
+    for q in data.draw(st.lists(st.integers(-cells.half, cells.half - 1), min_size=8, max_size=8)):
+        ends = sorted((q * width, q * width + width - 1), key=abs)
+        least, most = ends
+        under = int(np.count_nonzero(cells.bins[: cells.under] == q))
+        layers = cells.layers[over == q].tolist()
+        assert layers == list(range(under, under + len(layers)))
+        assert under <= curve(cells, most, 0)[1]
+        assert curve(cells, most, 20)[0] >= (under << 20) - 1
+        assert curve(cells, least, 20)[1] <= (under + len(layers)) << 20
+
+
+@given(sigmas_squared, st.data())
+@settings(max_examples=150, deadline=None)
+def test_lines_are_as_near_to_the_curve_as_they_say(sigma_squared: int, data: st.DataObject) -> None:
+    """And so near that one candidate in some thousands is settled by Python's integers."""
+    cells = Cells(sigma_squared)
+    assert cells.margin < 1 << (LINE_BITS - 9)
+    for cell in data.draw(st.lists(st.integers(0, cells.layers.size - 1), min_size=8, max_size=8)):
+        q, layer = int(cells.bins[cells.under + cell]), int(cells.layers[cell])
+        place = data.draw(st.integers(0, (1 << cells.width_bits) - 1))
+        low, high = curve(cells, (q << cells.width_bits) + place, LINE_BITS)
+        first = place >> (cells.width_bits - cells.place_bits)
+        assert abs(first * int(cells.rise[cell])) < 1 << 62
+        line = int(cells.line[cell]) + (first * int(cells.rise[cell]) >> cells.place_bits) + (layer << LINE_BITS)
+        assert line - cells.margin <= low and high <= line + cells.margin
+
+
+@given(sigmas_squared)
+@settings(max_examples=100, deadline=None)
+def test_cells_of_no_bin_are_rejected_and_few(sigma_squared: int) -> None:
+    cells = Cells(sigma_squared)
+    lines = cells.line[cells.layers.size :] + np.abs(cells.rise[cells.layers.size :])
+    assert (lines < -cells.margin).all()  # the tails' two among them: they are settled before
+    assert 2 <= lines.size <= (1 << CELL_BITS) // 50
+    assert cells.tail == cells.line.size - 2
+    assert cells.under >= (1 << CELL_BITS) * 94 // 100
+
+
+@given(sigmas_squared, st.integers(0, 128), st.integers(0, (1 << 40) - 1), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_chance_beyond_the_bins_is_above_one(sigma_squared: int, steps: int, rest: int, negative: bool) -> None:
+    """κ f(x) t 2^(V+1) / w for every step V and every rest R."""
+    cells = Cells(sigma_squared)
+    start = cells.half << cells.width_bits
+    assert start << cells.tail_bits >= sigma_squared
+    x = start + rest % (1 << cells.tail_bits) + (steps << cells.tail_bits) + negative
+    _, high = exp_bounds(x * x, 2 * sigma_squared, 400)
+    assert cells.height * high << (cells.tail_bits + steps + 1) <= 1 << (400 + HEIGHT_BITS + cells.width_bits)
+
+
+@pytest.mark.parametrize("sigma_squared", [1, 97, 30_000])
+def test_what_lies_beyond_the_bins(sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many candidates of the tails' cells are kept, and which."""
+    cells, source, trials = Cells(sigma_squared), Words(seeded(f"beyond {sigma_squared}")), 8_000
+    start, width = cells.half << cells.width_bits, 1 << cells.width_bits
+    kept: dict[bool, list[int]] = {False: [], True: []}
+    for at in range(trials):
+        x, fine = discrete_gaussian._beyond(source, cells, negative=at % 2 == 1)
+        assert x >= start if at % 2 == 0 else x <= -start - 1
+        if fine:
+            kept[at % 2 == 1].append(x)
+    kappa = Fraction(cells.height, 1 << HEIGHT_BITS)
+    for negative, values in kept.items():
+        sizes = np.arange(start + negative, start + negative + 12 * math.isqrt(sigma_squared) + 12)
+        mass = float(kappa / width) * np.exp(-(sizes.astype(float) ** 2) / (2 * sigma_squared))
+        assert frequency_excess(len(values), trials // 2, float(mass.sum())) < 1.0
+        median = sizes[np.searchsorted(np.cumsum(mass), mass.sum() / 2)]
+        share = float(mass[sizes <= median].sum() / mass.sum())
+        assert frequency_excess(int((np.abs(values) <= median).sum()), len(values), share) < 1.0
+
+
+def test_a_table_that_does_not_cover_the_tails_is_our_own_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussian_cells, "_REACH", 3)
+    with pytest.raises(LocalError, match="no table for sigma_squared 10000: a bug here"):
+        Cells(10_000)
+
+
+def test_every_path_of_a_block_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"_below": 0, "_beyond": 0}
+    for name in calls:
+        honest = getattr(discrete_gaussian, name)
+
+        def counted(*args: Any, honest: Any = honest, name: str = name, **more: Any) -> Any:
+            calls[name] += 1
+            return honest(*args, **more)
+
+        monkeypatch.setattr(discrete_gaussian, name, counted)
+    sample(1 << 32, SAMPLES, seeded("paths"))
+    assert 0 < calls["_below"] < SAMPLES // 5_000
+    assert 0 < calls["_beyond"] < SAMPLES // 5_000
+
+
+# --- decisions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [Fraction(0), Fraction(1, 7), Fraction(1), Fraction(7, 3), Fraction(40)])
+@pytest.mark.parametrize("factor", [Fraction(1), Fraction(13, 64), Fraction(9, 2)])
+@pytest.mark.parametrize("bits", [0, 3])
+def test_decisions_are_exact_however_few_bits_are_known(gamma: Fraction, factor: Fraction, bits: int) -> None:
+    """Y uniform in [0, 1), `bits` of it drawn before."""
+    source, trials = Words(seeded(f"{gamma}/{factor}/{bits}")), 4_000
+    hits = sum(
+        below_exp(source, at % (1 << bits), bits, factor.as_integer_ratio(), gamma.as_integer_ratio())
+        for at in range(trials)
     )
-    if gamma == 0:
-        assert hits.all()
-    elif gamma == 40:
-        assert not hits.any()
+    chance = float(factor) * math.exp(-gamma)
+    if chance >= 1.0:
+        assert hits == trials
     else:
-        assert frequency_excess(int(hits.sum()), trials, math.exp(-gamma)) < 1.0
+        assert frequency_excess(hits, trials, chance) < 1.0
 
 
-def test_coins_keep_each_elements_own_gamma() -> None:
-    gammas = [Fraction(n, 5) for n in range(12)] * 5_000
-    low = np.array([math.floor(g * 16) << 46 for g in gammas], dtype=np.int64)
-    high = np.array([math.ceil(g * 16) << 46 for g in gammas], dtype=np.int64)
-    exact = [(g.numerator, g.denominator) for g in gammas]
-    hits = bernoulli_exp(Words(seeded("own")), low, high, exact.__getitem__)
-    for n in range(12):
-        assert frequency_excess(int(hits[n::12].sum()), 5_000, math.exp(-n / 5) if n else 1 - 1e-12) < 1.0
+@given(st.fractions(Fraction(1, 1 << 60), 40), st.fractions(Fraction(1, 1 << 40), 1 << 40), st.integers(1, 90))
+@settings(max_examples=300, deadline=None)
+def test_a_decision_is_the_comparison_with_the_true_product(gamma: Fraction, factor: Fraction, bits: int) -> None:
+    """Around factor · exp(-γ), found here to 400 bits more."""
+    low, _ = exp_bounds(gamma.numerator, gamma.denominator, bits + 400)
+    edge = math.floor(factor * low / (1 << 400))
+    for drawn in range(max(0, edge - 2), edge + 3):
+        for rest in (0, (1 << 64) - 1):
+            answer = below_exp(_Fixed(rest), drawn, bits, factor.as_integer_ratio(), gamma.as_integer_ratio())
+            known = (drawn << 400) | ((1 << 400) - 1 if rest else 0)
+            assert answer == (known < factor * low)
 
 
-@given(st.fractions(0, 100, max_denominator=1 << 60), st.integers(0, 1 << 40))
-@settings(max_examples=500, deadline=None)
-def test_a_coin_is_the_comparison_of_its_word_with_the_true_chance(gamma: Fraction, width: int) -> None:
-    """Around exp(-γ), found here to 400 bits, every word's answer is the true one; only a word that agrees with all of
-    exp(-γ)'s first bits needs more."""
-    low_chance, high_chance = exp_bounds(gamma.numerator, gamma.denominator, 400)
-    edge = low_chance >> 336
-    firsts = [edge + d for d in (-(1 << 40), -(1 << 34), -(1 << 33), -2, -1, 1, 2, 1 << 33, 1 << 34, 1 << 40)]
-    firsts = [first for first in firsts if 0 <= first < 1 << 64]
-    low = np.full(len(firsts), math.floor(gamma * (1 << 50)) - width, dtype=np.int64)
-    high = np.full(len(firsts), math.ceil(gamma * (1 << 50)) + width, dtype=np.int64)
+class _Fixed(Words):
+    """Words that are all one."""
 
-    answers = decide(
-        _Rest(firsts), np.array(firsts, dtype=np.uint64), low, high, lambda _: (gamma.numerator, gamma.denominator)
-    )
-
-    for first, answer in zip(firsts, answers.tolist(), strict=True):
-        # U lies in [top, top + 1) 2^-31 by its word's first 31 bits, and further by what `_Rest` adds: zeros.
-        assert answer == ((first >> 33) << 369 < low_chance or gamma == 0), (first, edge, high_chance)
-
-
-class _Rest(Words):
-    """Words whose further bits are zeros: U is what its first 31 bits say."""
-
-    def __init__(self, firsts: list[int]) -> None:
-        pass
+    def __init__(self, word: int) -> None:
+        self._word = word
 
     def take(self, count: int) -> np.ndarray:
-        return np.zeros(count, dtype=np.uint64)
+        return np.full(count, self._word, dtype=np.uint64)
+
+
+def test_broken_sources_end() -> None:
+    with pytest.raises(LocalError, match="192 zero bits in a row: the random source is broken"):
+        discrete_gaussian._beyond(_Fixed(0), Cells(100), negative=False)
 
 
 @given(st.fractions(0, 4000), st.integers(1, 400))
@@ -204,70 +321,16 @@ def test_exp_bounds_enclose(gamma: Fraction, bits: int) -> None:
         assert low <= true <= high
 
 
-def test_the_tables_are_below_the_truth_by_less_than_an_ulp() -> None:
-    for table, parts in zip(exponential._tables(), (1 << 6, 1 << 18), strict=True):
-        for at in (0, 1, 2, 63, 64, 1000, 1373, len(table) - 1):
-            low, high = exp_bounds(at, parts, 100)
-            assert int(table[at]) << 69 <= high
-            assert low < (int(table[at]) + 1) << 69
-    assert int(exponential._tables()[0][-1]) == 0
-
-
-def test_floor_log() -> None:
-    source = Words(seeded("floor of the logarithm"))
-    counts = np.bincount(floor_log(source, source.take(200_000)), minlength=10)
-    for value in range(8):
-        assert frequency_excess(int(counts[value]), 200_000, math.exp(-value) * (1 - math.exp(-1))) < 1.0
-
-
-def test_floor_log_at_its_thresholds() -> None:
-    """A word beside a threshold decides; one on it asks for more bits, here all zeros or all ones."""
-    for k in range(1, 45):
-        edge = exp_bounds(k, 1, 200)[0] >> 136
-        beside = np.array([edge - 1, edge + 1], dtype=np.uint64)
-        if k < 43:  # exp(-44) 2^64 is 1.4: there is no room between the last ones
-            assert floor_log(_Fixed(0), beside).tolist() == [k, k - 1]
-        on = np.array([edge], dtype=np.uint64)
-        assert floor_log(_Fixed(0), on).tolist() == [k]
-        assert floor_log(_Fixed((1 << 64) - 1), on).tolist() == [k - 1]
-    # Past the table: the word is 0 and further bits say how far.
-    for k in (45, 50, 60):
-        further = (exp_bounds(k, 1, 128)[0] + exp_bounds(k + 1, 1, 128)[0]) // 2
-        assert floor_log(_Fixed(further), np.zeros(1, dtype=np.uint64)).tolist() == [k]
-
-
-class _Fixed(Words):
-    """Words that repeat a cycle."""
-
-    def __init__(self, *cycle: int) -> None:
-        self._cycle, self._at = cycle, 0
-
-    def take(self, count: int) -> np.ndarray:
-        self._at += 1
-        return np.full(count, self._cycle[(self._at - 1) % len(self._cycle)], dtype=np.uint64)
-
-
-def test_broken_sources_end() -> None:
-    with pytest.raises(LocalError, match="-ln U > 60: the random source is broken"):
-        floor_log(_Fixed(0), np.zeros(4, dtype=np.uint64))
-
-
-@given(st.integers(1, 1 << 80), st.integers(0, (61 << 40) - 1), st.booleans())
-@settings(max_examples=2_000, deadline=None)
-def test_gamma_is_enclosed(sigma_squared: int, y: int, near: bool) -> None:
-    shape = discrete_gaussian._Enclosure(sigma_squared)
-    assert sigma_squared <= 2 * 4**shape.tau < 4 * sigma_squared
-    y %= (5 if near else 61) << shape.tau
-    v = y >> shape.tau
-    (low,), (high,) = shape.gamma(np.array([y], dtype=np.int64), np.array([v], dtype=np.int64))
-    numerator, denominator = shape.exact(y)
-    t = 2**shape.tau
-    first = Fraction(y % t, t)
-    assert Fraction(numerator, denominator) == first + (y - Fraction(sigma_squared, t)) ** 2 / (2 * sigma_squared)
-    assert int(low) * denominator <= numerator << 50 <= int(high) * denominator
-    assert int(high) < 1 << 62
-    if near:  # where candidates fall: about one in a million is settled one by one
-        assert int(high) - int(low) < 1 << 31
+@given(sigmas_squared)
+@settings(max_examples=40, deadline=None)
+def test_powers_are_below_the_truth_by_less_than_two_units(sigma_squared: int) -> None:
+    cells = Cells(sigma_squared)
+    values = gaussian_cells._values(sigma_squared, cells.width_bits, cells.half)
+    assert values.dtype == np.int64
+    for at in {0, 1, 2, cells.half // 3, cells.half - 1, cells.half}:
+        low, high = exp_bounds((at << cells.width_bits) ** 2, 2 * sigma_squared, 100)
+        assert int(values[at]) << 60 <= high
+        assert low < (int(values[at]) + 2) << 60
 
 
 class _Whole(np.ndarray):
@@ -289,15 +352,18 @@ class _Whole(np.ndarray):
 
 @pytest.mark.parametrize("sigma_squared", [1, 10_000, 1 << 80])
 def test_no_float_in_the_path(sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = words.expand_ring
-    monkeypatch.setattr(words, "expand_ring", lambda *args: honest(*args).view(_Whole))
+    honest = Words.take
+    monkeypatch.setattr(Words, "take", lambda *args: honest(*args).view(_Whole))
     _Whole.seen = 0
-    sample(sigma_squared, 3_000, seeded("types"))
+    sample(sigma_squared, 30_000, seeded("types"))
     assert _Whole.seen > 30
+    tables = [value for value in vars(Cells(sigma_squared)).values() if isinstance(value, np.ndarray)]
+    assert len(tables) == 4 and all(table.dtype.kind == "i" for table in tables)
+    assert all(type(value) is int for value in vars(Cells(sigma_squared)).values() if not isinstance(value, np.ndarray))
 
 
 def test_no_float_in_the_source() -> None:
-    for module in (exponential, discrete_gaussian, words):
+    for module in (exponential, gaussian_cells, discrete_gaussian, words):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         for node in ast.walk(tree):
             assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), ast.dump(node)

@@ -1,25 +1,30 @@
 """Exact samples of the discrete Gaussian N_Z(0, σ²): P(x) ∝ exp(-x²/(2σ²)) for x in Z. Integers only.
 
-By rejection from the discrete Laplace distribution, as in Canonne, Kamath, Steinke 2020 (arXiv 2004.00010, Algorithms
-2 and 3), with both of its rejections made at once. t = 2^τ is the power of two with σ²/2 <= t² < 2σ², and
+By rejection from rectangles that cover the curve, as in Marsaglia and Tsang's ziggurat (2000), but with a whole number
+of equal cells over each of many narrow bins, and on integers (`gaussian_cells` has the legend and the table):
 
-    U uniform in {0..t-1};   V = v with probability ∝ exp(-v);   |Y| = U + t V, with a random sign, -0 rejected;
-    Y is kept with probability exp(-γ),   γ = Y²/(2σ²) + σ²/(2t²) - V = U/t + (|Y| - σ²/t)²/(2σ²) >= 0.
+    a cell, uniform of 2^T;   x uniform in its bin;   U uniform in [0, 1);   x is kept if c + U < κ f(x),  c its layer
 
-Each y comes from one (U, V, sign), so P(Y = y is drawn and kept) ∝ exp(-V) exp(-γ) ∝ exp(-y²/(2σ²)): as it should
-be, for every such t. Between 0.41 and 0.48 of the candidates are kept. Every candidate is independent of every other,
-so the first n that are kept are n independent samples. The chances are decided exactly (`exponential`): γ is enclosed
-in an interval of integers, with the exact fraction at hand.
+Every x of a bin lies in each of the bin's n_q >= κ f(x) cells with the same chance, so P(x is drawn and kept) =
+2^-T w^-1 κ f(x), for every x alike: that is N_Z(0, σ²). Every candidate is independent of every other, so the first n
+that are kept are n independent samples. A cell under the curve needs no U, and these are nearly all. For the others
+κ f(x) is enclosed in an interval of integers, by a line; where that does not decide (a chance of 10^-4 a candidate) an
+enclosure of exp as narrow as needed does, on Python's integers (`exponential.below_exp`).
+
+The two tails, x >= X = Q w and x <= -X - 1, have a cell each. With t = 2^τ, t X >= σ², there x = X + z or -X - 1 - z,
+
+    z = R + t V,  R uniform in {0..t-1},  V = v with probability 2^-(v+1);   kept with probability
+    κ f(x) t 2^(V+1) / w  <=  2 κ t f(X) (2/e)^V / w  <=  1,     since |x| >= X + t V, so f(x) <= f(X) exp(-V),
+
+by a bound on 2 κ t f(X) that the table has made sure of. So P(x) is 2^-T w^-1 κ f(x) there, too.
 
 Why no floats: rounding in a textbook sampler shows through in the low bits and breaks privacy (Mironov 2012); on
-integers the distribution is the one that the proof speaks of.
+integers the distribution is the one that the proof speaks of. Canonne, Kamath, Steinke 2020 (arXiv 2004.00010) define
+it, and say what it gives.
 
-Enclosure of γ 2^50. With c = 1/(σ √2), Y²/(2σ²) = (Y c)². |Y| < 61 t (V <= 60) and t < √2 σ, so |Y| c < 61 < 2^6.
-With y = |Y| >> j below 2^31 (exact for j = 0) and C = floor(2^k c) <= 2^32, (y C) >> s and (((y+w)(C+1)) >> s) + 1
-enclose |Y| c 2^25, where s = k - j - 25 and w = 1 if j > 0; their squares stay below 61² 2^50 (1 + 2^-20) < 2^62.
-
-Bounds: 1 <= σ² <= 2^80. Samples are int64: |x| < 61 · 2^40 < 2^46. Memory: blocks of 2^14 candidates, and the result.
-A block's time hardly depends on what is drawn; the number of blocks does.
+Bounds: 1 <= σ² <= 2^80. Samples are int64: |x| < 5 · 2^40 + 2^40 · 130 < 2^48. Memory: blocks of 2^14 candidates, the
+table, and the result. A block's time hardly depends on what is drawn, but for the few candidates that Python's integers
+settle (20 to 100 us each): they lie all over the curve, and those of the tails' cells are mostly rejected.
 """
 
 from __future__ import annotations
@@ -32,15 +37,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_common.errors import LocalError
-from sordino_common.privacy.exponential import GAMMA_BITS, I64, MAX_FLOOR, decide, floor_log
+from sordino_common.privacy.exponential import below_exp
+from sordino_common.privacy.gaussian_cells import CELL_BITS, HEIGHT_BITS, LINE_BITS, Cells, cells_of
 from sordino_common.privacy.mechanism import MAX_SIGMA_SQUARED
 from sordino_common.privacy.words import RandomBytes, Words
 
+I64 = npt.NDArray[np.int64]
 _BLOCK: Final = 1 << 14  # what a block works on stays in a processor's cache
-_ROOT_BITS: Final = GAMMA_BITS // 2
+_MAX_STEPS: Final = 128  # of a tail
 
 
-def discrete_gaussian(sigma_squared: int, count: int, random: RandomBytes = os.urandom) -> npt.NDArray[np.int64]:
+def discrete_gaussian(sigma_squared: int, count: int, random: RandomBytes = os.urandom) -> I64:
     """int64[count]: independent samples of N_Z(0, `sigma_squared`), exact.
 
     `random(n)` gives n random bytes; 32 of them key the stream that everything is drawn from. Raises `LocalError` for
@@ -50,12 +57,13 @@ def discrete_gaussian(sigma_squared: int, count: int, random: RandomBytes = os.u
     if count < 0:
         raise LocalError(f"discrete Gaussian: a count is not negative, got {count}")
     words = Words(random)
-    shape = _Enclosure(sigma_squared)
+    cells = cells_of(sigma_squared)
     out = np.empty(count, dtype=np.int64)
     filled = 0
     while filled < count:
-        # At least 0.41 of the candidates are kept; some too many are cheaper than a second pass.
-        got = _block(words, shape, min(_BLOCK, 11 * (count - filled) // 4 + 64))[: count - filled]
+        # Fewer than 3 of 100 candidates are rejected; some too many are cheaper than a second pass.
+        left = count - filled
+        got = _block(words, cells, min(_BLOCK, left + left // 32 + 16))[:left]
         out[filled : filled + got.size] = got
         filled += got.size
     return out
@@ -74,44 +82,60 @@ def noise_bound(sigma_squared: int, length: int, aggregators: int = 1, *, chance
     return math.isqrt(squared) + 1
 
 
-class _Enclosure:
-    """The constants of one σ²: t = 2^tau, and how γ is enclosed (see the module's text)."""
+def _block(words: Words, cells: Cells, candidates: int) -> I64:
+    """Those of so many candidates that are kept. A word's first T bits choose a cell, its last j bits x in its bin."""
+    first = words.take(candidates)
+    place = (first & np.uint64((1 << cells.width_bits) - 1)).view(np.int64)
+    first >>= np.uint64(64 - CELL_BITS)
+    cell = first.view(np.int64)
+    x = cells.bins[cell].astype(np.int64)
+    x <<= np.int64(cells.width_bits)
+    x |= place
+    (edges,) = np.nonzero(cell >= np.int64(cells.under))
+    if not edges.size:
+        return x
+    cell, place = cell[edges], place[edges]
+    cell -= np.int64(cells.under)
+    # How far the line is above c + U, of which the first bits are known.
+    drawn = (words.take(edges.size) >> np.uint64(64 - LINE_BITS)).view(np.int64)
+    place >>= np.int64(cells.width_bits - cells.place_bits)
+    place *= cells.rise[cell]
+    place >>= np.int64(cells.place_bits)
+    above = cells.line[cell]
+    above += place
+    above -= drawn
+    margin = np.int64(cells.margin)
+    fine = above > margin
+    open_ = np.abs(above) <= margin
+    open_ |= cell >= np.int64(cells.tail)
+    for at in np.flatnonzero(open_):
+        edge = int(edges[at])
+        if cell[at] < cells.tail:
+            fine[at] = _below(words, cells, int(x[edge]), int(cell[at]), int(drawn[at]))
+        else:
+            x[edge], fine[at] = _beyond(words, cells, negative=int(cell[at]) > cells.tail)
+    keep = np.ones(candidates, dtype=np.bool_)
+    keep[edges] = fine
+    return x[keep]
 
-    def __init__(self, sigma_squared: int) -> None:
-        self.sigma_squared = sigma_squared
-        self.tau = (-(-sigma_squared // 2) - 1).bit_length() + 1 >> 1  # the least with 2 · 4^tau >= σ²
-        self.j = max(0, self.tau + MAX_FLOOR.bit_length() - 31)
-        # The largest k with c 2^k <= 2^32: c² 2^(2k) = 2^(2k) / (2σ²) <= 2^64.
-        self.k = (64 + (2 * sigma_squared).bit_length() - 1) // 2
-        self.c = math.isqrt((1 << (2 * self.k)) // (2 * sigma_squared))
-        self.s = self.k - self.j - _ROOT_BITS
-        self.constant = (sigma_squared << GAMMA_BITS) >> (2 * self.tau + 1)  # σ²/(2t²), floor
 
-    def gamma(self, y: I64, v: I64) -> tuple[I64, I64]:
-        """(low, high) with low <= γ 2^50 <= high, for y = |Y| and v = V."""
-        c, s = np.uint64(self.c), np.uint64(self.s)
-        least = y.view(np.uint64) >> np.uint64(self.j)
-        low = ((least * c) >> s).view(np.int64)
-        most = least + np.uint64(1 if self.j else 0)
-        high = (((most * (c + np.uint64(1))) >> s) + np.uint64(1)).view(np.int64)
-        rest = np.int64(self.constant) - (v << np.int64(GAMMA_BITS))
-        return low * low + rest, high * high + (rest + np.int64(1))
-
-    def exact(self, y: int) -> tuple[int, int]:
-        """γ as a fraction: (y² t² + σ⁴ - 2 σ² t² V) / (2 σ² t²)."""
-        square = 1 << (2 * self.tau)
-        double = 2 * self.sigma_squared * square
-        return y * y * square + self.sigma_squared**2 - double * (y >> self.tau), double
+def _below(words: Words, cells: Cells, x: int, cell: int, drawn: int) -> bool:
+    """Whether c + U < κ f(x), U's first bits being `drawn`."""
+    bits = (int(cells.layers[cell]) << LINE_BITS) + drawn
+    return below_exp(words, bits, LINE_BITS, (cells.height, 1 << HEIGHT_BITS), (x * x, 2 * cells.sigma_squared))
 
 
-def _block(words: Words, shape: _Enclosure, candidates: int) -> I64:
-    first, second, third = words.take(3 * candidates).reshape(3, candidates)
-    v = floor_log(words, second)
-    y = (first & np.uint64((1 << shape.tau) - 1)).view(np.int64) + (v << np.int64(shape.tau))
-    signs = first.view(np.int64) >> np.int64(63)  # -1 or 0, by a bit that U doesn't use
-    low, high = shape.gamma(y, v)
-    kept = decide(words, third, low, high, lambda at: shape.exact(int(y[at])))
-    kept &= (y | ~signs) != np.int64(0)  # -0 is rejected
-    y, signs = y[kept], signs[kept]
-    out: I64 = (y ^ signs) - signs
-    return out
+def _beyond(words: Words, cells: Cells, *, negative: bool) -> tuple[int, bool]:
+    """(a candidate beyond the bins, whether it is kept)."""
+    steps, word = 0, int(words.take(1)[0])
+    while not word:  # 64 zeros
+        steps, word = steps + 64, int(words.take(1)[0])
+        if steps > _MAX_STEPS:
+            raise LocalError("discrete Gaussian: 192 zero bits in a row: the random source is broken")
+    steps += 64 - word.bit_length()  # V: the zeros before the first one
+    rest = int(words.take(1)[0]) & ((1 << cells.tail_bits) - 1)
+    x = (cells.half << cells.width_bits) + rest + (steps << cells.tail_bits)
+    size = x + negative
+    factor = (cells.height << (cells.tail_bits + steps + 1), 1 << (HEIGHT_BITS + cells.width_bits))
+    kept = below_exp(words, int(words.take(1)[0]), 64, factor, (size * size, 2 * cells.sigma_squared))
+    return -size if negative else x, kept

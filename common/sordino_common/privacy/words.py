@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.ring.prg import SEED_BYTES, Seed, expand_ring, label
+from sordino_common.ring.prg import SEED_BYTES, Seed, Stream, label
 
 RandomBytes = Callable[[int], bytes]
 U64 = npt.NDArray[np.uint64]
@@ -20,13 +20,14 @@ U64 = npt.NDArray[np.uint64]
 class Words:
     """A stream of uniform uint64, keyed once. Not to be shared between two uses; never prints its state."""
 
-    __slots__ = ("_draws", "_seed")
+    __slots__ = ("_stream",)
 
     def __init__(self, random: RandomBytes = os.urandom) -> None:
-        self._seed = Seed(random(SEED_BYTES))
-        self._draws = 0
+        self._stream = Stream(Seed(random(SEED_BYTES)), label("privacy words"))
 
     def take(self, count: int) -> U64:
-        """`count` fresh words, uint64[count]."""
-        self._draws += 1
-        return expand_ring(self._seed, label("privacy words", self._draws), (count,)).view(np.uint64)
+        """`count` fresh words, uint64[count]: the stream's bytes as they come, read little-endian."""
+        out = np.empty(count, dtype="<u8")
+        if count:
+            self._stream.fill(out.view(np.uint8).data)
+        return out
