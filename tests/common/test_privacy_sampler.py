@@ -85,9 +85,10 @@ def _edited(old: str, new: str) -> Any:
 EDITS = {
     "all candidates kept": ("keep[edges] = fine", "pass"),
     "only what is under the curve": ("keep[edges] = fine", "keep[edges] = False"),
-    "no place in the bin": ("    x |= place\n", ""),
-    "places of 8": ("    x |= place\n", "    x |= place & np.int64(-8)\n"),
-    "a bin's left end": ("x |= place", "x |= place >> np.int64(1)"),
+    "no place in the bin": ("x |= rest & inside", "pass"),
+    "places of 8": ("x |= rest & inside", "x |= rest & inside & -8"),
+    "a bin's left half": ("x |= rest & inside", "x |= (rest & inside) >> 1"),
+    "U is seldom large": ("rest >>= _DRAWN_FROM", "rest >>= _DRAWN_FROM + 2"),
 }
 
 
@@ -133,7 +134,8 @@ def twin(mutate: str, sigma_squared: int, monkeypatch: pytest.MonkeyPatch) -> np
         ("only what is under the curve", 1 << 40),
         ("no place in the bin", 1 << 40),
         ("places of 8", 1 << 40),
-        ("a bin's left end", 1 << 40),
+        ("a bin's left half", 1 << 40),
+        ("U is seldom large", 1 << 40),
         ("biased sign", 10_000),
         ("off by one", 10),
         ("each value twice", 97),
@@ -183,7 +185,8 @@ def test_cells_cover_the_curve_and_those_under_it_are(sigma_squared: int, data: 
 def test_lines_are_as_near_to_the_curve_as_they_say(sigma_squared: int, data: st.DataObject) -> None:
     """And so near that one candidate in some thousands is settled by Python's integers."""
     cells = Cells(sigma_squared)
-    assert cells.margin < 1 << (LINE_BITS - 9)
+    assert cells.margin + (1 << cells.unknown_bits) < 1 << (LINE_BITS - 9)
+    assert CELL_BITS + cells.width_bits + LINE_BITS - cells.unknown_bits <= 64  # no bit of a word is used twice
     for cell in data.draw(st.lists(st.integers(0, cells.layers.size - 1), min_size=8, max_size=8)):
         q, layer = int(cells.bins[cells.under + cell]), int(cells.layers[cell])
         place = data.draw(st.integers(0, (1 << cells.width_bits) - 1))

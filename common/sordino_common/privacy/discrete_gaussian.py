@@ -44,6 +44,7 @@ from sordino_common.privacy.words import RandomBytes, Words
 
 I64 = npt.NDArray[np.int64]
 _BLOCK: Final = 1 << 14  # what a block works on stays in a processor's cache
+_DRAWN_FROM: Final = 64 - CELL_BITS - LINE_BITS  # the place of U's first bits in a word
 _MAX_STEPS: Final = 128  # of a tail
 
 
@@ -83,35 +84,36 @@ def noise_bound(sigma_squared: int, length: int, aggregators: int = 1, *, chance
 
 
 def _block(words: Words, cells: Cells, candidates: int) -> I64:
-    """Those of so many candidates that are kept. A word's first T bits choose a cell, its last j bits x in its bin."""
+    """Those of so many candidates that are kept. Of a word, the first T bits choose a cell, the last j bits x in its
+    bin, and U begins with the 30 in between, or with as many as there are."""
     first = words.take(candidates)
-    place = (first & np.uint64((1 << cells.width_bits) - 1)).view(np.int64)
-    first >>= np.uint64(64 - CELL_BITS)
-    cell = first.view(np.int64)
-    x = cells.bins[cell].astype(np.int64)
-    x <<= np.int64(cells.width_bits)
-    x |= place
-    (edges,) = np.nonzero(cell >= np.int64(cells.under))
+    cell = (first >> (64 - CELL_BITS)).view(np.int64)
+    x = cells.bins.take(cell).astype(np.int64)
+    x <<= cells.width_bits
+    first &= (1 << (64 - CELL_BITS)) - 1
+    rest = first.view(np.int64)
+    inside = (1 << cells.width_bits) - 1
+    x |= rest & inside
+    (edges,) = (cell >= cells.under).nonzero()
     if not edges.size:
         return x
-    cell, place = cell[edges], place[edges]
-    cell -= np.int64(cells.under)
-    # How far the line is above c + U, of which the first bits are known.
-    drawn = (words.take(edges.size) >> np.uint64(64 - LINE_BITS)).view(np.int64)
-    place >>= np.int64(cells.width_bits - cells.place_bits)
-    place *= cells.rise[cell]
-    place >>= np.int64(cells.place_bits)
-    above = cells.line[cell]
-    above += place
-    above -= drawn
-    margin = np.int64(cells.margin)
-    fine = above > margin
-    open_ = np.abs(above) <= margin
-    open_ |= cell >= np.int64(cells.tail)
-    for at in np.flatnonzero(open_):
+    cell, rest = cell[edges], rest[edges]
+    cell -= cells.under
+    # How far the line is above c + U: at least `above` minus what U's further bits can add.
+    above = (rest & inside) >> (cells.width_bits - cells.place_bits)
+    above *= cells.rise[cell]
+    above >>= cells.place_bits
+    above += cells.line[cell]
+    rest >>= _DRAWN_FROM
+    rest &= -1 << cells.unknown_bits
+    above -= rest
+    fine = above > cells.margin + (1 << cells.unknown_bits)
+    open_ = (above >= -cells.margin) ^ fine
+    open_ |= cell >= cells.tail
+    for at in open_.nonzero()[0].tolist():
         edge = int(edges[at])
         if cell[at] < cells.tail:
-            fine[at] = _below(words, cells, int(x[edge]), int(cell[at]), int(drawn[at]))
+            fine[at] = _below(words, cells, int(x[edge]), int(cell[at]), int(rest[at]))
         else:
             x[edge], fine[at] = _beyond(words, cells, negative=int(cell[at]) > cells.tail)
     keep = np.ones(candidates, dtype=np.bool_)
@@ -120,9 +122,10 @@ def _block(words: Words, cells: Cells, candidates: int) -> I64:
 
 
 def _below(words: Words, cells: Cells, x: int, cell: int, drawn: int) -> bool:
-    """Whether c + U < κ f(x), U's first bits being `drawn`."""
-    bits = (int(cells.layers[cell]) << LINE_BITS) + drawn
-    return below_exp(words, bits, LINE_BITS, (cells.height, 1 << HEIGHT_BITS), (x * x, 2 * cells.sigma_squared))
+    """Whether c + U < κ f(x), U's first bits being those of `drawn` that are known."""
+    known = ((int(cells.layers[cell]) << LINE_BITS) + drawn) >> cells.unknown_bits
+    factor, gamma = (cells.height, 1 << HEIGHT_BITS), (x * x, 2 * cells.sigma_squared)
+    return below_exp(words, known, LINE_BITS - cells.unknown_bits, factor, gamma)
 
 
 def _beyond(words: Words, cells: Cells, *, negative: bool) -> tuple[int, bool]:

@@ -87,6 +87,8 @@ class Cells:
         curved = (self.height << (LINE_BITS - HEIGHT_BITS + 2 * self.width_bits)) // (8 * sigma_squared) + 1
         self.margin: Final = curved * bool(self.width_bits) + (2 * self.height >> fine) + 8
         self.place_bits: Final = min(self.width_bits, LINE_BITS)
+        # A word has 64 - T bits for the place in a bin and for U: of U's first 30 bits so many may be missing.
+        self.unknown_bits: Final = max(0, self.width_bits + LINE_BITS + CELL_BITS - 64)
         # Beyond the bins: steps of t = 2^tail_bits with t Q w >= σ², so that f halves, and more, with each of them.
         start = half << self.width_bits
         self.tail_bits: Final = (-(-sigma_squared // start) - 1).bit_length()
