@@ -29,10 +29,13 @@ _STOP_S: Final = 15.0  # a draining agent has 10 s for its tasks and 5 s for its
 
 
 class AgentProcesses:
-    """The agents of a fleet folder as processes. A context manager: at its end none of them is left."""
+    """The agents of a fleet folder as processes. A context manager: at its end none of them is left.
 
-    def __init__(self, folder: FleetFolder) -> None:
+    `python`: the interpreter of the environment that the agents are installed in, if it is not this one."""
+
+    def __init__(self, folder: FleetFolder, *, python: str = sys.executable) -> None:
         self._folder = folder
+        self._python = python
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -46,7 +49,7 @@ class AgentProcesses:
         home = self._folder.agents.get(name) or self._folder.helpers[name]
         with (home / "agent.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "sordino_agent", "run", str(home)],
+                [self._python, "-m", "sordino_agent", "run", str(home)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
