@@ -1,8 +1,10 @@
 """What privacy for each record costs: a step of DP-SGD against a plain one, by the same interpreter in the same run.
 
-The DP step is what a device does between two draws of noise: the gradient Plan, norms, clipping, quantisation, the
-exact integer sum, and the optimizer's step by the apply Plan. The plain step is the training Plan of the same job. The
-sampler and the noise are measured apart: they depend on the number of rows and of parameters, not on the batch.
+*What the bar counts* is `dp/plain`: what a device does with a batch between two draws of noise (the gradient Plan,
+norms, clipping, quantisation, the exact integer sum, and the optimizer's step by the apply Plan) over the training Plan
+of the same job on the same batch. Its parts, each run by itself, are in plain steps as well; they add up to less, for
+each leaves the next one a cache full of its own. `+ noise` is dp/plain when the device draws its own noise each step.
+The sampler and the noise do not depend on the batch: they grow with the rows of the split and with the parameters.
 
 Opacus (eager PyTorch, one thread) is run beside it if it is installed, its DP step against eager PyTorch's own plain
 step: `pip install --no-deps opacus opt-einsum scipy`.
@@ -27,17 +29,15 @@ import torch
 from timing import best_seconds
 from torch import nn
 
-from sordino_agent.private_step import Applier, gradient_layout
+from sordino_agent.private_step import Applier, StepNoise, gradient_layout
 from sordino_agent.private_sum import RowSum
 from sordino_common.plan.interpreter import NumpyProgram
 from sordino_common.plan.spec import TensorSpec
-from sordino_common.privacy.discrete_gaussian import discrete_gaussian
 from sordino_server.trace.optimizers import Sgd
 from sordino_server.trace.row_gradients import apply_plan, gradient_plan
 from sordino_server.trace.steps import training_plan
 from sordino_server.trace.subject import examples
 
-BATCH = 32
 CLIP_NORM, GRID_BITS = 1.0, 16
 SIGMA_SQUARED = (1 << GRID_BITS) ** 2  # noise multiplier 1
 OPTIMIZER = Sgd(lr=0.1)
@@ -51,6 +51,7 @@ class Task:
     loss: str
     x: TensorSpec
     y: TensorSpec
+    batch: int
     at_most: float  # the ratio that is asked for
 
 
@@ -69,52 +70,52 @@ def cnn() -> nn.Module:
 
 
 def tasks() -> list[Task]:
-    floats = TensorSpec("float32", ())
+    x, y = TensorSpec("float32", (13,)), TensorSpec("float32", ())
+    images, labels = TensorSpec("float32", (1, 28, 28)), TensorSpec("int64", ())
     return [
-        Task(name="mlp 13-64-1", model=mlp(), loss="mse", x=TensorSpec("float32", (13,)), y=floats, at_most=1.25),
-        Task(
-            name="cnn 28x28",
-            model=cnn(),
-            loss="cross_entropy",
-            x=TensorSpec("float32", (1, 28, 28)),
-            y=TensorSpec("int64", ()),
-            at_most=2.0,
-        ),
+        Task(name="mlp 13-64-1", model=mlp(), loss="mse", x=x, y=y, batch=32, at_most=1.25),
+        Task(name="mlp 13-64-1", model=mlp(), loss="mse", x=x, y=y, batch=256, at_most=1.25),
+        Task(name="cnn 28x28", model=cnn(), loss="cross_entropy", x=images, y=labels, batch=32, at_most=2.0),
     ]
 
 
 def steps(task: Task) -> dict[str, Callable[[], object]]:
     """The plain step, the DP step, and the DP step's parts."""
-    what: Any = {"loss": task.loss, "x": task.x, "y": task.y, "batch_rows": BATCH}
+    what: Any = {"loss": task.loss, "x": task.x, "y": task.y, "batch_rows": task.batch}
     plain = NumpyProgram(training_plan(task.model, optimizer=OPTIMIZER, **what).plan)
     gradient = NumpyProgram(gradient_plan(task.model, **what).plan)
     layout = gradient_layout(gradient.plan)
     sums = RowSum(layout.gradients, clip_norm=CLIP_NORM, grid_bits=GRID_BITS, most_rows=1 << 20)
     applier = Applier(NumpyProgram(apply_plan(task.model, optimizer=OPTIMIZER).plan), gradient.plan, layout)
     params: list[Any] = [parameter.detach().numpy() for parameter in task.model.parameters()]
-    x, y = (batch.numpy() for batch in examples(task.x, task.y, BATCH))
+    x, y = (batch.numpy() for batch in examples(task.x, task.y, task.batch))
     outs = gradient.run([*params, x, y], own=False)
-    unit = CLIP_NORM / (1 << GRID_BITS) / BATCH
-    everybody = np.ones(BATCH, dtype=np.bool_)
+    unit = CLIP_NORM / (1 << GRID_BITS) / task.batch
+    steps_noise = StepNoise(SIGMA_SQUARED, sums.length, 1 << 40)
+    everybody = np.ones(task.batch, dtype=np.bool_)
 
     def clip_and_sum() -> Any:
         with np.errstate(all="ignore"):
             sums.add(outs, everybody)
             return sums.take()
 
-    def private() -> None:
+    def private(noise: bool) -> None:
         with np.errstate(all="ignore"):
             sums.add(gradient.run([*params, x, y], own=False), everybody)
-            applier.step(params, sums.take(), unit)
+            total = sums.take()
+            if noise:
+                total += steps_noise.take()
+            applier.step(params, total, unit)
 
     total = clip_and_sum()
     return {
         "plain": lambda: plain.run([*params, x, y]),
-        "private": private,
+        "private": lambda: private(False),
+        "noised": lambda: private(True),
         "gradients": lambda: gradient.run([*params, x, y], own=False),
         "clip, sum": clip_and_sum,
         "apply": lambda: applier.step(params, total, unit),
-        "noise": lambda: discrete_gaussian(SIGMA_SQUARED, sums.length),
+        "noise": steps_noise.take,
     }
 
 
@@ -127,7 +128,7 @@ def opacus_steps(task: Task) -> dict[str, Callable[[], object]]:
             from opacus.optimizers import DPOptimizer
     except ImportError:
         return {}
-    x, y = examples(task.x, task.y, BATCH)
+    x, y = examples(task.x, task.y, task.batch)
     criterion: Any = nn.CrossEntropyLoss() if task.loss == "cross_entropy" else lambda p, t: ((p[:, 0] - t) ** 2).mean()
     factory = cnn if task.loss == "cross_entropy" else mlp
 
@@ -145,7 +146,7 @@ def opacus_steps(task: Task) -> dict[str, Callable[[], object]]:
         torch.optim.SGD(private.parameters(), lr=0.1),
         noise_multiplier=0.0,
         max_grad_norm=CLIP_NORM,
-        expected_batch_size=BATCH,
+        expected_batch_size=task.batch,
     )
     return {
         "eager": step_of(own, torch.optim.SGD(own.parameters(), lr=0.1)),
@@ -157,17 +158,17 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")  # Opacus hooks modules in a way that PyTorch warns of
-    print(f"batch {BATCH}; times the plain step of the same kind\n")
-    print("model          dp/plain  at most   gradients  clip,sum  apply    (noise)   plain us   opacus/eager")
+    print("times the plain step of the same kind\n")
+    print("model        batch  dp/plain  at most  + noise   gradients  clip,sum  apply  noise   plain us  opacus/eager")
     for task in tasks():
         own, theirs = steps(task), opacus_steps(task)
         seconds = best_seconds({**own, **theirs}, rounds=ROUNDS, slice_s=SLICE_S)
         part = {name: seconds[name] / seconds["plain"] for name in own}
         opacus = f"{seconds['opacus'] / seconds['eager']:.2f}" if theirs else "not installed"
         print(
-            f"{task.name:13s} {part['private']:9.2f} {task.at_most:8.2f}   {part['gradients']:9.2f} "
-            f"{part['clip, sum']:9.2f} {part['apply']:6.2f} {part['noise']:10.2f} {seconds['plain'] * 1e6:10.0f} "
-            f"{opacus:>14s}"
+            f"{task.name:12s} {task.batch:5d} {part['private']:9.2f} {task.at_most:8.2f} {part['noised']:8.2f} "
+            f"{part['gradients']:11.2f} {part['clip, sum']:9.2f} {part['apply']:6.2f} {part['noise']:6.2f} "
+            f"{seconds['plain'] * 1e6:10.0f} {opacus:>13s}"
         )
         sys.stdout.flush()
 

@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ from sordino_common.privacy.mechanism import Mechanism
 
 Values = NDArray[Any]
 Check = Callable[[], None]
+
+_AHEAD: Final = 1 << 14  # samples of noise that are drawn at a time, if a step takes fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,29 @@ class Applier:
         return after
 
 
+class StepNoise:
+    """The noise of `steps` steps, a fresh int64[length] of N_Z(0, `sigma_squared`) for each. Small vectors are drawn
+    for several steps at once: beginning a draw costs as much as some thousand samples. No sample is given twice."""
+
+    def __init__(self, sigma_squared: int, length: int, steps: int, random: RandomBytes = os.urandom) -> None:
+        self._sigma_squared = sigma_squared
+        self._length = length
+        self._steps = steps
+        self._random = random
+        self._drawn: list[Ints] = []
+
+    def take(self) -> Ints:
+        """One step's noise. Raises `LocalError` after the last step's."""
+        if not self._drawn:
+            if not self._steps:
+                raise LocalError("StepNoise: more steps than were named")
+            ahead = max(1, min(self._steps, _AHEAD // self._length))
+            self._steps -= ahead
+            drawn = discrete_gaussian(self._sigma_squared, ahead * self._length, self._random)
+            self._drawn = list(drawn.reshape(ahead, self._length))
+        return self._drawn.pop()
+
+
 def train_private(
     sums: PrivateSums,
     applier: Applier,
@@ -183,10 +208,11 @@ def train_private(
 
     `unit`: the real value of one grid unit, C / 2^g. `expected_rows`: q R, by which sums are divided."""
     now = list(params)
+    noise = StepNoise(sigma_squared, sums.length, steps, random)
     with np.errstate(all="ignore"):
         for _ in range(steps):
             noised = sums.draw(now, check)
-            noised += discrete_gaussian(sigma_squared, sums.length, random)
+            noised += noise.take()
             now = applier.step(now, noised, unit / expected_rows, check)
         update = [after - before for after, before in zip(now, params, strict=True)]
     return update, sums.mechanism(sigma_squared)

@@ -139,8 +139,7 @@ class RowSum:
 
     def clear(self) -> None:
         """Begin a new sum."""
-        self._rows = 0
-        self._total.fill(0)
+        self._rows = 0  # as long as it is 0, `_total` is of the sum before
 
     def add(self, outs: Sequence[NDArray[Any]], counted: NDArray[np.bool_]) -> None:
         """Add the `counted` [B] rows of a run of the gradient Plan, whose outputs are `outs`; they are only read.
@@ -152,7 +151,7 @@ class RowSum:
             raise LocalError(f"a sample of more than the {self._most_rows} rows that there are")
         pairs, others = self._pairs, self._others
         squares = pairs.load(outs) + others.load(outs)
-        z = np.maximum(squares, self._clip_norm * self._clip_norm)
+        z: Floats = np.maximum(squares, self._clip_norm * self._clip_norm)
         np.sqrt(z, out=z)
         np.sqrt(z, out=z)
         np.divide(_SHRINK * 2.0**self._bits, z, out=z)  # 0 or NaN where the norm is infinite or NaN
@@ -170,9 +169,12 @@ class RowSum:
             others.drop(dropped)
         pairs.sum()
         others.sum(2.0**self._shift)
-        self._rows += count
         # The batch's entries are integers below 2^53: as such they are added.
-        np.add(self._total, self._flat, out=self._total, dtype=np.int64, casting="unsafe")
+        if self._rows:
+            np.add(self._total, self._flat, out=self._total, dtype=np.int64, casting="unsafe")
+        else:
+            np.copyto(self._total, self._flat, casting="unsafe")
+        self._rows += count
 
     def integers(self) -> list[NDArray[Any]]:
         """What each row of the batch that was added last has given, [B, ...]."""
@@ -180,6 +182,8 @@ class RowSum:
 
     def take(self) -> Ints:
         """int64[P], blocks in order, each flattened, in grid units. Begins a new sum."""
+        if not self._rows:
+            self._total.fill(0)
         np.right_shift(self._total, self._shift, out=self._total)
         total: Ints = np.concatenate(self._parts, axis=None)
         self.clear()
@@ -207,7 +211,8 @@ class _Pairs:
         self._squares = np.zeros_like(self.whole)
         self._begins = np.cumsum([0, *lefts, *rights])[:-1]
         # Each factor's Σ squares, [2 pairs, B]: vectors of B numbers, all lefts before all rights.
-        self._norms = np.zeros((len(self._begins), gradients.rows))
+        norms = np.zeros((len(self._begins), gradients.rows))
+        self._norms, self._left_norms, self._right_norms = norms.T, norms[: len(pairs)], norms[len(pairs) :]
         self._products: list[tuple[Floats, Floats, Floats]] = []
         self.length = 0
         for (_, (m, n), _), left, right in zip(self._shapes, self._begins, self._begins[len(pairs) :], strict=False):
@@ -230,14 +235,13 @@ class _Pairs:
     def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
         """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]. By `reduceat`: the last digits of a product of matrices
         would depend on a row's place in the batch."""
-        pairs = self._count
-        if not pairs:
+        if not self._count:
             return 0.0
         given = [*outs, self._ones]
         np.concatenate([given[place] for place in self._columns], axis=1, out=self.whole)
         np.multiply(self.whole, self.whole, out=self._squares)
-        np.add.reduceat(self._squares, self._begins, axis=1, out=self._norms.T)
-        norms: Floats = np.add.reduce(self._norms[:pairs] * self._norms[pairs:], axis=0)
+        np.add.reduceat(self._squares, self._begins, axis=1, out=self._norms)
+        norms: Floats = np.add.reduce(self._left_norms * self._right_norms, axis=0)
         return norms
 
     def quantise(self, scale: Floats) -> None:

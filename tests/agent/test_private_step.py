@@ -30,7 +30,7 @@ from sordino_agent.errors import LedgerError
 from sordino_agent.executor import InlineExecutor
 from sordino_agent.ledger import Charge, Ledger
 from sordino_agent.policy import Limits
-from sordino_agent.private_step import Applier, PrivateSums, gradient_layout, train_private
+from sordino_agent.private_step import Applier, PrivateSums, StepNoise, gradient_layout, train_private
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
 from sordino_common.clock import VirtualLoop
@@ -402,3 +402,28 @@ def test_nothing_drawn_has_no_price() -> None:
         sums.mechanism(1)
     assert not sums.draw([np.zeros((3, 1), np.float32), np.zeros(1, np.float32)]).any()  # an empty sample, surely
     assert sums.mechanism(1).count == 1
+
+
+# --- noise of several steps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "steps", "draws"), [(1, 5, [5]), (7000, 5, [2, 2, 1]), (40_000, 2, [1, 1])])
+def test_every_step_has_noise_of_its_own(
+    length: int, steps: int, draws: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    given = np.arange(steps * length)
+
+    def counted(sigma_squared: int, count: int, _: object) -> NDArray[np.int64]:
+        assert sigma_squared == 9
+        start = sum(drawn)
+        drawn.append(count)
+        return given[start : start + count]
+
+    monkeypatch.setattr("sordino_agent.private_step.discrete_gaussian", counted)
+    noise = StepNoise(9, length, steps)
+    taken = np.concatenate([noise.take() for _ in range(steps)])
+    assert drawn == [count * length for count in draws]  # not a sample more than the steps need
+    assert np.array_equal(np.sort(taken), given)  # and none is used twice
+    with pytest.raises(LocalError, match="more steps than were named"):
+        noise.take()
