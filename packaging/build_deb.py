@@ -39,14 +39,16 @@ ELF_MACHINES: Final = {"arm64": 0xB7, "amd64": 0x3E}  # e_machine, ELF-64 object
 REVISION: Final = "1"
 MACHINES: Final = {"arm64": "aarch64", "amd64": "x86_64"}  # Debian's names, Python's names
 # Parts of wheels that nothing on a device runs: test suites, headers, what a type checker or a linker reads.
+# The last one: torch's tests of newer Pythons' syntax, which an older Python can't compile.
 _LEFT_OUT: Final = re.compile(
     r"(^|/)(tests|include)/|\.(pyi|a|h|pxd|pyx|c)$|^[^/]*\.dist-info/(RECORD|INSTALLER|sboms/)"
+    r"|^torch/testing/_internal/py3\d+_[^/]*\.py$"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """`modules`: of our own wheel. `programs`: console scripts, by the function that each calls. `units`: services.
+    """`modules`: of our own wheel. `programs`: console scripts, by the function that each calls. `units`: of systemd.
     `pages`: manual pages."""
 
     name: str
@@ -79,7 +81,7 @@ PACKAGES: Final = {
         " It starts once `sordino-agent init` has made its configuration.",
         modules=("sordino_common", "sordino_agent"),
         programs={"sordino-agent": "sordino_agent.__main__:main"},
-        units=("sordino-agent",),
+        units=("sordino-agent.service",),
         pythons=PYTHONS,
         pages=("sordino-agent.1", "agent.yaml.5"),
         conffiles=("etc/sordino/agent.env",),
@@ -95,12 +97,18 @@ PACKAGES: Final = {
             "sordino": "sordino_server.launch:sordino",
             "sordino-sim": "sordino_sim.launch:sordino_sim",
         },
-        units=("sordino-server", "sordino-dealer"),
+        units=(
+            "sordino-server.service",
+            "sordino-dealer.service",
+            "sordino-web.service",
+            "sordino-renew.service",
+            "sordino-renew.timer",
+        ),
         pythons=(THIS_PYTHON,),
         pages=("sordino.1", "sordino-sim.1"),
         packing=("-Zzstd", "-z9"),  # torch: minutes less than xz, and every dpkg since Debian 12's reads it
         suggests=("mosquitto",),
-        conffiles=("etc/sordino/server.env",),
+        conffiles=("etc/sordino/server.env", "etc/sordino/web.env"),
     ),
 }
 
@@ -224,7 +232,7 @@ def lay_out(package: Package, tree: Path) -> None:
         script.chmod(0o755)
         (tree / "usr/bin" / program).symlink_to(f"/{package.home}/bin/{program}")
     for unit in package.units:
-        copy(ROOT / "systemd" / f"{unit}.service", tree / f"usr/lib/systemd/system/{unit}.service")
+        copy(ROOT / "systemd" / unit, tree / f"usr/lib/systemd/system/{unit}")
     for kind in ("sysusers.d", "tmpfiles.d"):
         copy(ROOT / "systemd" / kind / f"{package.name}.conf", tree / f"usr/lib/{kind}/{package.name}.conf")
     for name in package.conffiles:
@@ -320,8 +328,7 @@ def control(package: Package, tree: Path, *, version: str, arch: str, pythons: t
     (debian / "triggers").write_text("interest-noawait /usr/bin/python3\ninterest-noawait /usr/lib/systemd/systemd\n")
     for script in ("postinst", "prerm", "postrm"):
         body = (HERE / script).read_text("utf-8")
-        units = " ".join(f"{unit}.service" for unit in package.units)
-        body = body.replace("@PACKAGE@", package.name).replace("@UNITS@", units)
+        body = body.replace("@PACKAGE@", package.name).replace("@UNITS@", " ".join(package.units))
         local = HERE / package.name / f"{script}.purge"
         body = body.replace("@PURGE@", local.read_text("utf-8") if local.exists() else "")
         (debian / script).write_text(body, "utf-8")

@@ -14,9 +14,11 @@ runs.sqlite, runs/   run records and checkpoints
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import pwd
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +123,7 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        _require_own(folder)
         path = folder / "fleet.yaml"
         if not path.is_file():
             raise ConfigError(f"{folder}: no fleet.yaml in it; make a fleet with: sordino init DIR --fleet NAME")
@@ -285,6 +288,18 @@ def _require_known_format(path: Path) -> None:
         raise ConfigError(
             f"{path}: the fleet directory has layout {found}, this sordino knows up to {FORMAT}: it was written by a "
             "newer one. Upgrade sordino, or restore the directory from before the upgrade"
+        )
+
+
+def _require_own(folder: Path) -> None:
+    """Root is refused in a folder of the service's user, who could not read what root leaves there."""
+    if os.geteuid() != 0 or not folder.is_dir() or (owner := folder.stat().st_uid) == 0:
+        return
+    with contextlib.suppress(KeyError):  # a number without a name: a folder from outside of a container
+        name = pwd.getpwuid(owner).pw_name
+        raise ConfigError(
+            f"{folder} belongs to {name}, who could not read what root writes there; do it as {name}: "
+            f"runuser -u {name} -- sordino ..."
         )
 
 

@@ -160,9 +160,12 @@ def test_install_upgrade_remove_purge(package: Path, tmp_path: Path) -> None:
     for name in made:
         (state / name).write_text("x")
     (state / "rows.csv").write_text("the owner's")
-    root.dpkg("-i", str(package))
+    (compiled.parent / "of_a_newer_python.py").write_text("def f[T: ]:")  # as wheels have them: torch's tests did
+    said = root.dpkg("-i", str(package))
+    assert "of_a_newer_python.py" in said and "sordino-agent: not compiled: the files that are named above" in said
     assert (root / "etc/sordino/agent.env").read_text() == "# edited\n"
     assert all((state / name).exists() for name in made)
+    (compiled.parent / "of_a_newer_python.py").unlink()
     root.dpkg("-r", "sordino-agent")
     assert not home.exists()  # and nothing that was compiled is left
     assert (root / "etc/sordino/agent.yaml").exists() and (state / "agent.key").exists()

@@ -12,7 +12,8 @@ import pytest
 
 from helpers_sandbox import SYSTEMD, boxed, read_unit, require_sandbox
 
-UNITS = ("sordino-agent", "sordino-server", "sordino-dealer")
+UNITS = ("sordino-agent", "sordino-server", "sordino-dealer", "sordino-web")  # that run for long
+ALL = (*UNITS, "sordino-renew")
 DROP_INS = sorted(path.name for path in (SYSTEMD / "drop-ins").glob("*.conf"))
 OF_AGENT = {"torch.conf", "data-in-home.conf", "credential-encrypted.conf"}
 
@@ -54,7 +55,7 @@ def exposure(path: Path, *, threshold: int) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ALL)
 def test_a_unit_is_valid_and_strict(unit: str, version: int, tmp_path: Path) -> None:
     assert verify(tmp_path, unit) == ""
     assert "exposure level" in exposure(SYSTEMD / f"{unit}.service", threshold=15)
@@ -73,7 +74,8 @@ def test_verify_would_notice(version: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", DROP_INS)
 def test_a_drop_in_is_valid(name: str, version: int, tmp_path: Path) -> None:
-    said = verify(tmp_path, "sordino-agent" if name in OF_AGENT else "sordino-server", name)
+    unit = "sordino-agent" if name in OF_AGENT else "sordino-web" if name.startswith("web-") else "sordino-server"
+    said = verify(tmp_path, unit, name)
     if name == "backoff.conf" and version < 254:
         assert re.findall(r"Unknown key '(\w+)'", said) == ["RestartSteps", "RestartMaxDelaySec"]
     else:
@@ -86,7 +88,10 @@ def test_what_a_unit_promises(unit: str) -> None:
     values = dict(pairs)
     assert values["Type"] == "notify"
     assert float(re.sub(r"min$", "", values["WatchdogSec"])) > 0
-    assert values["StateDirectory"] and values["LoadCredential"] == f"{unit}.key"
+    if unit == "sordino-web":
+        assert values["LoadCredential"] == "sordino-web.token"
+    else:
+        assert values["StateDirectory"] and values["LoadCredential"] == f"{unit}.key"
     assert values["Restart"] == "on-failure"
     assert "2" in values["RestartPreventExitStatus"].split()  # a bad configuration does not loop
     assert values["ConditionPathExists"]  # nothing starts, or fails, before it was set up
@@ -94,6 +99,41 @@ def test_what_a_unit_promises(unit: str) -> None:
     assert any(re.search(rf"(?m)^u {values['User']} ", path.read_text()) for path in users)
     if unit == "sordino-server":
         assert values["RestartPreventExitStatus"].split() == ["2", "4", "5"]
+
+
+def test_the_dashboard_sees_no_key_and_nobody_but_this_host() -> None:
+    pairs = read_unit(SYSTEMD / "sordino-web.service")
+    hidden = {path.removeprefix("-%S/sordino/fleet/") for key, value in pairs if key == "InaccessiblePaths"
+              for path in value.split()}  # fmt: skip
+    assert hidden >= {"operator.key", "server.key", "server.pem", "ca", "enrolment.sqlite", "-/etc/credstore"}
+    values = dict(pairs)
+    assert (values["IPAddressDeny"], values["IPAddressAllow"]) == ("any", "localhost")
+    assert "--host" not in values["ExecStart"]  # loopback is the program's default
+
+
+def test_the_timer_starts_what_signs_by_itself(tmp_path: Path, version: int) -> None:
+    """By the day, also when the machine was off at its hour; renewals need no operator's key."""
+    for name in ("sordino-renew.timer", "sordino-renew.service"):
+        text = (SYSTEMD / name).read_text().replace("/usr/bin/sordino", sys.executable)
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / "sordino-renew.timer")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert dict(read_unit(SYSTEMD / "sordino-renew.timer"))["Persistent"] == "yes"
+    service = read_unit(SYSTEMD / "sordino-renew.service")
+    assert [value.split()[1:] for key, value in service if key == "ExecStart"] == [
+        ["roster", "renew"], ["doctor", "--quiet"],
+    ]  # fmt: skip
+
+
+def test_units_use_what_every_debian_has() -> None:
+    """/bin/kill and its like are in packages that small systems lack: procps is not essential."""
+    for path in SYSTEMD.glob("*.service"):
+        for key, value in read_unit(path):
+            if key.startswith("Exec"):
+                assert value.split()[0] in ("/usr/bin/sordino", "/usr/bin/sordino-agent", "/bin/sh"), (path, value)
 
 
 # --- inside ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Agent, server and dealer inside their units' filters, with their keys as credentials, told to a service manager."""
+"""Agent, server, dealer and dashboard inside their units' filters: keys as credentials, told to a service manager."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -23,6 +25,7 @@ from sordino_common import messages as m
 from sordino_server.cli.commands import app
 from sordino_server.cli.running import run_cli
 from sordino_server.dealer.process import enrol_dealer
+from sordino_server.store import RunStore
 from sordino_sim.broker import LocalBroker
 from sordino_sim.fleet_dir import FleetFolder, write_fleet
 from sordino_sim.processes import AgentProcesses
@@ -207,6 +210,30 @@ def test_a_job_that_is_wrong_says_so_in_the_status(serve: Callable[..., Service]
     service = serve("sordino-server", "train", str(tmp_path / "none.yaml"), "--fleet", str(tmp_path))
     assert service.end() == 2
     assert service.manager.steps == []
+
+
+def test_the_dashboard_as_a_service(serve: Callable[..., Service], credentials: Path, tmp_path: Path) -> None:
+    """Ready when it answers, fed while both of its threads turn; its token is a credential."""
+    require_sandbox()
+    RunStore(tmp_path, wall_s=lambda: 1.0).close()
+    arguments = ("web", "--fleet", str(tmp_path), "--port", "0", "--token-file", "credential:sordino-web.token")
+    service = serve("sordino-web", *arguments)
+    assert service.end() == 2
+    assert "sordino-web.token: can't be read: No such file" in service.manager.status
+    (tmp_path / "token").write_text("0123456789abcdef" * 2)
+    hand_over(tmp_path / "token", credentials, "sordino-web.token")
+    service = serve("sordino-web", *arguments)
+    manager = service.manager
+    service.until(lambda: manager.count("WATCHDOG=1") >= 2)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", manager.status)
+    with pytest.raises(HTTPError, match="401"):
+        urlopen(manager.status, timeout=30)
+    request = Request(manager.status, headers={"Authorization": "Bearer " + "0123456789abcdef" * 2})
+    with urlopen(request, timeout=30) as answer:
+        assert b"No run yet" in answer.read()
+    service.process.send_signal(signal.SIGTERM)
+    assert service.end() == 0, service.log.read_text()
+    assert manager.steps == ["READY=1", "STOPPING=1"]
 
 
 def test_the_dealer_as_a_service(serve: Callable[..., Service], credentials: Path, tmp_path: Path) -> None:

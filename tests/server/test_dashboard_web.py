@@ -19,13 +19,17 @@ from pathlib import Path
 
 import pytest
 
+from helpers_notify import Manager
 from helpers_view import HOSTILE, hostile, run_view, view
+from sordino_common.daemon.notify import Notifier
 from sordino_common.errors import ConfigError, FleetUnavailable
 from sordino_server.cli import app, run_cli
 from sordino_server.dashboard import web
 from sordino_server.dashboard.collector import Collector
 from sordino_server.dashboard.pages import page_html, parts_html
+from sordino_server.dashboard.source import Source
 from sordino_server.dashboard.view import View
+from sordino_server.dashboard.watch import Watch
 from sordino_server.dashboard.web import Dashboard, is_loopback, require_allowed
 from sordino_server.store import RunStore
 
@@ -355,6 +359,70 @@ def test_a_process_serves_a_real_store_and_ends_in_order(tmp_path: Path) -> None
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=30)
     assert (process.returncode, rest) == (0, "")
+
+
+class Thread:
+    """As much of a `Collector` as the watch asks."""
+
+    def __init__(self) -> None:
+        self.knocks = 0
+        self.heard = True
+
+    def knock(self) -> None:
+        self.knocks += 1
+        self.heard = False
+
+
+def test_a_thread_that_does_not_answer_starves_the_watchdog(tmp_path: Path) -> None:
+    manager = Manager(tmp_path / "notify")
+    thread, now_s = Thread(), [0.0]
+    watch = Watch(
+        Notifier.from_environment(manager.environment(watchdog_s=10.0)), thread, url="http://x/", now_s=lambda: now_s[0]
+    )
+    for _ in range(3):
+        watch.turn()
+    manager.read()
+    assert (thread.knocks, manager.messages) == (1, [])  # not ready before the thread has turned
+    thread.heard = True
+    watch.turn()
+    manager.read()
+    assert (manager.steps, manager.status, manager.count("WATCHDOG=1")) == (["READY=1"], "http://x/", 1)
+    now_s[0] = 4.9
+    watch.turn()
+    assert thread.knocks == 1  # not due yet
+    now_s[0] = 5.0
+    for _ in range(3):
+        watch.turn()
+    manager.read()
+    assert (thread.knocks, manager.count("WATCHDOG=1")) == (2, 1)
+    thread.heard = True
+    watch.turn()
+    manager.read()
+    assert (manager.steps, manager.count("WATCHDOG=1")) == (["READY=1"], 2)
+    manager.close()
+
+
+def test_a_collector_that_hangs_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunStore(tmp_path, wall_s=lambda: 1.0).close()
+    hangs, goes_on = threading.Event(), threading.Event()
+    look = Source.view
+
+    def slow(source: Source) -> View:
+        hangs.set()
+        goes_on.wait(30)
+        return look(source)
+
+    monkeypatch.setattr(Source, "view", slow)
+    with Collector(tmp_path, version="1") as collector:
+        asker = threading.Thread(target=collector.view)
+        asker.start()
+        assert hangs.wait(30)
+        collector.knock()
+        assert not collector.heard  # a disk that does not answer
+        goes_on.set()
+        asker.join(30)
+        while not collector.heard:
+            asker.join(0.01)
 
 
 def test_a_collector_looks_once_for_many_and_recovers(tmp_path: Path) -> None:

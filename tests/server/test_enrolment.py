@@ -56,6 +56,8 @@ from sordino_common.errors import (
 )
 from sordino_common.messages.codec import decode, encode
 from sordino_common.transport.topics import token_user
+from sordino_server.cli import app, run_cli
+from sordino_server.doctor.house import house_findings
 from sordino_server.enrolment import order as orders
 from sordino_server.enrolment.broker_config import BrokerPlace, broker_place
 from sordino_server.enrolment.ca import Authority, fleet_authority
@@ -689,6 +691,61 @@ def test_a_member_whose_certificate_has_ended_comes_back_with_a_token(office: Of
     errand.settle(office.grant_for("pi-01"))
     assert len(office.store.certificates("pi-01")) == 2
     assert not (office.folder / "pi-01" / "state" / "enrolment.token").exists()
+
+
+def test_the_doctor_tells_of_certificates_that_end(office: Office) -> None:
+    def findings(after_days: float) -> list[str]:
+        roster = office.home.roster_book(wall_s=lambda: NOW_S).current
+        found = house_findings(office.home, roster, now_s=NOW_S + 86_400 * after_days)
+        return [
+            f"{f.level}: {f.text} -> {f.remedy}" for f in found if f.what == "certificates" and "/ca/" not in f.text
+        ]
+
+    office.member("pi-01")
+    office.member("pi-02")
+    assert findings(300) == []
+    (said,) = findings(340)
+    assert said.startswith("warning: they end within 30 days, and nobody has asked for new ones: pi-01, pi-02 -> ")
+    # One asks, and the timer of a server that has the authority's key would answer.
+    office.desk.receive(office.errand("pi-01", "renew").begin().packet, who="pi-01", now_s=NOW_S)
+    assert findings(300) == ["warning: 1 wait for new ones: pi-01 -> sordino roster renew, daily (sordino-renew.timer)"]
+    # Without the key nobody here can sign: at first there is time, then there is none.
+    key = office.home.folder / "ca" / "ca.key"
+    key.rename(key.with_suffix(".away"))
+    elsewhere = " -> sordino roster export -o order.txt, and sign it where the keys are"
+    assert findings(300) == [f"warning: 1 wait for new ones: pi-01{elsewhere}"]
+    assert findings(340)[0] == (
+        f"error: 1 wait for new ones: pi-01; pi-01 can't connect any more within 30 days{elsewhere}"
+    )
+    key.with_suffix(".away").rename(key)
+    (filed,) = office.desk.pending()
+    office.desk.approve(filed)
+    office.desk.certify(now_s=NOW_S + 86_400 * 340)
+    assert [said.partition(":")[0] for said in findings(340)] == ["warning"]  # pi-02, still
+    assert "pi-01" not in findings(340)[0]
+
+
+def test_renew_without_keys_says_whether_anybody_waits(office: Office, capsys: pytest.CaptureFixture[str]) -> None:
+    office.member("pi-01")
+    (office.home.folder / "ca" / "ca.key").unlink()
+    renew = ["roster", "renew", "--offline", "--fleet", str(office.home.folder)]
+    assert run_cli(app, renew, program="sordino") == 0
+    assert capsys.readouterr().out == "no member waits for a certificate\n"
+    office.desk.receive(office.errand("pi-01", "renew").begin().packet, who="pi-01", now_s=NOW_S)
+    assert run_cli(app, renew, program="sordino") == 0
+    assert "the keys are not here; now: sordino roster export -o order.txt" in capsys.readouterr().err
+
+
+def test_root_leaves_nothing_in_the_folder_of_the_services_user(office: Office) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to others")
+    os.chown(office.home.folder, 65_534, 65_534)
+    with pytest.raises(
+        ConfigError, match=r"belongs to nobody, who could not read .* as nobody: runuser -u nobody -- s"
+    ):
+        Home(office.home.folder)
+    os.chown(office.home.folder, 4_000_123, 0)  # nobody of this machine: a folder from outside of a container
+    Home(office.home.folder)
 
 
 def test_rotation_ends_the_old_key(office: Office) -> None:

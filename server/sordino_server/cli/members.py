@@ -114,6 +114,9 @@ def renew(fleet: FleetOption = HERE, offline: OfflineOption = False) -> None:
         for filed in desk.pending():
             if filed.request.purpose == "renew":
                 desk.approve(filed)
+        if not (desk.approved() or fleet_authority(home.folder).has_key):
+            say("no member waits for a certificate")
+            return
         _finish(home, store, desk, offline=offline, fleet=fleet, sign=False)
 
 

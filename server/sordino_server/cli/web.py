@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sordino_common.errors import ConfigError
-from sordino_server.cli.output import HERE, DatabaseOption, FleetOption, installed_version, note
+from sordino_common.channel.credentials import located, seen_by_others
+from sordino_common.daemon.logs import set_up_logging
+from sordino_common.daemon.notify import Notifier
+from sordino_common.errors import ConfigError, SordinoError
+from sordino_server.cli.output import (
+    HERE,
+    DatabaseOption,
+    FleetOption,
+    LogFormat,
+    LogFormatOption,
+    installed_version,
+    note,
+)
 
 if TYPE_CHECKING:
     from sordino_server.dashboard.web import Dashboard
+
+_STOP_S: Final = 25.0  # connections that are being answered, and the collector
 
 
 def web(
@@ -30,22 +45,48 @@ def web(
         bool, typer.Option("--allow-remote", help="Listen on an address that others reach. Needs --token-file.")
     ] = False,
     token_file: Annotated[
-        Path | None,
+        str,
         typer.Option(
             "--token-file",
-            help="A file of mode 0600: who has its first line may look.",
+            metavar="FILE",
+            help="A file of mode 0600, or credential:NAME: who has its first line may look.",
             envvar="SORDINO_WEB_TOKEN_FILE",
         ),
-    ] = None,
+    ] = "",
+    log_format: LogFormatOption = LogFormat.auto,
 ) -> None:
     """The fleet in a browser, and its figures for Prometheus under /metrics. Nothing there changes a run."""
+    from sordino_server.dashboard.web import require_allowed
+
+    notifier = Notifier.from_environment(os.environ)
+    try:
+        token = read_token(located(token_file, Path())) if token_file else None
+        require_allowed(host, remote=allow_remote, token=token)
+        _serve(
+            fleet, host, port, database=database, connect=connect, token=token, notifier=notifier, log_format=log_format
+        )
+    except SordinoError as error:
+        notifier.status(str(error))  # it stays in `systemctl status` when the process is gone
+        raise
+
+
+def _serve(
+    fleet: Path,
+    host: str,
+    port: int,
+    *,
+    database: str | None,
+    connect: bool,
+    token: str | None,
+    notifier: Notifier,
+    log_format: LogFormat,
+) -> None:
     from sordino_server.dashboard.collector import Collector
     from sordino_server.dashboard.metrics import exposition
     from sordino_server.dashboard.source import Source
-    from sordino_server.dashboard.web import Dashboard, require_allowed
+    from sordino_server.dashboard.watch import Watch
+    from sordino_server.dashboard.web import Dashboard
 
-    token = None if token_file is None else read_token(token_file)
-    require_allowed(host, remote=allow_remote, token=token)
     broker = None
     if connect:
         from sordino_server.fleet import mqtt_settings
@@ -58,11 +99,14 @@ def web(
         Collector(fleet, version=installed_version(), broker=broker, database=database) as collector,
         Dashboard(host, port, look=collector.view, metrics=exposition, token=token) as dashboard,
     ):
+        set_up_logging("sordino-web", form=log_format.value, level=logging.WARNING)
+        dashboard.on_turn = Watch(notifier, collector, url=dashboard.url).turn
         before = {number: signal.signal(number, _stop(dashboard)) for number in (signal.SIGINT, signal.SIGTERM)}
         note(f"{dashboard.url} (Ctrl-C ends it)")
         try:
             dashboard.serve_forever(poll_interval=0.5)
         finally:
+            notifier.stopping(_STOP_S)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -70,7 +114,7 @@ def web(
 def read_token(path: Path) -> str:
     """The first line of a file that nobody else can read. Raises `ConfigError`."""
     try:
-        if path.stat().st_mode & 0o077:
+        if seen_by_others(path, path.stat()):
             raise ConfigError(f"{path}: readable by others; run chmod 600 {path}")
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

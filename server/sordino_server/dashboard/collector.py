@@ -40,6 +40,7 @@ class Collector:
         self._wanted = self._stopped = False
         self._view: View | None = None
         self._error: SordinoError | None = None
+        self._knocks = self._heard = 0
         self._made = 0  # views and failures, ever
         self._made_s = 0.0
         self._thread = threading.Thread(target=self._run, name="sordino-web-collector", daemon=True)
@@ -70,6 +71,18 @@ class Collector:
             assert self._view is not None
             return self._view
 
+    def knock(self) -> None:
+        """Ask the thread for a sign of life, which `heard` tells of."""
+        with self._changed:
+            self._knocks += 1
+            self._wake()
+
+    @property
+    def heard(self) -> bool:
+        """Whether the thread has turned since the last knock."""
+        with self._changed:
+            return self._heard == self._knocks
+
     def _wake(self) -> None:
         if self._reactor is not None:
             self._reactor.wake()
@@ -87,10 +100,16 @@ class Collector:
             with self._changed:
                 self._reactor = reactor
             while True:
-                reactor.run_until(lambda: self._wanted or self._stopped, deadline_s=float("inf"))
+                reactor.run_until(self._called, deadline_s=float("inf"))
                 if self._stopped:
                     return
-                self._look(source, reactor)
+                with self._changed:
+                    self._heard = self._knocks
+                if self._wanted:
+                    self._look(source, reactor)
+
+    def _called(self) -> bool:
+        return self._wanted or self._stopped or self._heard != self._knocks
 
     def _look(self, source: Source, reactor: Reactor) -> None:
         view, error = None, None

@@ -92,8 +92,17 @@ class Dashboard(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self, host: str, port: int, *, look: Look, metrics: Metrics | None = None, token: str | None = None
+        self,
+        host: str,
+        port: int,
+        *,
+        look: Look,
+        metrics: Metrics | None = None,
+        token: str | None = None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_turn`: called between connections, twice a second."""
+        self.on_turn = on_turn
         self.look = look
         self.metrics = metrics
         self.token = token
@@ -138,6 +147,7 @@ class Dashboard(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Between connections: those whose time is over are cut, however slowly they go on sending."""
+        self.on_turn()
         now_s = time.monotonic()
         with self._lock:
             late = [request for request, since_s in self._since.items() if now_s > since_s + PATIENCE_S]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sordino_common.channel.credentials import located
@@ -15,13 +15,16 @@ from sordino_common.diagnosis import certificates, files
 from sordino_common.diagnosis.finding import SECURITY, Finding, error, ok, untried, warning
 from sordino_common.diagnosis.standing import roster_ends
 from sordino_common.errors import ConfigError, SordinoError
+from sordino_server.enrolment.ca import fleet_authority, has_authority
 from sordino_server.enrolment.store import FILE as ENROLMENT_FILE
 from sordino_server.enrolment.store import SCHEMA as ENROLMENT
+from sordino_server.enrolment.store import EnrolmentStore
 from sordino_server.home import Home
 from sordino_server.store import RUNS_FILE
 from sordino_server.store import SCHEMA as RUNS
 
 _ROOM = 1 << 30  # checkpoints of a few large runs
+_SOON_S = 30 * 86_400.0  # devices ask when a third of a year is left
 
 
 def signed_roster(home: Home) -> Roster | None:
@@ -40,7 +43,10 @@ def house_findings(home: Home, roster: Roster | None, *, now_s: float) -> Iterat
     yield from _roster(home, roster, now_s=now_s)
     yield from _authority(home, now_s=now_s)
     yield from _records(home)
-    yield from _database(home.folder / ENROLMENT_FILE, ENROLMENT)
+    enrolment = list(_database(home.folder / ENROLMENT_FILE, ENROLMENT))
+    yield from enrolment
+    if enrolment and all(finding.level == "ok" for finding in enrolment):
+        yield from _members(home, roster, now_s=now_s)
     yield from files.disk_room(home.folder, wanted_bytes=_ROOM, why="checkpoints")
 
 
@@ -136,6 +142,36 @@ def _authority(home: Home, *, now_s: float) -> Iterator[Finding]:
             yield from certificates.certificate_files(folder / f"{name}.pem", what, now_s=now_s, renew=renew)
         if (folder / f"{name}.key").exists():
             yield from files.private_file(folder / f"{name}.key", "authority key")
+
+
+def _members(home: Home, roster: Roster | None, *, now_s: float) -> Iterator[Finding]:
+    """Certificates of members that end soon, and requests for new ones that wait for keys which are elsewhere."""
+    names = set() if roster is None else {entry.name for entry in roster.entries}
+    ends_s: dict[str, float] = {}
+    with EnrolmentStore(home.folder, read_only=True) as store:
+        waiting = {record.name for record in store.requests("pending", "approved") if record.purpose == "renew"} & names
+        for record in store.certificates():
+            if record.name in names and record.revoked_s is None:
+                ends_s[record.name] = max(ends_s.get(record.name, 0.0), record.ends_s)
+    soon = {name for name, end_s in ends_s.items() if end_s < now_s + _SOON_S}
+    if waiting:
+        text = f"{len(waiting)} wait for new ones: {_some(waiting)}"
+        if has_authority(home.folder) and fleet_authority(home.folder).has_key:
+            yield warning("certificates", text, "sordino roster renew, daily (sordino-renew.timer)")
+        elif waiting & soon:
+            text += f"; {_some(waiting & soon)} can't connect any more within {_SOON_S / 86_400:g} days"
+            yield error("certificates", text, "sordino roster export -o order.txt, and sign it where the keys are")
+        else:
+            yield warning("certificates", text, "sordino roster export -o order.txt, and sign it where the keys are")
+    if soon - waiting:
+        text = f"they end within {_SOON_S / 86_400:g} days, and nobody has asked for new ones: {_some(soon - waiting)}"
+        remedy = "is it running? sordino-agent renew there; once they have ended: sordino enroll-token --name NAME"
+        yield warning("certificates", text, remedy)
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
 
 
 def _records(home: Home) -> Iterator[Finding]:

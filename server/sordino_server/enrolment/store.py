@@ -87,10 +87,10 @@ class CertificateRecord:
 
 
 class EnrolmentStore:
-    """A context manager. Several processes may use one file."""
+    """A context manager. Several processes may use one file. `read_only`: to look; the file has to be there."""
 
-    def __init__(self, folder: Path) -> None:
-        self._db = open_database(folder / FILE, SCHEMA)
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self._db = open_database(folder / FILE, SCHEMA, read_only=read_only)
 
     def close(self) -> None:
         self._db.close()
