@@ -360,6 +360,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from sordino_agent.check import check, exit_code
+    from sordino_agent.ownership import look_as_owner
+
+    look_as_owner(_config_path(arguments))
     from sordino_common.diagnosis.finding import count_line
 
     findings = check(_config_path(arguments), offline=arguments.offline)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import stat
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,24 @@ STATE_FOLDER: Final = Path("/var/lib/sordino-agent")
 def state_dir_for(folder: Path) -> str:
     """`state_dir` of a configuration in `folder`: the service's, if this is where its package looks; else `state`."""
     return str(STATE_FOLDER) if folder.resolve() == CONFIG_FOLDER and STATE_FOLDER.is_dir() else "state"
+
+
+def look_as_owner(config: Path) -> None:
+    """Give up root for good, for the user whose state folder it is: what the service can't read, its check must not.
+    Does nothing for other users, or without a service."""
+    if os.geteuid() != 0:
+        return
+    with contextlib.suppress(ConfigError, FileNotFoundError):  # it is told where it matters
+        owner = load_agent_config(config).state_dir.stat()
+        if owner.st_uid == 0:
+            return
+        try:
+            groups = os.getgrouplist(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+        except KeyError:  # a number without a name
+            groups = [owner.st_gid]
+        os.setgroups(groups)
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def settle(config: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,31 @@ def test_links_and_files_of_others_are_left_alone(service: tuple[Path, Path], tm
     assert secret.stat().st_uid == 0
     assert (state / "pipe").stat().st_uid == 0
     assert (state / "mine").stat().st_uid == USER
+
+
+def test_what_the_service_cant_read_roots_check_does_not_read_either() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files to others")
+    python = Path("/usr/bin/python{}.{}".format(*sys.version_info[:2]))
+    if not python.exists():
+        pytest.skip(f"no {python}: a Python in root's own folders can't be run as somebody else")
+    with tempfile.TemporaryDirectory() as scratch:  # tests' own folders are closed to others
+        Path(scratch).chmod(0o755)
+        home = make_home(Path(scratch))
+        rows = next(home.folder.rglob("*.csv"))
+        rows.chmod(0o600)
+        for path in (home.folder, *home.folder.rglob("*")):
+            if path != rows:
+                os.chown(path, USER, USER)
+        check = [str(python), "-m", "sordino_agent", "check", "--offline", str(home.folder)]
+        ours = [entry for entry in sys.path if not entry.startswith(sys.base_prefix)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(ours)}
+        done = subprocess.run(check, capture_output=True, text=True, timeout=60, check=False, cwd="/", env=environment)
+        assert done.returncode == 2
+        assert f"{rows}: can't be read: Permission denied" in done.stdout
+        os.chown(rows, USER, USER)
+        done = subprocess.run(check, capture_output=True, text=True, timeout=60, check=False, cwd="/", env=environment)
+        assert (done.returncode, f"{rows}: can't" in done.stdout) == (0, False)
 
 
 def test_a_folder_elsewhere_keeps_its_state_beside_it(service: tuple[Path, Path], tmp_path: Path) -> None:

@@ -302,6 +302,10 @@ def test_the_command_writes_the_folder_and_points_the_fleet_at_it(
     said = capsys.readouterr()
     assert "port 8883" in said.out and "port 8884" in said.out and "keep it where operator.key is kept" in said.out
     assert said.err == ""
+    assert f"install -D -m 644 {tmp_path}/broker/service.conf /etc/systemd/system/mosquitto.service.d/" in said.out
+    drop_in = (tmp_path / "broker" / "service.conf").read_text()
+    assert f'\nExecStart=/usr/sbin/mosquitto -c "{tmp_path}/broker/mosquitto.conf"\n' in drop_in
+    assert "\nUser=mosquitto\n" in drop_in  # and never root, who would read what the broker's user could have written
     broker = Home(fleet).spec.broker
     assert (broker.host, broker.port, broker.tls is not None and broker.tls.ca) == ("broker.example", 8883, "ca/ca.pem")
     for secret in ("broker.key", "members.acl", "tokens.acl"):

@@ -39,7 +39,13 @@ def broker_config(
     fleet: FleetOption = HERE,
 ) -> None:
     """Write configuration, access rules and certificates of a mosquitto for this fleet; make the fleet's authority."""
-    from sordino_server.enrolment.broker_config import CONFIG_FILE, SERVER_IDENTITY, BrokerPlan, write_broker
+    from sordino_server.enrolment.broker_config import (
+        CONFIG_FILE,
+        DROP_IN_FILE,
+        SERVER_IDENTITY,
+        BrokerPlan,
+        write_broker,
+    )
     from sordino_server.enrolment.fleet_file import point_at_broker
 
     home = Home(fleet)
@@ -54,13 +60,16 @@ def broker_config(
         tie_client_ids=tie_client_ids,
     )
     write_broker(home, folder, plan, now_s=time.time(), again=again)
+    drop_in = "/etc/systemd/system/mosquitto.service.d/sordino.conf"
     say(
         f"broker      {folder / CONFIG_FILE}\n"
         f"members     {', '.join(plan.hosts)}, port {plan.port}\n"
         f"tokens      port {plan.enrol_port}\n"
         f"authority   {home.folder / 'ca'}\n\n"
         f"Start it:   mosquitto -c {folder / CONFIG_FILE}\n"
-        f"As a service, its user has to own the folder: chown -R mosquitto: {folder}\n"
+        f"As a service: chown -R mosquitto: {folder}\n"
+        f"              install -D -m 644 {folder / DROP_IN_FILE} {drop_in}\n"
+        "              systemctl daemon-reload && systemctl restart mosquitto\n"
         f"{home.folder / 'ca' / 'ca.key'} can make up members at the broker: keep it where operator.key is kept."
     )
     left = point_at_broker(home, host=plan.hosts[0], port=plan.port, identity=SERVER_IDENTITY)

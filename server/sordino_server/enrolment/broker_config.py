@@ -6,6 +6,7 @@
     broker.pem, broker.key      the broker's own
     crl.pem                     revoked members; read again on SIGHUP
     data/                       retained messages, over a restart
+    service.conf                drop-in for mosquitto.service
 
 The ACL is the topic tree of `sordino_common.transport.topics`, turned round: %u is the common name of the client's
 certificate, which the fleet's authority gives to one party each. mosquitto 2.0 grants every subscription and asks the
@@ -34,6 +35,7 @@ CRL_FILE: Final = "crl.pem"
 SERVER_IDENTITY: Final = "server.pem"
 PID_FILE: Final = "mosquitto.pid"
 PLACE_FILE: Final = "broker.json"
+DROP_IN_FILE: Final = "service.conf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ def write_broker(home: Home, folder: Path, plan: BrokerPlan, *, now_s: float, ag
         write_atomically(folder / "members.acl", members_acl(home.spec.fleet, home.spec.server).encode(), mode=0o600)
         write_atomically(folder / "tokens.acl", tokens_acl(home.spec.fleet).encode(), mode=0o600)
         write_atomically(config, mosquitto_conf(folder.resolve(), plan).encode())
+        write_atomically(folder / DROP_IN_FILE, drop_in(folder.resolve()).encode())
         place = BrokerPlace(folder=str(folder.resolve()), enrol_port=plan.enrol_port)
         write_atomically(home.folder / "ca" / PLACE_FILE, msgspec.json.encode(place) + b"\n")
     except OSError as error:
@@ -169,6 +172,23 @@ def tokens_acl(fleet: str) -> str:
 # Made by `sordino broker-config`. %u: the name in the certificate that came with a token.
 pattern write {base}/%u/request
 pattern read {base}/%u/grant
+"""
+
+
+def drop_in(folder: Path) -> str:
+    """For the mosquitto.service of Debian and its relatives. `folder` is absolute.
+
+    Its own configuration can't include ours: several lines may be there once only. And the service never has root: the
+    folder is the broker's user's, who could else have root read another configuration at the next start."""
+    path = str(folder / CONFIG_FILE).replace("%", "%%").replace("$", "$$").replace("\\", "\\\\").replace('"', '\\"')
+    return f"""\
+# Made by `sordino broker-config`: mosquitto.service runs this fleet's broker, as its own user from the start.
+[Service]
+User=mosquitto
+Group=mosquitto
+ExecStartPre=
+ExecStart=
+ExecStart=/usr/sbin/mosquitto -c "{path}"
 """
 
 

@@ -201,6 +201,8 @@ def tell_broker(home: Home, *, news: bool) -> list[str]:
     if place is None:
         return [f"put {home.folder / 'ca' / CRL_FILE} where your broker reads it, and have it read it"]
     folder, source = Path(place.folder), home.folder / "ca" / CRL_FILE
+    if not news and not os.access(folder, os.R_OK | os.X_OK):  # the broker's user's own: it has it already, too
+        return []
     if not folder.is_dir():
         return [f"copy {source} to {folder / CRL_FILE} on the broker's host, and there: systemctl reload mosquitto"]
     try:
