@@ -90,7 +90,6 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
     params: list[Any] = [parameter.detach().numpy() for parameter in task.model.parameters()]
     x, y = (batch.numpy() for batch in examples(task.x, task.y, task.batch))
     outs = gradient.run([*params, x, y], own=False)
-    unit = CLIP_NORM / (1 << GRID_BITS) / task.batch
     steps_noise = StepNoise(SIGMA_SQUARED, sums.length, 1 << 40)
     everybody = np.ones(task.batch, dtype=np.bool_)
 
@@ -99,13 +98,19 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
             sums.add(outs, everybody)
             return sums.take()
 
+    now: list[Any] = [params]
+
+    def apply(gradient: Any) -> None:
+        # By 0, so that all steps are alike: from trained parameters come gradients of other sizes, or subnormal ones.
+        now[0] = applier.step(now[0], gradient, 0.0)
+
     def private(noise: bool) -> None:
         with np.errstate(all="ignore"):
-            sums.add(gradient.run([*params, x, y], own=False), everybody)
+            sums.add(gradient.run([*now[0], x, y], own=False), everybody)
             total = sums.take()
             if noise:
                 total += steps_noise.take()
-            applier.step(params, total, unit)
+            apply(total)
 
     total = clip_and_sum()
     return {
@@ -114,7 +119,7 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
         "noised": lambda: private(True),
         "gradients": lambda: gradient.run([*params, x, y], own=False),
         "clip, sum": clip_and_sum,
-        "apply": lambda: applier.step(params, total, unit),
+        "apply": lambda: apply(total),
         "noise": steps_noise.take,
     }
 

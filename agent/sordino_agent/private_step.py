@@ -24,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sordino_agent.errors import BadCommand
+from sordino_agent.flat_step import FlatStep
 from sordino_agent.private_sum import Ints, RandomBytes, RowSum, batches_of, poisson_sample
 from sordino_common.errors import LocalError
 from sordino_common.plan.executors import Program
 from sordino_common.plan.gradients import RowGradients, require_apply, row_gradients
+from sordino_common.plan.interpreter import NumpyProgram
 from sordino_common.plan.values import Plan
 from sordino_common.privacy.discrete_gaussian import discrete_gaussian
 from sordino_common.privacy.mechanism import Mechanism
@@ -134,39 +136,64 @@ class Applier:
                 raise BadCommand(
                     f"Plan {plan.name!r}: {entry.spec} {entry.name!r} is no parameter of the gradient Plan"
                 )
-        self._program = program
+        step = FlatStep.of(plan) if isinstance(program, NumpyProgram) else FlatStep.unchanged(plan)
+        self._program = program if step.plan is plan else NumpyProgram(step.plan)
+        self._kept: list[Values] = [np.zeros(e.spec.shape, dtype=e.spec.dtype) for e in step.plan.inputs]
         # The outputs are parameters and states in the order of these inputs: `require_apply` made sure of it.
-        self._carried = [
-            (index, places[e.name] if e.role == "param" else None)
-            for index, e in enumerate(plan.inputs)
-            if e.role in ("param", "state")
-        ]
+        self._carried: list[tuple[int, list[_Piece]]] = []
         # The gradients are views of one vector, in the order of the blocks.
         self._gradient = np.zeros(sum(math.prod(b.shape) for b in layout.gradients.blocks), dtype=np.float32)
-        self._kept: list[Values] = [np.zeros(e.spec.shape, dtype=e.spec.dtype) for e in plan.inputs]
-        taken = [index for index, e in enumerate(plan.inputs) if e.role == "gradient"]
         start = 0
-        for index, block in zip(taken, layout.gradients.blocks, strict=True):
-            end = start + math.prod(block.shape)
-            self._kept[index] = self._gradient[start:end].reshape(block.shape)
-            start = end
+        for index, (entry, made_of) in enumerate(zip(step.plan.inputs, step.inputs, strict=True)):
+            if entry.role == "gradient":
+                end = start + math.prod(entry.spec.shape)
+                self._kept[index] = self._gradient[start:end].reshape(entry.spec.shape)
+                start = end
+            else:
+                self._carried.append((index, _pieces(plan, made_of, places) if entry.role == "param" else []))
+        self._given: list[Values] | None = None
 
     def step(self, params: list[Values], total: Ints, unit: float, check: Check | None = None) -> list[Values]:
         """The parameters (in the gradient Plan's order) after one step by the gradient `total` [P] · `unit`. To be
         called with NumPy's floating-point warnings off."""
         feeds = self._kept.copy()
-        for index, at in self._carried:
-            if at is not None:
-                feeds[index] = params[at]
+        if params is not self._given:
+            for index, pieces in self._carried:
+                if pieces:
+                    values = [params[piece.at] for piece in pieces]
+                    feeds[index] = values[0] if len(values) == 1 else np.concatenate(values, axis=None)
         np.multiply(total, unit, out=self._gradient, casting="same_kind")  # in float64, then rounded to float32
         outs = self._program.run(feeds, check=check)
         after = list(params)
-        for value, (index, at) in zip(outs, self._carried, strict=True):
-            if at is None:
-                self._kept[index] = value
+        for value, (index, pieces) in zip(outs, self._carried, strict=True):
+            self._kept[index] = value
+            if len(pieces) == 1:
+                after[pieces[0].at] = value
             else:
-                after[at] = value
+                for piece in pieces:
+                    after[piece.at] = value[piece.begin : piece.end].reshape(piece.shape)
+        self._given = after
         return after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Where in a vector of several parameters one of them lies, and which it is in the gradient Plan's order."""
+
+    at: int
+    begin: int
+    end: int
+    shape: tuple[int, ...]
+
+
+def _pieces(plan: Plan, made_of: Sequence[int], places: dict[str, int]) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    end = 0
+    for index in made_of:
+        entry = plan.inputs[index]
+        begin, end = end, end + math.prod(entry.spec.shape)
+        pieces.append(_Piece(at=places[entry.name], begin=begin, end=end, shape=entry.spec.shape))
+    return pieces
 
 
 class StepNoise:
