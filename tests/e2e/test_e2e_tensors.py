@@ -92,7 +92,7 @@ def test_shares_on_processes(tmp_path: Path) -> None:
         config = yaml.safe_load((place / "agent.yaml").read_text("utf-8"))
         config["policy"]["jobs"] = [*config["policy"]["jobs"], "tensors", "spdz-compute", "spdz-data"]
         config["policy"]["fetch"] = "any"
-        config["policy"]["spdz"] = {"outputs": {"tensors": ["server"]}}
+        config["policy"]["spdz"] = {"outputs": {"tensors": ["server", "agent-01"]}}
         (place / "agent.yaml").write_text(yaml.safe_dump(config), "utf-8")
     with LocalBroker(folder.broker_folder, port=folder.port), AgentProcesses(folder) as agents:
         agents.start_all()
@@ -107,3 +107,8 @@ def test_shares_on_processes(tmp_path: Path) -> None:
             assert fleet.get(w.grad).shape == (2, 1)
             with pytest.raises(RemoteFailure, match="never leave the device"):
                 found["RM"].share(*fleet, ranges=16).get()
+            predictions = rows.detach() @ w.detach()
+            there = predictions.move(fleet["agent-01"])  # and not here
+            assert there.mean().get() == pytest.approx(loss.get().item(), abs=1e-2)
+            with pytest.raises(RemoteFailure, match=r"may not open to agent-00 here.*tensors: \[agent-00\]"):
+                predictions.move(fleet["agent-00"])
