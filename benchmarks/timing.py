@@ -1,6 +1,7 @@
 """Interleaved timing: variants take turns, so a noisy machine disturbs all of them alike; the best of many counts.
 
-Each turn begins with a call that does not count: the variant before has left its own code and data in the caches."""
+A third more of each turn comes first and does not count: the variant before has left its own code and data in caches and
+predictors, and the first calls pay for that."""
 
 from __future__ import annotations
 
@@ -15,11 +16,15 @@ def best_seconds(
     best = dict.fromkeys(variants, float("inf"))
     for _ in range(rounds):
         for name, function in variants.items():
-            function()
-            calls, elapsed, start = 0, 0.0, time.perf_counter()
-            while elapsed < slice_s:
-                function()
-                calls += 1
-                elapsed = time.perf_counter() - start
-            best[name] = min(best[name], elapsed / calls)
+            _seconds(function, slice_s / 3)
+            best[name] = min(best[name], _seconds(function, slice_s))
     return best
+
+
+def _seconds(function: Callable[[], object], slice_s: float) -> float:
+    calls, elapsed, start = 0, 0.0, time.perf_counter()
+    while elapsed < slice_s:
+        function()
+        calls += 1
+        elapsed = time.perf_counter() - start
+    return elapsed / calls
