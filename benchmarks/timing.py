@@ -1,7 +1,7 @@
 """Interleaved timing: variants take turns, so a noisy machine disturbs all of them alike; the best of many counts.
 
-A third more of each turn comes first and does not count: the variant before has left its own code and data in caches and
-predictors, and the first calls pay for that."""
+A third more of each turn comes first and does not count: the variant before has left its own code and data in caches
+and predictors, and the first calls pay for that."""
 
 from __future__ import annotations
 
