@@ -7,8 +7,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from sordino_common.errors import ConfigError
+
+LOCK_FILE: Final = "lock"
 
 
 @contextmanager
@@ -16,7 +19,7 @@ def occupied(folder: Path) -> Iterator[None]:
     """Hold `folder` until the end of this, or of the process, however that comes.
 
     Raises `ConfigError`, with the process id of who holds it."""
-    path = folder / "lock"
+    path = folder / LOCK_FILE
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -156,7 +157,8 @@ def test_install_upgrade_remove_purge(package: Path, tmp_path: Path) -> None:
     (root / "etc/sordino/agent.env").write_text("# edited\n")
     (root / "etc/sordino/agent.yaml").write_text("agent: {}\n")
     state = root / "var/lib/sordino-agent"
-    made = ("agent.key", "boot", "roster.cbor", "status.json", "ledger.sqlite", "ledger.mark", "journal.sqlite-wal")
+    made = ("agent.key", "boot", "lock", "roster.cbor", "status.json", "ledger.sqlite", "ledger.mark")
+    made += ("journal.sqlite-wal", "journal.mark", "sums.mark")
     for name in made:
         (state / name).write_text("x")
     (state / "rows.csv").write_text("the owner's")
@@ -178,12 +180,14 @@ def test_install_upgrade_remove_purge(package: Path, tmp_path: Path) -> None:
 
 def test_purge_names_all_that_an_agent_makes() -> None:
     """A state file that is added to the agent has to be added to the purge, or deliberately not."""
-    from sordino_agent import config, enrol, enrolling, errand
+    from sordino_agent import config, enrol, enrolling, errand, occupied
 
     text = (ROOT / "packaging/sordino-agent/postrm.purge").read_text()
-    constants = [pair for module in (config, enrol, enrolling, errand) for pair in vars(module).items()]
+    constants = [pair for module in (config, enrol, enrolling, errand, occupied) for pair in vars(module).items()]
     names = [value for key, value in constants if key.endswith("_FILE") and isinstance(value, str)]
     names += [f"{purpose}.request" for purpose in get_args(errand.Purpose)]
-    assert len(set(names)) >= 15
+    names += re.findall(r"(\w+)\.sqlite", text)  # each has a mark beside it, and one without its database is refused
+    names = [name if "." in name or name in ("boot", "lock") else f"{name}.mark" for name in names]
+    assert len(set(names)) >= 19
     assert [name for name in names if f" {name}" not in text] == []
     assert f'"$state/{config.MODELS_FOLDER}"' in text
