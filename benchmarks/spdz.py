@@ -32,6 +32,7 @@ from sordino_common.ring.prg import Seed
 from sordino_common.spdz.circuit import Circuit, CircuitInput, CircuitOutput, Gate, Product, Wire
 from sordino_common.spdz.dealing import Dealer
 from sordino_common.spdz.effects import Broadcast, Effect, Retry
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering import Ranges, Settings, lower
 from sordino_common.spdz.owner import InputOwner, mask_state
 from sordino_common.spdz.party import Party
@@ -218,7 +219,7 @@ def counts(circuit: Circuit) -> None:
     print(f"rounds a step: {len(circuit.rounds)}, and 4 for a check")
     print(f"opened a step and party: {8 * opened} bytes = 8 x {outputs} outputs of gates")
     for security in ("passive", "active"):
-        dealt = circuit.preprocessing_bytes(active=security == "active")
+        dealt = layout_of(circuit).preprocessing_bytes(active=security == "active")
         print(f"preprocessing a step, {security}: {dealt} bytes")
 
 

@@ -56,20 +56,11 @@ class SlowField:
         out[1] = [value >> 64 for value in flat]
         return out.reshape(2, *values.shape)
 
-    def from_int64(self, v: I64) -> Any:
-        return self.pack(v.astype(object))
-
     def scale(self, scalar: int, v: I64) -> Any:
         return self.pack(np.asarray(v.astype(object) * scalar, dtype=object))
 
-    def add(self, a: Any, b: Any) -> Any:
-        return self.pack(np.asarray(self.ints(a) + self.ints(b), dtype=object))
-
     def sub(self, a: Any, b: Any) -> Any:
         return self.pack(np.asarray(self.ints(a) - self.ints(b), dtype=object))
-
-    def sum(self, a: Any, axes: tuple[int, ...]) -> Any:
-        return self.pack(np.asarray(self.ints(a).sum(axis=axes), dtype=object))
 
     def mul_int64(self, a: Any, v: I64) -> Any:
         return self.pack(np.asarray(self.ints(a) * v.astype(object), dtype=object))
@@ -80,25 +71,21 @@ class SlowField:
     def mul_exact(self, a: I64, b: I64) -> Any:
         return self.pack(np.asarray(a.astype(object) * b.astype(object), dtype=object))
 
-    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Any]:
-        return np.matmul(a, b), self.pack(np.matmul(a.astype(object), b.astype(object)))
-
     def scale_fp(self, scalar: int, a: Any) -> Any:
         return self.pack(np.asarray(self.ints(a) * scalar, dtype=object))
 
     def integers(self, x: Any) -> Any:
         return self.ints(x) if x.dtype == np.uint64 else x.astype(object)
 
-    def dots(self, w: Any, others: Sequence[Any]) -> list[int]:
-        return [int((self.integers(w) * self.integers(x)).sum()) % self.prime for x in others]
+    def dots(self, left: Sequence[Any], right: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+        sums = [(self.integers(left[i]) * self.integers(right[j])).sum(axis=-1) for i, j in pairs]
+        return [[int(value) % self.prime for value in each] for each in sums]
 
     def vectors(self, v: I64) -> Any:
         return v.astype(object).reshape(1, -1, 1)
 
-    def mat_vecs(self, jobs: Sequence[tuple[Any, I64, Any]]) -> tuple[Any, Any]:
-        of_a = [np.matmul(self.ints(a), v[0]).reshape(-1) for a, _, v in jobs]
-        of_b = [np.matmul(b.astype(object), v[0]).reshape(-1) for _, b, v in jobs]
-        return self.pack(np.concatenate(of_a)), self.pack(np.concatenate(of_b))
+    def mat_vecs(self, jobs: Sequence[tuple[I64, Any]]) -> Any:
+        return self.pack(np.concatenate([np.matmul(a.astype(object), v[0]).reshape(-1) for a, v in jobs]))
 
     def expand(self, seed: Seed, info: bytes, count: int) -> Any:
         raw = bytearray(32 * count)
@@ -223,6 +210,27 @@ def toy_circuit(rows: int = 4, features: int = 3) -> Circuit:
         w=("param", after), loss=("loss", loss), batched=("value", batched), gathered=("value", gathered),
         total=("value", total),
     )  # fmt: skip
+
+
+def odd_circuit() -> Circuit:
+    """What training steps hardly have: both kinds of product in one gate, coefficients so large that k m is no int64,
+    a product with padding on one side, two products of one kind, matrices of one row or column."""
+    b = Builder()
+    x = b.input("x", "x", (3, 3), 2.0**-4)
+    y = b.input("y", "y", (3, 3), 2.0**-4)
+    turned = b.view("permute", y, (1, 0), (3, 3))
+    big, huge = 1 << 16, 1 << 19
+    mixed = b.gate([("mm", x, turned, 3), ("mul", x, y, big), ("mul", y, y, 2)], [(x, -5)], shape=(3, 3), addend=77)
+    outer = b.gate([("mul", x, turned, huge), ("mm", x, y, huge // 8), ("mm", y, y, -1)], shape=(3, 3), shift=18)
+    padded = b.view("gather", x, (9, 0, 9, 1, 2, 3, 4, 5, 6), (3, 3))
+    half = b.gate([("mul", padded, y, huge), ("mul", mixed, padded, 1)], [(y, huge)], shape=(3, 3), shift=18)
+    row = b.view("gather", x, (0, 1, 9), (1, 3))
+    column = b.view("gather", y, (2, 9, 4), (3, 1))
+    single = b.gate([("mm", row, column, 1)], shape=(1, 1))
+    table = b.gate([("mm", column, row, huge)], shape=(3, 3), shift=20)
+    total = b.gate([("mul", padded, padded, huge, (0,))], shape=(3,), shift=18)
+    outputs = {"mixed": mixed, "outer": outer, "half": half, "single": single, "table": table, "total": total}
+    return b.circuit(**{name: ("value", wire) for name, wire in outputs.items()})
 
 
 def evaluate_node(circuit: Circuit, node: Node, values: list[Any]) -> Any:
@@ -443,8 +451,8 @@ def batches(spec: SessionSpec, rows: Mapping[str, Mapping[str, I64]]) -> Iterato
 class Cheat:
     """What one party does in one step. `opening`: it opens something else, consistently, to everybody. `mac`,
     `lambda`, `gamma`: the correction that it got is changed. `seed`, `sigma`: it opens another one than it committed
-    to; `false-sigma`: it commits to a wrong one. `seed-commitment`, `sigma-commitment`: these are changed.
-    `equivocation`: one member gets another opening than the others."""
+    to; `false-seed`, `false-sigma`: it commits to a wrong one. `seed-commitment`, `sigma-commitment`: these are
+    changed. `equivocation`: one member gets another opening than the others."""
 
     what: str
     party: int
@@ -454,8 +462,8 @@ class Cheat:
 
 
 CHEATS = (
-    "opening", "mac", "lambda", "gamma", "seed", "sigma", "false-sigma", "seed-commitment", "sigma-commitment",
-    "equivocation",
+    "opening", "mac", "lambda", "gamma", "seed", "sigma", "false-seed", "false-sigma", "seed-commitment",
+    "sigma-commitment", "equivocation",
 )  # fmt: skip
 
 
@@ -489,6 +497,18 @@ class CheatingCommittee(Committee):
             party._send_round = lie  # type: ignore[method-assign]
         elif cheat.what in ("mac", "lambda", "gamma"):
             self.correct = lambda deal: self._spoil(deal, cheat)
+        elif cheat.what == "false-seed":
+            begin = party._begin_check
+
+            def another(effects: list[Effect]) -> bool:
+                dealt = party._seed
+                if party._step == cheat.step:
+                    party._seed = Seed(flip(dealt.expose(), cheat.bit))  # of its part of the joint seed
+                begun = begin(effects)
+                party._seed = dealt
+                return begun
+
+            party._begin_check = another  # type: ignore[method-assign]
         elif cheat.what == "false-sigma":
             checker = party._checker
             assert checker is not None
@@ -525,11 +545,12 @@ class CheatingCommittee(Committee):
     def _spoil(self, deal: Deal, cheat: Cheat) -> bytes:
         if deal.step != cheat.step:
             return deal.correction
-        roots, gates = self.spec.circuit.root_elements, self.spec.circuit.gate_elements
+        layout = self.parties[0]._layout
+        roots, gates = layout.root_elements, layout.gate_elements
         start, count, size = {
             "lambda": (0, roots, 8),
             "gamma": (8 * roots, gates, 8),
-            "mac": (8 * (roots + gates), 2 * (roots + gates), 8),
+            "mac": (8 * (roots + gates), 2 * layout.tagging.tags, 8),
         }[cheat.what]
         at = start + size * (cheat.place % count)
         data = bytearray(deal.correction)

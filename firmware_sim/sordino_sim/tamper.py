@@ -1,7 +1,7 @@
 """One party of a session cheats: what `sordino-sim run JOB --tamper agent=1,step=3,gate=2,bit=17` does.
 
     what=opening       its share of the gate is wrong, to itself and to all others            -> MacCheckError
-         mac           its MAC share of the gate is wrong                                     -> MacCheckError
+         mac           its share of a tag that the gate is checked with is wrong              -> MacCheckError
          correction    the correction that it works with was changed on the way               -> MacCheckError
          equivocation  the others are told another share than the one it counts with          -> EquivocationError
          commitment    it commits to another seed than the one it opens                       -> CommitmentError
@@ -97,16 +97,16 @@ class Cheater(Party):
         return super().on_correction(step, attempt, data)
 
     def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[Any, Any]:
-        shares, macs = super()._preprocessing(at, corrected)
+        shares, tags = super()._preprocessing(at, corrected)
         if not self._layout.gates:
-            return shares, macs
+            return shares, tags
         place = self._layout.root_elements + self._place()
         if self._due("opening", at[0]):
             shares.view(np.uint64)[place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
         elif self.spec.active and self._due("mac", at[0]):
-            macs = self._expanded(at) if macs is None else np.array(macs)
-            macs[0, place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
-        return shares, macs
+            tags = self._expanded(at) if tags is None else np.array(tags)
+            tags[0, self._tag()] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
+        return shares, tags
 
     def _guard(self, take: Callable[[], None]) -> list[Effect]:
         return [self._bent(effect) for effect in super()._guard(take)]
@@ -139,15 +139,30 @@ class Cheater(Party):
         place = self._place()
         return next(k for k, span in enumerate(self._layout.rounds) if span.start <= place < span.stop)
 
+    def _gate(self) -> int:
+        numbers = list(self._layout.gates)
+        return numbers[self._tamper.gate % len(numbers)]
+
     def _place(self) -> int:
         """The gate's first element among all that a step opens."""
-        numbers = list(self._layout.gates)
-        place: int = self._layout.gates[numbers[self._tamper.gate % len(numbers)]].start
+        place: int = self._layout.gates[self._gate()].start
         return place
 
+    def _tag(self) -> int:
+        """The first tag that the gate is checked with; that of all γ if it has no products."""
+        tagging, gate = self._layout.tagging, self._gate()
+        places = [one.left.start for one in tagging.products if one.gate.gate == gate]
+        places += [
+            factor.tags.start
+            for family in tagging.families
+            for group in family.groups
+            for factor in group.factors
+            if any(family.gates[partner.gate] == gate for partner in factor.partners)
+        ]
+        return next(iter(places), tagging.tags - 1)
+
     def _expanded(self, at: tuple[int, int]) -> Any:
-        count = self._layout.root_elements + self._layout.gate_elements
-        return self._field.expand(self._shares_seed, stream(self.spec, "mac", *at), count)
+        return self._field.expand(self._shares_seed, stream(self.spec, "tags", *at), self._layout.tagging.tags)
 
 
 def _flipped(data: bytes, bit: int) -> bytes:

@@ -18,6 +18,7 @@ from torch import nn
 from sordino_common.plan.analysis import analyse
 from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.spdz.circuit import Circuit, Gate
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering import GateNote
 from sordino_server.job import Job
 from sordino_server.model import Traced, make_model, trace_job
@@ -26,7 +27,7 @@ from sordino_server.model_spdz import SharedModel, SharedProgram, trace_spdz
 from sordino_server.progress import number, size
 from sordino_server.trace.activations import Fit
 
-_BYTES: Final = 8  # of a ring element; a MAC share has twice as many
+_BYTES: Final = 8  # of a ring element; a tag has twice as many
 
 
 def describe(job: Job, *, gates: bool = False) -> dict[str, Any]:
@@ -116,9 +117,9 @@ def _on_shares(job: Job, program: SharedProgram, *, gates: bool) -> dict[str, An
         "opened_elements_by_round": list(circuit.opened_elements),
         "opened_bytes_per_step_per_party": _BYTES * circuit.gate_elements,
         "input_bytes_per_step": _BYTES * sum(e.wire.numel for e in circuit.inputs if e.role in ("x", "y")),
-        "preprocessing_bytes_per_step": circuit.preprocessing_bytes(active=active),
-        "preprocessing_bytes_active": circuit.preprocessing_bytes(active=True),
-        "preprocessing_bytes_passive": circuit.preprocessing_bytes(active=False),
+        "preprocessing_bytes_per_step": layout_of(circuit).preprocessing_bytes(active=active),
+        "preprocessing_bytes_active": layout_of(circuit).preprocessing_bytes(active=True),
+        "preprocessing_bytes_passive": layout_of(circuit).preprocessing_bytes(active=False),
         "retry_chance_per_step": lowered.retry_chance,
         "memory_bytes": memory_bytes(circuit, active=active, steps=shares.check_every),
         "max_steps": lowered.max_steps,
@@ -170,10 +171,11 @@ def kinds(circuit: Circuit) -> dict[str, int]:
 
 def memory_bytes(circuit: Circuit, *, active: bool, steps: int) -> int:
     """About what one compute agent holds: the values of a step and its shares; with the MAC check also what waits for
-    it, for `steps` steps: operands, openings, and two words of MAC share beside each mask and each opened element."""
+    it, for `steps` steps: operands, openings, and two words for each tag."""
+    layout = layout_of(circuit)
     values = sum(circuit.wire(number).numel for number in range(len(circuit.inputs) + len(circuit.nodes)))
     dealt = circuit.root_elements + circuit.gate_elements
-    kept = (values + circuit.gate_elements + 2 * dealt) * steps if active else 0
+    kept = (values + circuit.gate_elements + 2 * layout.tagging.tags) * steps if active else 0
     return _BYTES * (values + dealt + kept)
 
 
@@ -232,7 +234,7 @@ def _shared_rows(plan: Mapping[str, Any], base: Path | None) -> list[tuple[str, 
         ("gates", gates),
         ("opened per step and party", opened),
         ("masked inputs per step", _kept(plan, "input_bytes_per_step")),
-        ("preprocessing per step", f"{dealt} with MACs, {bare} without"),
+        ("preprocessing per step", f"{dealt} with tags, {bare} without"),
         ("retry", f"one step in {1 / chance:,.0f}" if chance else "never"),
         ("memory of a compute agent", f"about {_kept(plan, 'memory_bytes')}"),
         ("steps that fit", f"{plan['max_steps']:,}"),

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from sordino_common.ring.fixed import encode_fixed
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.spec import Schedule
 from sordino_server.baseline import Baseline, Owned, Pooled, run_shares_baseline
 from sordino_server.job import Job
@@ -124,7 +125,7 @@ class SharedRun:
             "model_from": shares.model_from,
             "online_rounds_per_step": len(circuit.rounds),
             "opened_bytes_per_step_per_party": 8 * circuit.gate_elements,
-            "preprocessing_bytes_per_step": circuit.preprocessing_bytes(active=shares.security == "active"),
+            "preprocessing_bytes_per_step": layout_of(circuit).preprocessing_bytes(active=shares.security == "active"),
             "mac_checks": int(tally.get("checks", 0)),
             "mask_at_edge_retries": int(tally.get("retries", 0)),
             "sessions": int(tally.get("sessions", 0)),

@@ -273,11 +273,11 @@ def test_the_default_policy_allows_no_session() -> None:
 
 
 def test_preprocessing_that_does_not_fit_is_refused() -> None:
-    made = committee(limits=Limits(memory_bytes=64 << 20, spdz_bytes=1 << 12))
+    made = committee(limits=Limits(memory_bytes=64 << 20, spdz_bytes=1 << 10))
     made.open(open_command(), names=["agent-00"])
     refused = made.refusal("agent-00")
     assert refused.code == "limit"
-    assert "limits.spdz_bytes on the device is 4096" in refused.reason
+    assert "limits.spdz_bytes on the device is 1024" in refused.reason
 
 
 def test_a_session_from_another_than_the_server_is_refused() -> None:

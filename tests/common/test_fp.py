@@ -215,7 +215,8 @@ def test_golden_values() -> None:
     v = ints(golden["integers"])
     assert [f"{value:032x}" for value in fp.to_ints(fp.mul_int64(a, v))] == golden["times_integers"]
     assert [f"{value:032x}" for value in fp.to_ints(fp.from_int64(v))] == golden["integers_as_elements"]
-    assert f"{fp.dots(a, [a])[0]:032x}" == golden["square_norm"]
+    ((square_norm,),) = fp.dots([a[:, None]], [a[:, None]], [(0, 0)])
+    assert f"{square_norm:032x}" == golden["square_norm"]
     assert a.astype("<u8").tobytes().hex() == golden["bytes"]
     many = fp.mul(fp.expand_fp(seed, b"many", (10_000,)), fp.expand_fp(seed, b"more", (10_000,)))
     assert hashlib.sha256(many.astype("<u8").tobytes()).hexdigest() == golden["sha256_of_products"]

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers_spdz import Builder, Cheat, CheatingCommittee, Committee, SlowField, fixed, toy_rows, toy_spec, toy_state
+from helpers_spdz import (
+    Builder,
+    Cheat,
+    CheatingCommittee,
+    Committee,
+    SlowField,
+    fixed,
+    odd_circuit,
+    toy_rows,
+    toy_spec,
+    toy_state,
+)
 from sordino_common.errors import LocalError
 from sordino_common.ring.prg import Seed
 from sordino_common.spdz import check
-from sordino_common.spdz.circuit import Circuit, Gate, Term, Wire, gate_of
+from sordino_common.spdz.circuit import Wire, gate_of
+from sordino_common.spdz.effects import Broadcast, Effect
 from sordino_common.spdz.errors import MacCheckError
-from sordino_common.spdz.terms import add_terms, has_terms
+from sordino_common.spdz.transcript import joint_seed
 
 P127 = 2**127 - 1
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
-
-
-def odd_circuit() -> Circuit:
-    """What training steps hardly have: both kinds of product in one gate, coefficients so large that k m is no int64,
-    a product with padding on one side, two products of one kind, matrices of one row or column."""
-    b = Builder()
-    x = b.input("x", "x", (3, 3), 2.0**-4)
-    y = b.input("y", "y", (3, 3), 2.0**-4)
-    turned = b.view("permute", y, (1, 0), (3, 3))
-    big, huge = 1 << 16, 1 << 19
-    mixed = b.gate([("mm", x, turned, 3), ("mul", x, y, big), ("mul", y, y, 2)], [(x, -5)], shape=(3, 3), addend=77)
-    outer = b.gate([("mul", x, turned, huge), ("mm", x, y, huge // 8), ("mm", y, y, -1)], shape=(3, 3), shift=18)
-    padded = b.view("gather", x, (9, 0, 9, 1, 2, 3, 4, 5, 6), (3, 3))
-    half = b.gate([("mul", padded, y, huge), ("mul", mixed, padded, 1)], [(y, huge)], shape=(3, 3), shift=18)
-    row = b.view("gather", x, (0, 1, 9), (1, 3))
-    column = b.view("gather", y, (2, 9, 4), (3, 1))
-    single = b.gate([("mm", row, column, 1)], shape=(1, 1))
-    table = b.gate([("mm", column, row, huge)], shape=(3, 3), shift=20)
-    total = b.gate([("mul", padded, padded, huge, (0,))], shape=(3,), shift=18)
-    outputs = {"mixed": mixed, "outer": outer, "half": half, "single": single, "table": table, "total": total}
-    return b.circuit(**{name: ("value", wire) for name, wire in outputs.items()})
 
 
 def odd_committee(
@@ -73,7 +65,8 @@ def test_a_wrong_opening_of_an_unusual_gate_is_found(gate: int) -> None:
 def test_sigma_is_what_the_integers_say_however_many_steps_go_together(
     odd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """σ_i of 3 steps: `ring.fp` and Python's integers give the same number; so do steps one by one."""
+    """σ_i of 3 steps: `ring.fp` and Python's integers give the same number; so do steps one by one. They sum to 0 with
+    the coefficients that the tags were dealt with, and with no others."""
     if odd:
         committee = odd_committee(steps=4, check_every=4)
     else:
@@ -82,56 +75,23 @@ def test_sigma_is_what_the_integers_say_however_many_steps_go_together(
     committee.start()
     for step in range(3):
         committee.play(step)
-    joint = Seed(bytes(range(32)))
-    sums = []
+    joint, _ = committee.dealer._coefficients_of(3)
+    sums, others = [], []
     for party in committee.parties:
         checker = party._checker
         assert checker is not None and len(party._records) == 3
         together = checker.sigma(party._records, joint)
         slow = check.Checker(committee.spec, party._layout, SlowField(P127), seed=party._seed, mac_key=checker._key)
         # The slow field expands seeds its own way; it is given the same shares.
-        slow._macs = checker._macs  # type: ignore[method-assign]
+        slow._tags = checker._tags  # type: ignore[method-assign]
         assert slow.sigma(party._records, joint) == together
         with monkeypatch.context() as patch:
             patch.setattr(check, "_TOGETHER", 1)
             assert checker.sigma(party._records, joint) == together
-        assert checker.sigma(party._records, Seed(bytes(32))) != together
         sums.append(together)
+        others.append(checker.sigma(party._records, Seed(bytes(range(32)))))
     assert sum(sums) % P127 == 0
-
-
-# --- the linear part of a gate -------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(
-    st.lists(INT64, min_size=1, max_size=3),
-    st.lists(st.tuples(st.integers(-(1 << 46), 1 << 46), INT64), max_size=4),
-    st.integers(-(1 << 100), 1 << 100) | st.integers(-5, 5),
-)
-def test_terms_are_two_words(low: list[int], terms: list[tuple[int, int]], addend: int) -> None:
-    """low + 2^64 high is the integer, edges included."""
-    addend = max(-(1 << 63), min((1 << 63) - 1, addend))
-    array = np.array(low, dtype=np.int64)
-    wires = [(k, np.full(len(low), w, dtype=np.int64)) for k, w in terms]
-    with np.errstate(over="ignore"):
-        high = add_terms(array, wires, addend)
-    for k, (got, top) in enumerate(zip(array.tolist(), high.tolist(), strict=True)):
-        assert got + (top << 64) == low[k] + sum(c * w for c, w in terms) + addend
-
-
-def test_terms_that_float64_can_not_tell_apart_are_refused() -> None:
-    b = Builder()
-    x = b.input("x", "x", (1, 1))
-    b.gate([("mul", x, x, 1)], [(x, 1)], shape=(1, 1))
-    gate = gate_of(b.circuit(), 1)
-    assert has_terms(gate)
-    large = Gate(
-        products=gate.products, terms=(Term(operand=x, coefficient=1 << 60),), addend=0, shift=14, bound_bits=40,
-        round=0, node=9, wire=gate.wire,
-    )  # fmt: skip
-    with pytest.raises(LocalError, match=r"a gate of node 9: its terms are up to 124 bits long; with 1 terms, float64"):
-        has_terms(large)
+    assert sum(others) % P127 != 0
 
 
 def test_a_wire_that_no_gate_makes_is_named() -> None:
@@ -141,3 +101,52 @@ def test_a_wire_that_no_gate_makes_is_named() -> None:
     with pytest.raises(LocalError, match="wire 1 is made by a View, not by a gate"):
         gate_of(b.circuit(), 1)
     assert isinstance(b.wire(1), Wire)
+
+
+# --- coefficients --------------------------------------------------------------------------------------------------
+
+
+def test_coefficients_are_unknown_while_one_seed_is() -> None:
+    """The joint seed changes with each member's; every check, step and attempt has coefficients of its own."""
+    committee = Committee(spec := toy_spec(3, steps=4, check_every=2), toy_rows(spec), toy_state(spec))
+    layout, seeds = committee.parties[0]._layout, [party._seed for party in committee.parties]
+    parts = [check.coefficient_seed(spec, seed, 1) for seed in seeds]
+    joint = joint_seed(spec, 1, parts)
+    assert committee.dealer._coefficients_of(1)[0].expose() == joint
+    for k in range(3):
+        others = [bytes(32) if k == j else part for j, part in enumerate(parts)]
+        assert joint_seed(spec, 1, others) != joint
+    drawn = [
+        check.coefficients(spec, layout, Seed(joint), step, attempt).tobytes()
+        for step, attempt in ((0, 0), (1, 0), (1, 1))
+    ]
+    assert len(set(drawn)) == 3
+    assert check.coefficient_seed(spec, seeds[0], 3) != parts[0]
+    assert spec.check_of(0) == spec.check_of(1) == 1 and spec.check_of(2) == 3
+
+
+def test_kappas_make_errors_in_two_gates_of_a_family_independent() -> None:
+    """The same error in one element of two gates, with opposite signs: without a κ for each gate they would cancel."""
+    b = Builder()
+    x = b.input("x", "x", (1, 2), 4.0)
+    first, second = (b.gate([("mul", x, x, 1)], shape=(1, 2)) for _ in range(2))
+    circuit = b.circuit(first=("value", first), second=("value", second))
+    spec = toy_spec(2, circuit=circuit, steps=1, owners=(("ada", 1),))
+    committee = CheatingCommittee(spec, toy_rows(spec), {})
+    (family,) = committee.parties[0]._layout.tagging.families
+    assert family.gates == (first, second)
+    party = committee.parties[1]
+    send = party._send_round
+
+    def lie(effects: list[Effect]) -> None:
+        send(effects)
+        honest, run = effects.pop(), party._run
+        assert isinstance(honest, Broadcast)
+        assert run is not None
+        run.gammas[0] += 1
+        run.gammas[2] -= 1
+        effects.append(dataclasses.replace(honest, payload=run.gammas.tobytes()))
+
+    party._send_round = lie  # type: ignore[method-assign]
+    with pytest.raises(MacCheckError):
+        committee.run()

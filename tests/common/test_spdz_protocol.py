@@ -15,15 +15,17 @@ from helpers_spdz import (
     batches,
     evaluate_node,
     fixed,
+    odd_circuit,
     toy_rows,
     toy_spec,
     toy_state,
 )
 from sordino_common.errors import LocalError
 from sordino_common.ring.prg import Seed
-from sordino_common.spdz import dealing, reference
+from sordino_common.spdz import check, dealing, reference
 from sordino_common.spdz.circuit import Circuit, Gate
 from sordino_common.spdz.errors import OutOfRange, ProtocolError, SessionDead, UncheckedOpenings
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.spec import Schedule, Security, SessionSpec
 
 P127 = 2**127 - 1
@@ -33,13 +35,19 @@ def watched(committee: Committee) -> dict[tuple[int, int], list[Any]]:
     """(step, attempt) -> λ of every wire, filled in as the dealer deals."""
     seen: dict[tuple[int, int], list[Any]] = {}
     dealer = committee.dealer
-    original = dealer._gammas
+    deal_ahead, follow = dealer._deal_ahead, dealer._follow
+    at = [0, 0]
 
-    def gammas(values: Any, roots: Any, gate_r: Any) -> Any:
-        seen[(dealer.next_step, dealer.next_attempt)] = list(values)
-        return original(values, roots, gate_r)
+    def ahead(step: int, attempt: int) -> None:
+        at[:] = step, attempt
+        deal_ahead(step, attempt)
 
-    dealer._gammas = gammas  # type: ignore[method-assign]
+    def followed(values: Any, gate_r: Any) -> None:
+        follow(values, gate_r)
+        seen[at[0], at[1]] = list(values)
+        at[0] += 1
+
+    dealer._deal_ahead, dealer._follow = ahead, followed  # type: ignore[method-assign]
     return seen
 
 
@@ -107,33 +115,63 @@ def test_the_correction_rotates_and_has_the_stated_size() -> None:
     dealer = dealing.Dealer(spec, Seed(bytes(32)))
     deals = [dealer.deal(step, 0) for step in range(4)]
     assert [deal.corrected for deal in deals] == [0, 1, 2, 0]
-    assert {len(deal.correction) for deal in deals} == {spec.circuit.preprocessing_bytes(active=True)}
+    assert {len(deal.correction) for deal in deals} == {layout_of(spec.circuit).preprocessing_bytes(active=True)}
 
 
-def test_the_fast_field_and_the_slow_one_deal_the_same() -> None:
-    spec = toy_spec(2, steps=1)
+@pytest.mark.parametrize("odd", [False, True])
+def test_tags_are_what_the_integers_say(odd: bool) -> None:
+    """The fast field's and the slow one's; and the last one is α times all γ, each with its coefficient."""
+    spec = toy_spec(2, steps=1, **({"circuit": odd_circuit(), "owners": (("ada", 3),)} if odd else {}))
     fast = dealing.Dealer(spec, Seed(bytes(32)))
     slow = dealing.Dealer(spec, Seed(bytes(32)), field=SlowField(P127))
     assert fast._alpha == slow._alpha
-    values = fast._input_masks(0, 0)
+    values = fast._input_masks(0, 0, fast._state)
     gate_r = np.random.default_rng(0).integers(-(2**63), 2**63, fast._layout.gate_elements)
     fast._follow(values, gate_r)
-    roots = np.concatenate([values[number].reshape(-1) for number in fast._layout.roots])
+    made = []
+    for dealer in (fast, slow):
+        tags = np.zeros((2, fast._layout.tagging.tags), dtype=np.uint64)
+        numbers = dealer._numbers(0, 0, values, gate_r, tags)
+        assert dealer._sums is not None
+        dealer._sums.deal(dealer._field, [numbers], dealer._alpha)
+        made.append(tags)
+    assert np.array_equal(*made)
+    gammas = exact_gammas(fast, values, gate_r)
+    sum_of_all = sum(c * gamma for c, gamma in zip(coefficients_of(fast, numbers), gammas, strict=True))
+    low, high = made[0][:, -1].tolist()
+    assert low + (high << 64) == fast._alpha * sum_of_all % P127
     with np.errstate(over="ignore"):
-        ring, tags = fast._gammas(values, roots, gate_r)
-        slow_ring, slow_tags = slow._gammas(values, roots, gate_r)
-    assert np.array_equal(ring, slow_ring)
-    assert tags is not None
-    assert np.array_equal(tags, slow_tags)
-    # The toy's γ are below p / 2 in size, so they can be read back from α γ: the same integer in both worlds.
-    inverse = pow(fast._alpha, -1, P127)
-    masks = [
-        (low + (high << 64)) * inverse % P127 for low, high in zip(tags[0].tolist(), tags[1].tolist(), strict=True)
-    ]
-    signed = [v - P127 if v > P127 // 2 else v for v in masks]
-    assert signed[: len(roots)] == roots.tolist()
-    assert [v % 2**64 for v in signed[len(roots) :]] == [int(v) % 2**64 for v in ring]
-    assert signed[len(roots) :] == exact_gammas(fast, values, gate_r)
+        fast._add_parts(values, gate_r)
+    assert [gamma % 2**64 for gamma in gammas] == [int(v) % 2**64 for v in gate_r]
+
+
+def coefficients_of(dealer: dealing.Dealer, numbers: Any) -> list[int]:
+    """Of every element that opens, in the gates' order."""
+    tagging = dealer._layout.tagging
+    drawn = [int(c) for c in numbers.coefficients]
+    of_gate: dict[int, list[int]] = {number: drawn[at] for number, at in tagging.bare.items()}
+    for family in tagging.families:
+        if family.rho is not None:
+            for number in family.gates:
+                of_gate[number] = [numbers.kappas[tagging.kappas[number]] * rho for rho in drawn[family.rho]]
+    for gate in tagging.matrix_gates:
+        of_gate[gate.gate] = [chi * psi for chi in drawn[gate.rows] for psi in drawn[gate.columns]]
+    return [c for number in dealer._layout.gates for c in of_gate[number]]
+
+
+def test_steps_dealt_together_are_those_dealt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number of steps is evaluated at once, over the end of a check too, and after a step is dealt again."""
+    spec = toy_spec(3, steps=7, check_every=3)
+    corrections = []
+    for together in (1 << 17, 1):
+        monkeypatch.setattr(check, "_TOGETHER", together)
+        dealer = dealing.Dealer(spec, Seed(bytes(32)))
+        deals = [dealer.deal(step, 0) for step in range(4)]
+        dealer.rewind(2, 1)
+        deals += [dealer.deal(step, 1) for step in range(2, 7)]
+        corrections.append([deal.correction for deal in deals])
+    assert corrections[0] == corrections[1]
+    assert len(set(corrections[0])) == 9
 
 
 def exact_gammas(dealer: dealing.Dealer, values: list[Any], gate_r: Any) -> list[int]:

@@ -25,6 +25,7 @@ from sordino_common.errors import LimitExceeded
 from sordino_common.messages import SpdzNumber, SpdzOpen
 from sordino_common.plan.values import Plan
 from sordino_common.spdz.circuit import Circuit, Gate
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering.settings import Settings
 from sordino_common.spdz.opening import settings_of, spec_of
 from sordino_common.spdz.party import Party
@@ -100,7 +101,7 @@ class Bench:
         if spec.digest != command.digest:
             raise CircuitDiffers("the session's digest is not that of its own numbers")
         _require_outputs(command, spec, task.agent)
-        correction_bytes = circuit.preprocessing_bytes(active=spec.active)
+        correction_bytes = layout_of(circuit).preprocessing_bytes(active=spec.active)
         if task.agent in command.parties and command.ahead * correction_bytes > task.held_bytes:
             raise LimitExceeded(
                 f"{command.ahead} corrections of {correction_bytes} bytes ahead; limits.spdz_bytes on the device is "

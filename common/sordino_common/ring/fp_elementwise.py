@@ -127,8 +127,8 @@ def scale_fp(alpha: int, a: Fp, out: Fp | None = None) -> Fp:
     check_scalar("scale_fp", alpha)
     check_fp("scale_fp", a)
     factor, shape = (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), a.shape[1:]
-    result = _multiply(factor, a[0], False, shape, take_out("scale_fp", shape, out, a))
-    return add(result, times_word(_multiply(factor, a[1], False, shape, np.empty_like(result))), result)
+    both = _multiply(factor, a, False, a.shape, np.empty((2, *a.shape), dtype=np.uint64))  # of both words at once
+    return add(both[:, 0], times_word(both[:, 1]), take_out("scale_fp", shape, out, a))
 
 
 def weighted(rho: U64, v: I64, out: Fp | None = None) -> Fp:

@@ -27,41 +27,44 @@ from sordino_common.ring.limbs import Workspace
 _LIMBS: Final = 8  # of 16 bits in an element
 MAX_INNER: Final = 1 << 17  # 2^33 * 8 N <= 2^53
 DOT_BLOCK: Final = 4096  # elements: the limbs of five words are 640 KiB
+_DIAGONALS: Final = (np.add.outer(np.arange(8), np.arange(8)).reshape(64, 1) == np.arange(15)).astype(np.int64)
 _MAX_PAIRED: Final = 1 << 9  # limb rows below 2^45 may be joined two by two and stay below 2^62
 _WINDOWS: Final = 8 + np.arange(8) - np.arange(8).reshape(2, 4, 1)  # [word, limb of t, d] -> column d + 8 - limb
 _CAST_BLOCK: Final = 1 << 15  # limbs of a matrix that are cast at a time
 
 
-def dots(w: Fp | I64, others: Sequence[Fp | I64], *, workspace: Workspace | None = None) -> list[int]:
-    """[Σ w x mod p for x in others]. All are elements [2, n] or integers int64 [n], signed.
+def dots(
+    left: Sequence[Fp | I64],
+    right: Sequence[Fp | I64],
+    pairs: Sequence[tuple[int, int]],
+    *,
+    workspace: Workspace | None = None,
+) -> list[list[int]]:
+    """For (i, j) in pairs: Σ_n left[i][b, n] right[j][b, n] mod p, for each b. All are elements [2, B, N] or integers
+    int64 [B, N], signed, of one shape.
 
-    The words of one n lie beside each other, so that all limbs are one cast, and one GEMM multiplies w's by all others.
-    Small blocks, in memory that is used again: fresh pages would cost more than the arithmetic."""
-    operands = [_words("dots", x) for x in (w, *others)]
-    count = operands[0].shape[-1]
-    if any(x.ndim != 2 or x.shape[1] != count for x in operands):
+    Every vector is cast to limbs once, however many pairs it is in; a pair is one GEMM for each b. Blocks that stay in
+    the cache, in memory that is used again: fresh pages would cost more than the arithmetic."""
+    operands = [_words("dots", x) for x in (*left, *right)]
+    if any(x.ndim != 3 or x.shape[1:] != operands[0].shape[1:] for x in operands):
         shapes = ", ".join(str(x.shape[1:]) for x in operands)
-        raise LocalError(f"fp.dots: expected vectors of one length, got shapes {shapes}")
+        raise LocalError(f"fp.dots: expected batches of vectors of one shape, got {shapes}")
+    batch, count = operands[0].shape[1:] if operands else (0, 0)
     space = workspace or Workspace()
-    columns = [word for x in operands for word in x]
-    height = 4 * len(operands[0])
-    signed = [4 * k + 3 for k, word in enumerate(columns) if word.dtype == np.int64]
-    total = np.zeros((height, 4 * len(columns) - height), dtype=np.int64)
-    for start in range(0, count, DOT_BLOCK):
-        n = min(DOT_BLOCK, count - start)
-        words = space.integers("words", (n, len(columns)))
-        for k, word in enumerate(columns):
-            words[:, k] = word[start : start + n].view(np.int64)
-        limbs = space.floats("limbs", (n, 4 * len(columns)))
-        np.copyto(limbs, words.view(np.uint16))
-        for k in signed:
-            np.copyto(limbs[:, k], words.view(np.int16)[:, k])
-        total += (limbs[:, :height].T @ limbs[:, height:]).astype(np.int64)  # below 2^32 n
-    results, column = [], 0
-    for x in operands[1:]:
-        results.append(_joined(total[:, column : column + 4 * len(x)]))
-        column += 4 * len(x)
-    return results
+    totals = np.zeros((len(pairs), batch, _LIMBS, _LIMBS), dtype=np.int64)
+    step = max(1, DOT_BLOCK // max(1, batch))
+    for start in range(0, count, step):
+        tables = [
+            _limb_table(
+                x[..., start : start + step], space.floats(f"limbs {k}", (batch, min(step, count - start), 4 * len(x)))
+            )
+            for k, x in enumerate(operands)
+        ]
+        for total, (i, j) in zip(totals, pairs, strict=True):
+            x, y = tables[i], tables[len(left) + j]
+            total[:, : x.shape[2], : y.shape[2]] += np.matmul(x.swapaxes(1, 2), y).astype(np.int64)  # below 2^32 N
+    lines = (totals.reshape(len(pairs) * batch, _LIMBS**2) @ _DIAGONALS).tolist()
+    return [[_joined(line) for line in lines[k * batch : (k + 1) * batch]] for k in range(len(pairs))]
 
 
 def mat_vec(t: I64, v: Fp) -> Fp:
@@ -93,14 +96,22 @@ def _interleaved(a: Fp) -> U64:
     return out
 
 
-def _joined(table: I64) -> int:
-    """Σ table[i, j] 2^(16 (i + j)) mod p."""
+def _limb_table(x: Fp | I64, out: F64) -> F64:
+    """The limbs of vectors [words, B, N] as [B, N, 4 words]: those of one entry lie beside each other."""
+    words = np.empty((*x.shape[1:], len(x)), dtype=np.int64)
+    for k, word in enumerate(x.view(np.int64)):
+        words[..., k] = word
+    np.copyto(out, words.view(np.uint16))
+    if x.dtype == np.int64:
+        np.copyto(out[..., 3], words.view(np.int16)[..., 3])
+    return out
+
+
+def _joined(diagonals: Sequence[int]) -> int:
+    """Σ diagonals[d] 2^(16 d) mod p."""
     result = 0
-    for i, row in enumerate(table.tolist()):
-        line = 0
-        for entry in reversed(row):
-            line = (line << 16) + entry
-        result += line << 16 * i
+    for entry in reversed(diagonals):
+        result = (result << 16) + entry
     return result % P
 
 

@@ -1,81 +1,160 @@
 """The MAC check: compute in the ring, verify over the integers, in F_p with p = 2^127 - 1.
 
-Since nothing wraps, every gate satisfies an identity over the integers, so modulo p too, and times α:
+Since nothing wraps, every element of every gate satisfies an identity over the integers, so modulo p too:
 
-    α (Σ_j k_j m_A·m_B + E) - Σ_j k_j (m_A·αλ_B + αλ_A·m_B) + αγ = 0        E = Σ_l k_l m_L + c - D        (*)
+    Σ_j k_j m_A·m_B + E - Σ_j k_j (m_A·λ_B + λ_A·m_B) + γ = 0        E = Σ_l k_l m_L + c - D                      (*)
 
-with γ = Σ k λ_A·λ_B - Σ k λ_L + r (`dealing`). Party i has the m and D, its share α_i and its shares of αλ and αγ.
-After all openings are fixed, coefficients ρ are drawn for the elements of every gate, and party i computes its share of
-the sum of ρ times (*), over all gates and steps:
+with γ = Σ k λ_A·λ_B - Σ k λ_L + r (`dealing`). Times a coefficient for each element, which the dealer knows when it
+deals and nobody else before the openings are fixed, and times α, all elements of all gates summed:
 
-    σ_i = α_i V + W_i,    V = Σ ρ (Σ k m_A·m_B + E),    W_i = Σ ρ (μ_γ^i - Σ k (m_A·μ_B^i + μ_A^i·m_B))
+    α V - Σ k (m_A·[α ρ λ_B] + [α ρ λ_A]·m_B) + [α Σ ρ γ] = 0        V = Σ ρ (Σ k m_A·m_B + E)
 
-The members accept iff Σ σ_i = 0. ρ is a random number of 63 bits for each element; for the elements of a product of
-matrices ρ_bij = χ_bi ψ_j, random numbers for each of its rows and columns as in Freivalds' check (IFIP 1977), so that
-it costs its operands' sizes and not its work. All steps' coefficients are independent. A wrong opening D + e,
-0 < |e| < 2^65 < p, leaves α times a polynomial in the coefficients that is not zero, of degree 1 (ρ) or 2 (χ ψ): by the
-lemma of Schwartz and Zippel it is 0 mod p with a chance of at most 2/2^63; or else the cheater's shift of σ guesses α:
-at most 2/2^63 + 2^-127 < 2^-61 in all.
+What stands in brackets is dealt in additive shares mod p: the *tags* (`tagging`). Party i computes
 
-σ_i is evaluated a few steps at a time: weights, then inner products of μ, m and E (`check_vector`, `check_matrix`).
+    σ_i = α_i V + W_i,    W_i = [α Σ ρ γ]_i - Σ k (m_A·[α ρ λ_B]_i + [α ρ λ_A]_i·m_B)
+
+and the members accept iff Σ σ_i = 0. Since ρ is in the tags, γ needs one tag a step and not one an element, a product
+of matrices two vectors as long as its inner dimension (ρ_bij = χ_bi ψ_j, as in Freivalds' check, IFIP 1977), and an
+operand of elementwise products one tag an element, however many gates of one shape it is used in: ρ_gj = κ_g ρ_j.
+
+Coefficients are 63 random bits each, expanded from a *joint seed* that all members' seeds of this check make
+together. A member's seed is part of its preprocessing (`coefficient_seed`): it could be expanded by the member at any
+time, but not by anybody else but the dealer, so all coefficients are unknown until an honest member opens its own, and
+it does that when all members have said that they saw the same openings, and are bound to their own seeds
+(`verification`).
+
+Why a cheat is found. Let openings be wrong by e, 0 < |e| < 2^65 < p (false shares of λ or γ come down to that), and σ
+shares, tags included, by δ in all. The sum is α P + δ with P = Σ ρ e: a polynomial of degree at most 2 (κ ρ or χ ψ) in
+coefficients that are uniform and independent of e. It is not the zero polynomial, so by the lemma of Schwartz and
+Zippel it is 0 mod p with a chance of at most 2/2^63. If it is not, the sum is 0 for one α only. α is uniform given all
+that n - 1 members hold, since their shares of it and of the tags are, and δ is committed before any honest σ_i is seen.
+At most 2/2^63 + 2^-127 < 2^-61 in all.
+
+A member that opens another seed than it was dealt makes the honest compute V with coefficients ρ' that are not those in
+the tags: the sum is α (V'(ρ') - V(ρ)) + δ, V(ρ) of the right openings. ρ' depends by a hash on seeds that this member
+did not know when it committed to its own, so V' hits V with a chance of about 2^-127 only, and the check fails.
+
+What the dealer learns: nothing, it sees no m. That it knows the coefficients gives it no more than α does, which it
+deals too: it is assumed honest about preprocessing, and not to collude with a member.
+
+κ are drawn for a check, all else for each step of it: a member sums inner products of several steps at once.
 
 Later steps run while a check is under way (`party`). That changes nothing above: the openings that a check is of are
-fixed when it begins, before anybody commits to a seed, and later ones enter neither its sum nor its transcript. Nor
-does it give a cheater more: every opening is masked by an r of its own, whatever was opened before and whether that was
-right; coefficients are drawn anew for every check; σ_i of a sum that is 0 tell nothing of α (the others' σ and the sum
-determine them), and after one that is not, the session is dead before another is opened, because a check begins only
-when the one before has passed. It is what steps between two checks do anyway, with the last check four rounds longer.
+fixed when it begins, before anybody opens a seed, and later ones enter neither its sum nor its transcript, and have
+coefficients from other seeds. Nor does it give a cheater more: every opening is masked by an r of its own, whatever was
+opened before and whether that was right; σ_i of a sum that is 0 tell nothing of α (the others' σ and the sum determine
+them), and after one that is not, the session is dead before another is opened, because a check begins only when the one
+before has passed. It is what steps between two checks do anyway, with the last check four rounds longer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.ring.prg import Seed, expand_ring
+from sordino_common.ring.prg import SEED_BYTES, Seed, expand_bytes, expand_ring
 from sordino_common.spdz.check_matrix import MatrixGates
-from sordino_common.spdz.check_vector import VectorGates
-from sordino_common.spdz.circuit import Circuit, View, gate_of
+from sordino_common.spdz.check_vector import BareGates, FamilyGates
 from sordino_common.spdz.field import Field, Fp
-from sordino_common.spdz.layout import Layout, Values, view
+from sordino_common.spdz.layout import Layout, Values
 from sordino_common.spdz.spec import SessionSpec, stream
-from sordino_common.spdz.terms import add_terms, has_terms
+from sordino_common.spdz.tagging import COEFFICIENT_BITS
 
 I64 = npt.NDArray[np.int64]
-COEFFICIENT_BITS: Final = 63
 _TOGETHER: Final = 1 << 17  # elements of steps that are evaluated together: enough to hide the calls
+_MASK: Final = np.int64((1 << COEFFICIENT_BITS) - 1)
+
+
+def coefficient_seed(spec: SessionSpec, seed: Seed, check: int) -> bytes:
+    """A party's part of the joint seed of the check after step `check`, from the seed that the dealer gave it."""
+    out = bytearray(SEED_BYTES)
+    expand_bytes(seed, stream(spec, "coefficients", check, 0), memoryview(out))
+    return bytes(out)
+
+
+def coefficients(spec: SessionSpec, layout: Layout, joint: Seed, step: int, attempt: int) -> I64:
+    """Of one attempt of a step, as `Tagging` lays them out: [n], 0 <= c < 2^63."""
+    drawn = expand_ring(joint, stream(spec, "check", step, attempt), (layout.tagging.coefficients,))
+    drawn &= _MASK
+    return drawn
+
+
+def kappas(spec: SessionSpec, layout: Layout, joint: Seed, check: int) -> list[int]:
+    """κ of the gates that have one."""
+    drawn = expand_ring(joint, stream(spec, "check gates", check, 0), (len(layout.tagging.kappas),))
+    return [int(each) for each in drawn & _MASK]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What a step's sums are made of: m of every wire and D of every gate (flat); at the dealer λ, and r. `kappas`: one
+    for each gate in a family; `tags`: [2, tags]."""
+
+    values: Values
+    opened: I64
+    coefficients: I64
+    kappas: Sequence[int]
+    tags: Fp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One step attempt that awaits its check: m of every wire, D of every gate (flat), and this party's MAC shares,
-    those of the roots and then those of the gates (None: to be expanded from its seed)."""
+    """One step attempt that awaits its check: m of every wire, D of every gate (flat), and this party's shares of the
+    tags (None: to be expanded from its seed)."""
 
     step: int
     attempt: int
     values: Values
     opened: I64
-    macs: Fp | None
+    tags: Fp | None
+
+
+class Sums:
+    """Sums over all gates of a circuit, for members and dealer."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._families = [FamilyGates(layout, family) for family in layout.tagging.families]
+        self._bare = BareGates(layout)
+        self._matrix = MatrixGates(layout)
+
+    def of(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:
+        """(V, W_i) of several steps of one check, not reduced mod p."""
+        public, private = self._matrix.sums(field, steps)
+        public += self._bare.sums(field, steps, 1, addends=True)[0]
+        for gates in self._families:
+            v, w = gates.sums(field, steps)
+            public += v
+            private += w
+        for step in steps:
+            low, high = step.tags[:, -1].tolist()
+            private += low + (high << 64)
+        return public, private
+
+    def deal(self, field: Field, steps: Sequence[Numbers], alpha: int) -> None:
+        """Write all tags of the steps."""
+        totals = self._matrix.deal(field, steps, alpha)
+        bare = self._bare.sums(field, steps, len(steps), addends=False)
+        parts = [[-alpha * each for each in bare]]
+        parts += [gates.deal(field, steps, alpha) for gates in self._families]
+        for step, *found in zip(steps, totals, *parts, strict=True):
+            total = sum(found) % field.prime
+            step.tags[:, -1] = total & ((1 << 64) - 1), total >> 64
 
 
 class Checker:
     """Computes σ_i. One per party and session."""
 
     def __init__(self, spec: SessionSpec, layout: Layout, field: Field, *, seed: Seed, mac_key: int) -> None:
-        circuit = spec.circuit
         self._spec = spec
         self._layout = layout
         self._field = field
         self._seed = seed
         self._key = mac_key
-        self._tables = [np.array(table, dtype=np.int64) for table in circuit.tables]
-        self._linear = [number for number in layout.gates if has_terms(gate_of(circuit, number))]
-        self._vector = VectorGates(circuit, layout, self._tables)
-        self._matrix = MatrixGates(circuit, layout, first=self._vector.coefficients)
-        self._vector.add_mixed(self._matrix.places)
+        self._sums = Sums(layout)
 
     @property
     def prime(self) -> int:
@@ -84,63 +163,32 @@ class Checker:
 
     def sigma(self, records: list[Record], joint: Seed) -> int:
         """σ_i over all gates of `records`, with the coefficients that `joint` gives."""
-        last, public, private = records[-1], 0, 0
-        together = max(1, _TOGETHER // max(1, self._layout.root_elements + self._layout.gate_elements))
+        public, private = 0, 0
+        scales = kappas(self._spec, self._layout, joint, self._spec.check_of(records[-1].step))
+        together = steps_together(self._layout)
         for first in range(0, len(records), together):
-            steps = []
-            for number, record in enumerate(records[first : first + together], start=first):
-                info = stream(self._spec, "check", last.step, last.attempt, len(records), number)
-                drawn = expand_ring(joint, info, (self._matrix.end,))
-                drawn &= np.int64((1 << COEFFICIENT_BITS) - 1)
-                steps.append(Step(self._spec.circuit, self._layout, self._tables, record, self._macs(record), drawn))
-                steps[-1].add_terms(self._linear)
-            for part in (self._vector, self._matrix):
-                v, w = part.sums(self._field, steps)
-                public += v
-                private += w
+            steps = [self._numbers(record, joint, scales) for record in records[first : first + together]]
+            v, w = self._sums.of(self._field, steps)
+            public += v
+            private += w
         return (self._key * public + private) % self._field.prime
 
-    def _macs(self, record: Record) -> Fp:
-        if record.macs is not None:
-            return record.macs
-        info = stream(self._spec, "mac", record.step, record.attempt)
-        return self._field.expand(self._seed, info, self._layout.root_elements + self._layout.gate_elements)
+    def _numbers(self, record: Record, joint: Seed, scales: Sequence[int]) -> Numbers:
+        return Numbers(
+            values=record.values,
+            opened=record.opened,
+            coefficients=coefficients(self._spec, self._layout, joint, record.step, record.attempt),
+            kappas=scales,
+            tags=self._tags(record),
+        )
+
+    def _tags(self, record: Record) -> Fp:
+        if record.tags is not None:
+            return record.tags
+        info = stream(self._spec, "tags", record.step, record.attempt)
+        return self._field.expand(self._seed, info, self._layout.tagging.tags)
 
 
-class Step:
-    """A step's numbers, flat. `values`: m of the roots; `rests`: E of the gates, mod 2^64 until `add_terms` has made
-    `highs`; `root_macs`, `gate_macs`: μ; `coefficients`: 63 random bits each, made by all members together."""
-
-    def __init__(
-        self, circuit: Circuit, layout: Layout, tables: list[I64], record: Record, macs: Fp, coefficients: I64
-    ) -> None:
-        self._circuit = circuit
-        self._layout = layout
-        self._tables = tables
-        self._record = record
-        self.values: Final = np.empty(layout.root_elements, dtype=np.int64)
-        for number, place in layout.roots.items():
-            self.values[place] = np.ravel(record.values[number])
-        self.rests: Final = np.negative(record.opened)  # |D| < 2^63: what meets the edge is never recorded
-        self.highs: Final[dict[int, I64]] = {}
-        self.root_macs: Final = macs[:, : layout.root_elements]
-        self.gate_macs: Final = macs[:, layout.root_elements :]
-        self.coefficients: Final = coefficients
-
-    def add_terms(self, gates: list[int]) -> None:
-        """E = rests + 2^64 highs of these gates, which have terms; of all others E = -D = rests."""
-        for number in gates:
-            gate = gate_of(self._circuit, number)
-            rest = self.rests[self._layout.gates[number]].reshape(gate.wire.shape)
-            terms = [(term.coefficient, self._record.values[term.operand]) for term in gate.terms]
-            self.highs[number] = add_terms(rest, terms, gate.addend)
-
-    def operand(self, wire: int) -> tuple[Fp, I64]:
-        """(μ_λ, m) of an operand: [2, *shape], [*shape]."""
-        m = self._record.values[wire]
-        place = self._layout.roots.get(wire)
-        if place is not None:
-            return self.root_macs[:, place].reshape(2, *m.shape), m
-        node = self._circuit.node(wire)
-        assert isinstance(node, View)
-        return view(node, self.operand(node.operand)[0], self._tables, lead=1), m
+def steps_together(layout: Layout) -> int:
+    """How many steps are evaluated at once."""
+    return max(1, _TOGETHER // max(1, layout.gate_elements + layout.tagging.tags))

@@ -1,122 +1,140 @@
 """The check of products of matrices, with coefficients χ for rows and ψ for columns. See `check` for V and W_i.
 
-With u = χ A, t = B ψ for m and y = χ μ_A, x = μ_B ψ for the MAC shares, a product k A·B contributes Σ k u t to V and
--Σ k (u x + t y) to W; its gate Σ χ (E ψ) to V and Σ χ (μ_γ ψ) to W. All products with χ and ψ, of a step's m and μ
-together, are one `Field.mat_vecs`.
+With u = χ A and t = k B ψ (of m at the members, of λ at the dealer) a product k A·B contributes Σ u t to V, and its
+gate Σ χ (E ψ). A member lacks -Σ (u·[α k λ_B ψ] + t·[α χ λ_A]), for which it holds tags, vectors like t and u. So
+products cost what their operands cost to read, and no element of a matrix needs a tag.
+
+Steps are evaluated together, their matrices in one batch; results are [2, steps, n].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.spdz.circuit import Circuit, Gate, Product
+from sordino_common.spdz.check_vector import tags_of
+from sordino_common.spdz.circuit import gate_of
+from sordino_common.spdz.inner import InnerProducts, total
 from sordino_common.spdz.layout import Layout
+from sordino_common.spdz.tagging import MatrixGate
 
 if TYPE_CHECKING:
-    from sordino_common.spdz.check import Step
-    from sordino_common.spdz.field import Field, Planes
+    from sordino_common.spdz.check import Numbers
+    from sordino_common.spdz.field import Field, Fp, Planes
 
 I64 = npt.NDArray[np.int64]
-_Job: TypeAlias = "tuple[npt.NDArray[Any], I64, Planes]"  # of `Field.mat_vecs`
 
 
 class MatrixGates:
-    """All gates of a circuit that have a product of matrices, made ready. Their coefficients begin at `first`."""
+    """All gates of a circuit that have a product of matrices, made ready."""
 
-    def __init__(self, circuit: Circuit, layout: Layout, *, first: int) -> None:
-        self._circuit = circuit
-        self._layout = layout
-        self._first = first
-        self._products: list[tuple[int, Product]] = []
-        self.places: Final[dict[int, tuple[slice, slice]]] = {}
-        end = first
-        for number in layout.gates:
-            gate = circuit.node(number)
-            assert isinstance(gate, Gate)
-            products = [product for product in gate.products if product.kind != "mul"]
-            if products:
-                *rows, columns = gate.wire.shape
-                height = math.prod(rows)
-                self.places[number] = (slice(end, end + height), slice(end + height, end + height + columns))
-                end += height + columns
-                self._products += [(number, product) for product in products]
-        self.end: Final = end  # of the coefficients
-        inner = [self._inner(product) for _, product in self._products]
-        self._half = sum(inner)
-        multiples = np.repeat(np.array([product.coefficient for _, product in self._products], dtype=np.int64), inner)
-        self._multiples = multiples if (multiples != 1).any() else None
+    def __init__(self, layout: Layout) -> None:
+        self._layout: Final = layout
+        self._products: Final = layout.tagging.products
+        self._gates: Final = layout.tagging.matrix_gates
+        self._nodes = [gate_of(layout.circuit, one.gate) for one in self._gates]
+        places = [each for gate in self._gates for each in (gate.rows, gate.columns)]
+        self._drawn = slice(min((at.start for at in places), default=0), max((at.stop for at in places), default=0))
+        # k goes to the integers of B where k B is one, and to t otherwise.
+        fits = [
+            abs(one.product.coefficient) * layout.circuit.wire(one.product.b).room < 1 << 63 for one in self._products
+        ]
+        ks = [one.product.coefficient for one in self._products]
+        self._of_b = [np.int64(k) if there else np.int64(1) for k, there in zip(ks, fits, strict=True)]
+        of_t = np.array([1 if there else k for k, there in zip(ks, fits, strict=True)], dtype=np.int64)
+        inner = [one.left.stop - one.left.start for one in self._products]
+        self._of_t = None if all(fits) else np.repeat(of_t, inner)
 
-    def _inner(self, product: Product) -> int:
-        """How many numbers u has, and t."""
-        *batch, _, inner = self._circuit.wire(product.a).shape
-        return math.prod(batch) * inner
-
-    def sums(self, field: Field, steps: Sequence[Step]) -> tuple[int, int]:
-        """(V, W_i) of these gates, but for their elementwise products; not reduced mod p."""
-        if not self.places:
+    def sums(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:
+        """(V, W_i) of these gates, but for their elementwise products and γ's tag; not reduced mod p."""
+        if not self._gates:
             return 0, 0
-        tables = [field.vectors(step.coefficients[self._first : self.end]) for step in steps]
-        both = list(zip(steps, tables, strict=True))
-        jobs = [self._left(step, table, number, one) for step, table in both for number, one in self._products]
-        jobs += [self._right(step, table, number, one) for step, table in both for number, one in self._products]
-        jobs += [self._gate(step, table, number) for step, table in both for number in self.places]
-        jobs += [
-            self._top(field, step, table, number)
-            for step, table in both
-            for number in self.places
-            if number in step.highs
-        ]
-        macs, values = field.mat_vecs(jobs)
-        half = self._half * len(steps)
-        whole = 2 * half
-        scaled = values[:, :whole]
-        if self._multiples is not None:
-            scaled = field.mul_int64(np.ascontiguousarray(scaled), np.tile(self._multiples, 2 * len(steps)))
-        chi = np.concatenate([step.coefficients[at] for step in steps for at, _ in self.places.values()])
-        end = whole + len(chi)
-        u_x, u_t = field.dots(scaled[:, :half], (macs[:, half:whole], values[:, half:whole]))
-        (t_y,) = field.dots(scaled[:, half:], (macs[:, :half],))
-        of_macs, of_values = field.dots(chi, (macs[:, whole:end], values[:, whole:end]))
-        public = u_t + of_values
-        tops = [
-            step.coefficients[at] for step in steps for number, (at, _) in self.places.items() if number in step.highs
-        ]
-        if tops:
-            public += field.dots(np.concatenate(tops), (values[:, end:],))[0] << 64
-        return public, of_macs - u_x - t_y
+        u, t, (linear,) = self._compressed(field, steps, 1)
+        x = tags_of(steps, [one.left for one in self._products])
+        y = tags_of(steps, [one.right for one in self._products])
+        (u_t,), (u_y,), (x_t,) = field.dots((u, x), (t, y), ((0, 0), (0, 1), (1, 0)))
+        public = u_t + linear
+        for node, gate in zip(self._nodes, self._gates, strict=True):
+            if node.addend:
+                chi, psi = (np.stack([step.coefficients[at] for step in steps]) for at in (gate.rows, gate.columns))
+                public += node.addend * sum(a * b for a, b in zip(total(chi), total(psi), strict=True))
+        return public, -u_y - x_t
 
-    def _left(self, step: Step, table: Planes, number: int, product: Product) -> _Job:
-        """χ times A, as A transposed times χ."""
-        macs, values = step.operand(product.a)
-        chi = self._vector(table, self.places[number][0])
-        return (
-            macs.swapaxes(-1, -2),
-            values.swapaxes(-1, -2),
-            chi.reshape(len(table), *values.shape[:-1], table.shape[-1]),
-        )
+    def deal(self, field: Field, steps: Sequence[Numbers], alpha: int) -> list[int]:
+        """Write the tags of the steps, whose values are λ, and return each one's α Σ χ ψ γ, not reduced mod p."""
+        if not self._gates:
+            return [0] * len(steps)
+        u, t, linear = self._compressed(field, steps, len(steps))
+        (public,) = field.dots([u], [t], [(0, 0)])
+        tags = field.scale_fp(alpha, np.concatenate((u, t), axis=2))
+        start = 0
+        for at in [one.left for one in self._products] + [one.right for one in self._products]:
+            for k, step in enumerate(steps):
+                step.tags[:, at] = tags[:, k, start : start + at.stop - at.start]
+            start += at.stop - at.start
+        return [alpha * (each - less) for each, less in zip(public, linear, strict=True)]
 
-    def _right(self, step: Step, table: Planes, number: int, product: Product) -> _Job:
-        """B times ψ."""
-        macs, values = step.operand(product.b)
-        return macs, values, self._vector(table, self.places[number][1])
+    def _compressed(self, field: Field, steps: Sequence[Numbers], rows: int) -> tuple[Fp, Fp, list[int]]:
+        """u and t of all products, [2, rows, n]; and Σ χ (Σ k L - D) ψ of each row, of λ and r at the dealer."""
+        table = field.vectors(np.concatenate([step.coefficients[self._drawn] for step in steps]))
+        table = table.reshape(len(table), len(steps), -1, *table.shape[2:])
 
-    def _gate(self, step: Step, table: Planes, number: int) -> _Job:
-        """(γ, E mod 2^64) times ψ."""
-        chi, psi = self.places[number]
-        shape, place = (chi.stop - chi.start, psi.stop - psi.start), self._layout.gates[number]
-        macs, rests = step.gate_macs[:, place], step.rests[place]
-        return macs.reshape(2, *shape), rests.reshape(shape), self._vector(table, psi)
+        def vector(place: slice) -> Planes:
+            return table[:, :, place.start - self._drawn.start : place.stop - self._drawn.start]
 
-    def _top(self, field: Field, step: Step, table: Planes, number: int) -> _Job:
-        """What E is over 2^64, times ψ."""
-        chi, psi = self.places[number]
-        high = step.highs[number].reshape(chi.stop - chi.start, psi.stop - psi.start)
-        return field.from_int64(np.zeros_like(high)), high, self._vector(table, psi)
+        jobs: list[tuple[I64, Planes]] = []
+        for one in self._products:  # χ times A: A transposed times χ
+            a = np.stack([step.values[one.product.a] for step in steps])
+            chi = vector(one.gate.rows)
+            jobs.append((a.swapaxes(-1, -2), chi.reshape(len(table), *a.shape[:-1], *chi.shape[3:])))
+        for one, k in zip(self._products, self._of_b, strict=True):
+            b = np.stack([step.values[one.product.b] for step in steps])
+            psi = vector(one.gate.columns)
+            if b.ndim == 4:
+                psi = np.broadcast_to(psi[:, :, np.newaxis], (*psi.shape[:2], b.shape[1], *psi.shape[2:]))
+            jobs.append((b if k == 1 else b * k, psi))
+        for gate in self._gates:
+            opened = [step.opened[self._layout.gates[gate.gate]] for step in steps]
+            jobs.append((_matrices(opened, gate), vector(gate.columns)))
+        for node, gate in zip(self._nodes, self._gates, strict=True):
+            for term in node.terms:
+                wires = [step.values[term.operand].reshape(-1) for step in steps]
+                jobs.append((_matrices(wires, gate), vector(gate.columns)))
+        made, start = field.mat_vecs(jobs), 0
+        parts = []
+        for a, _ in jobs:
+            size = math.prod(a.shape[:-1])
+            parts.append(made[:, start : start + size].reshape(2, len(steps), -1))
+            start += size
+        count = len(self._products)
+        u = np.concatenate(parts[:count], axis=2).reshape(2, rows, -1)
+        t = np.concatenate(parts[count : 2 * count], axis=2)
+        if self._of_t is not None:
+            t = field.mul_int64(t, np.ascontiguousarray(np.broadcast_to(self._of_t, t.shape[1:])))
+        return u, t.reshape(2, rows, -1), self._linear(field, steps, rows, parts[2 * count :])
 
-    def _vector(self, table: Planes, place: slice) -> Planes:
-        return table[:, place.start - self._first : place.stop - self._first]
+    def _linear(self, field: Field, steps: Sequence[Numbers], rows: int, parts: Sequence[Fp]) -> list[int]:
+        """Σ k χ part of each row. parts [2, steps, height]: D ψ of all gates, then L ψ of all terms."""
+        chi = [np.stack([step.coefficients[gate.rows] for step in steps]) for gate in self._gates]
+        inner = InnerProducts(1, rows)
+        inner.right(0, np.concatenate(parts[: len(chi)], axis=2).reshape(2, rows, -1))
+        inner.add(inner.left(np.concatenate(chi, axis=1).reshape(rows, -1)), 0, to=0, scales=[-1] * rows)
+        (found,) = inner.run(field)
+        terms = iter(parts[len(chi) :])
+        for node, drawn in zip(self._nodes, chi, strict=True):
+            inner = InnerProducts(1, rows)
+            number = inner.left(drawn.reshape(rows, -1))
+            for index, term in enumerate(node.terms):
+                inner.right(index, next(terms).reshape(2, rows, -1))
+                inner.add(number, index, to=0, scales=[term.coefficient] * rows)
+            if node.terms:
+                found = [before + more for before, more in zip(found, inner.run(field)[0], strict=True)]
+        return found
+
+
+def _matrices(arrays: Sequence[I64], gate: MatrixGate) -> I64:
+    return np.stack(arrays).reshape(len(arrays), gate.rows.stop - gate.rows.start, -1)

@@ -1,186 +1,209 @@
-"""The check of elementwise products: a coefficient for each element. See `check` for V and W_i.
+"""The check of elementwise products, in families (`tagging`), and of gates without products, for members and dealer.
+See `check` for V and W_i.
 
-A product contributes Σ ρ k m_A m_B to V and -Σ ρ k (m_A μ_B + μ_A m_B) to W: two *uses* of an operand's (μ, m), one
-with weight w = ρ k m_A, one with ρ k m_B. Over all uses, Σ w μ is what W lacks, and Σ w m counts every product twice:
-halved mod p, it is what V lacks. (A square is one use of weight 2 ρ k m.) So all there is to do is one multiplication
-for the weights of all uses, and inner products.
+All that is summed is an inner product: of ρ with D and with linear terms, of weights ρ m_A with m_B, of tags with m. A
+gate's κ, a product's or a term's k are put to the sums, which are Python integers: nothing is too large.
 
-In a gate that has a product of matrices too, the coefficient of an element is χ ψ (`check_matrix`).
+Several steps are evaluated at once. A member wants their sum: it takes their numbers as one row. The dealer wants each
+step's own sum: a row for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.spdz.circuit import Circuit, Gate, Product
-from sordino_common.spdz.layout import Layout, root_places
+from sordino_common.spdz.circuit import Gate, gate_of
+from sordino_common.spdz.inner import InnerProducts, total
+from sordino_common.spdz.layout import Layout
+from sordino_common.spdz.tagging import Family, Group
 
 if TYPE_CHECKING:
-    from sordino_common.spdz.check import Step
+    from sordino_common.spdz.check import Numbers
     from sordino_common.spdz.field import Field, Fp
 
 I64 = npt.NDArray[np.int64]
-_BATCH: Final = 1 << 14  # elements whose weights are computed together, unless one use has more
 
 
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """Places of each element: of ρ, or of χ and of ψ, in the coefficients; of its two factors in `Step.values`."""
+class FamilyGates:
+    """One family, made ready."""
 
-    coefficients: tuple[I64, ...]
-    factor: I64
-    payload: I64
-    multiple: int
+    def __init__(self, layout: Layout, family: Family) -> None:
+        self._family: Final = family
+        self._gates = [gate_of(layout.circuit, number) for number in family.gates]
+        self._places = [layout.gates[number] for number in family.gates]
+        self._kappas = [layout.tagging.kappas[number] for number in family.gates] if family.rho is not None else None
 
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Uses that are computed together: times `multiples` (none: all 1), and times `outer` in the end."""
-
-    coefficients: tuple[I64, ...]
-    factor: I64
-    payload: I64
-    multiples: I64 | None
-    outer: int
-
-
-class VectorGates:
-    """All elementwise products of a circuit, made ready."""
-
-    def __init__(self, circuit: Circuit, layout: Layout, tables: list[I64]) -> None:
-        self._circuit = circuit
-        self._layout = layout
-        self._tables = tables
-        self._batches: list[_Batch] = []
-        self._starts: dict[int, int] = {}
-        self._mixed: list[int] = []
-        self._places: list[slice] = []  # of the gates, as their coefficients follow one another
-        uses: list[tuple[int, _Use]] = []
-        end = 0
-        for number, place in layout.gates.items():
-            gate = circuit.node(number)
-            assert isinstance(gate, Gate)
-            kinds = {product.kind for product in gate.products}
-            if kinds - {"mul"}:
-                if "mul" in kinds:
-                    self._mixed.append(number)
-                continue
-            count = gate.wire.numel
-            self._starts[number] = end
-            if self._places and self._places[-1].stop == place.start:
-                place = slice(self._places.pop().start, place.stop)
-            self._places.append(place)
-            rho = np.arange(end, end + count).reshape(gate.wire.shape)
-            for product in gate.products:
-                uses += self._uses(product, (_spread(rho, product, circuit),))
-            end += count
-        self.coefficients: Final = end
-        self._batches += _batched(uses)
-
-    def add_mixed(self, places: Mapping[int, tuple[slice, slice]]) -> None:
-        """The elementwise products in gates with matrices; `places`: of such a gate's χ and ψ."""
-        uses: list[tuple[int, _Use]] = []
-        for number in self._mixed:
-            gate = self._circuit.node(number)
-            assert isinstance(gate, Gate)
-            chi, psi = places[number]
-            *_, columns = shape = gate.wire.shape
-            rows = np.broadcast_to(np.arange(chi.start, chi.stop).reshape(*shape[:-1], 1), shape)
-            across = np.broadcast_to(np.arange(psi.start, psi.start + columns), shape)
-            for product in gate.products:
-                if product.kind == "mul":
-                    both = (_spread(rows, product, self._circuit), _spread(across, product, self._circuit))
-                    uses += self._uses(product, both)
-        self._batches += _batched(uses)
-
-    def sums(self, field: Field, steps: Sequence[Step]) -> tuple[int, int]:
-        """(V, W_i) of these products and of the gates that have no others; not reduced mod p."""
+    def sums(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:
+        """(V, W_i) of these gates, but for γ's tag; of one with products of matrices only the elementwise ones. Not
+        reduced mod p. The steps are of one check: they have the same κ."""
         public, private = 0, 0
-        if self._places:
-            rho = np.concatenate([step.coefficients[: self.coefficients] for step in steps])
-            macs = [step.gate_macs[:, place] for step in steps for place in self._places]
-            rests = [step.rests[place] for step in steps for place in self._places]
-            private, public = field.dots(rho, (np.concatenate(macs, axis=1), np.concatenate(rests)))
-        tops = [
-            (step.coefficients[start : start + step.highs[number].size], step.highs[number].reshape(-1))
-            for step in steps
-            for number, start in self._starts.items()
-            if number in step.highs
-        ]
-        if tops:
-            weights, highs = (np.concatenate(parts) for parts in zip(*tops, strict=True))
-            public += field.dots(weights, (highs,))[0] << 64
-        half = (field.prime + 1) // 2
-        for batch in self._batches:
-            macs_there = np.concatenate([step.root_macs.take(batch.payload, axis=1) for step in steps], axis=1)
-            values_there = np.concatenate([step.values.take(batch.payload) for step in steps])
-            of_macs, of_values = field.dots(_weights(field, steps, batch), (macs_there, values_there))
-            private -= batch.outer * of_macs
-            public += batch.outer * half * of_values
+        scales = self._scales(steps[:1])
+        for group in self._family.groups:
+            inner = InnerProducts(2, 1)
+            values = [values_of(steps, factor.wire, 1) for factor in group.factors]
+            for factor, array in zip(group.factors, values, strict=True):
+                inner.right(factor.wire, array)
+            drawn = self._drawn(group, steps)
+            counted = [k for k, factor in enumerate(group.factors) if factor.weighed]
+            if counted:
+                mine = np.concatenate([values[k].reshape(-1) for k in counted])
+                weights = _weights(field, [np.tile(each, len(counted)) for each in drawn], mine)
+                for place, k in enumerate(counted):
+                    number = inner.left(weights.reshape(2, len(counted), 1, -1)[:, place])
+                    for one in group.factors[k].weighed:
+                        inner.add(number, one.wire, to=0, scales=[scales[one.gate][0] * one.multiple])
+            for factor in group.factors:
+                number = inner.left(tags_of(steps, [factor.tags]))
+                for one in factor.partners:
+                    inner.add(number, one.wire, to=1, scales=[scales[one.gate][0] * one.multiple])
+            if self._has_linear(group):
+                rho = drawn[0].reshape(1, -1)
+                add_linear(inner, steps, rho, self._gates, self._places, scales, to=0)
+                for gate, (scale,) in zip(self._gates, scales, strict=True):
+                    public += scale * gate.addend * total(rho)[0] if gate.addend else 0
+            (found,), (tagged,) = inner.run(field)
+            public += found
+            private -= tagged
         return public, private
 
-    def _uses(self, product: Product, coefficients: tuple[I64, ...]) -> list[tuple[int, _Use]]:
-        """With each, the factor that is left for the end: k, if k m may not be an int64."""
-        sides = [(product.a, product.b)]
-        sides += [(product.b, product.a)] if product.a != product.b else []
-        result = []
-        for factor, payload in sides:
-            multiple, outer = product.coefficient * (3 - len(sides)), 1
-            if abs(multiple) * self._circuit.wire(factor).room >= 1 << 63:
-                multiple, outer = 1, multiple
-            places = tuple(
-                root_places(self._circuit, self._layout, self._tables, wire).reshape(-1) for wire in (factor, payload)
-            )
-            there = np.flatnonzero((places[0] > 0) & (places[1] > 0))
-            left, right = (place[there] - 1 for place in places)
-            weighed = tuple(place[there] for place in coefficients)
-            result.append((outer, _Use(weighed, left, right, multiple)))
-        return result
+    def deal(self, field: Field, steps: Sequence[Numbers], alpha: int) -> list[int]:
+        """Write the tags of the steps, whose values are λ, and return each one's α Σ ρ κ γ, not reduced mod p."""
+        totals, rows = [0] * len(steps), len(steps)
+        scales = self._scales(steps)
+        for group in self._family.groups:
+            inner = InnerProducts(2, rows)
+            drawn = self._drawn(group, steps)
+            values = [values_of(steps, factor.wire, rows) for factor in group.factors]
+            if group.factors:
+                tags = self._tags(field, group, drawn, values, steps, alpha)
+                for index, (factor, array) in enumerate(zip(group.factors, values, strict=True)):
+                    inner.right(factor.wire, array)
+                    number = inner.left(tags[:, index]) if factor.weighed else -1
+                    for one in factor.weighed:
+                        if not inner.knows(one.wire):
+                            inner.right(one.wire, values_of(steps, one.wire, rows))
+                        multiples = [scale * one.multiple for scale in scales[one.gate]]
+                        inner.add(number, one.wire, to=0, scales=multiples)
+            if self._has_linear(group):
+                add_linear(inner, steps, drawn[0].reshape(rows, -1), self._gates, self._places, scales, to=1)
+            for k, (products, linear) in enumerate(zip(*inner.run(field), strict=True)):
+                totals[k] += products - alpha * linear
+        return totals
+
+    def _tags(
+        self,
+        field: Field,
+        group: Group,
+        drawn: Sequence[I64],
+        values: Sequence[I64],
+        steps: Sequence[Numbers],
+        alpha: int,
+    ) -> Fp:
+        """Written, and returned as [2, factors, steps, n]."""
+        scaled = field.scale(alpha, drawn[0])
+        if len(drawn) > 1:
+            scaled = field.mul_int64(scaled, drawn[1])
+        count = len(values)
+        flat = np.concatenate([array.reshape(-1) for array in values])
+        tags = field.mul_int64(np.tile(scaled, count), flat).reshape(2, count, len(steps), -1)
+        place = slice(group.factors[0].tags.start, group.factors[-1].tags.stop)
+        for k, step in enumerate(steps):
+            step.tags[:, place] = tags[:, :, k].reshape(2, -1)
+        return tags
+
+    def _scales(self, steps: Sequence[Numbers]) -> list[list[int]]:
+        """κ of each gate: a list for the rows."""
+        if self._kappas is None:
+            return [[1] * len(steps)]
+        return [[step.kappas[number] for step in steps] for number in self._kappas]
+
+    def _has_linear(self, group: Group) -> bool:
+        """Whether the linear parts of the gates are counted with this group: the first, of the results' shape."""
+        return self._family.rho is not None and group is self._family.groups[0]
+
+    def _drawn(self, group: Group, steps: Sequence[Numbers]) -> tuple[I64, ...]:
+        """ρ, or χ and ψ, of each element of a factor: that of the result that it is summed into."""
+        family = self._family
+        if family.rho is not None:
+            each = [(family.rho, family.shape)]
+        else:
+            assert family.rows is not None
+            assert family.columns is not None
+            each = [(family.rows, (*family.shape[:-1], 1)), (family.columns, family.shape[-1:])]
+        return tuple(
+            np.concatenate([_spread(step.coefficients[place].reshape(shape), group, family.shape) for step in steps])
+            for place, shape in each
+        )
 
 
-def _weights(field: Field, steps: Sequence[Step], batch: _Batch) -> Fp:
-    """ρ k m, or χ ψ k m, of all uses of all steps."""
-    factors = [step.values.take(batch.factor) for step in steps]
-    if batch.multiples is not None:
-        for factor in factors:
-            factor *= batch.multiples
-    drawn = [np.concatenate([step.coefficients.take(places) for step in steps]) for places in batch.coefficients]
+class BareGates:
+    """All gates without products: they add up what is linear, to have it truncated or masked anew."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._gates = [
+            (gate_of(layout.circuit, number), layout.gates[number], at) for number, at in layout.tagging.bare.items()
+        ]
+
+    def sums(self, field: Field, steps: Sequence[Numbers], rows: int, *, addends: bool) -> list[int]:
+        """Σ ρ (Σ k L - D) of each row, of λ and r at the dealer; not reduced mod p. `addends`: with what is public (no
+        mask has it)."""
+        totals = [0] * rows
+        for gate, place, at in self._gates:
+            inner = InnerProducts(1, rows)
+            rho = np.concatenate([step.coefficients[at] for step in steps]).reshape(rows, -1)
+            add_linear(inner, steps, rho, [gate], [place], [[1] * rows], to=0)
+            (found,) = inner.run(field)
+            if addends and gate.addend:
+                found = [each + gate.addend * more for each, more in zip(found, total(rho), strict=True)]
+            totals = [before + more for before, more in zip(totals, found, strict=True)]
+        return totals
+
+
+def add_linear(
+    inner: InnerProducts,
+    steps: Sequence[Numbers],
+    rho: I64,
+    gates: Sequence[Gate],
+    places: Sequence[slice],
+    scales: Sequence[Sequence[int]],
+    *,
+    to: int,
+) -> None:
+    """Σ κ ρ (Σ k L - D), of λ and r at the dealer."""
+    rows = len(rho)
+    number = inner.left(rho)
+    for index, (gate, place, scale) in enumerate(zip(gates, places, scales, strict=True)):
+        inner.right(("opened", index), np.concatenate([step.opened[place] for step in steps]).reshape(rows, -1))
+        inner.add(number, ("opened", index), to=to, scales=[-each for each in scale])
+        for term in gate.terms:
+            if not inner.knows(term.operand):
+                inner.right(term.operand, values_of(steps, term.operand, rows))
+            inner.add(number, term.operand, to=to, scales=[each * term.coefficient for each in scale])
+
+
+def values_of(steps: Sequence[Numbers], wire: int, rows: int) -> I64:
+    """m or λ of all steps, [rows, n]."""
+    return np.concatenate([step.values[wire].reshape(-1) for step in steps]).reshape(rows, -1)
+
+
+def tags_of(steps: Sequence[Numbers], places: Sequence[slice]) -> Fp:
+    """Of all steps, one after the other: [2, 1, n]."""
+    return np.concatenate([step.tags[:, place] for step in steps for place in places], axis=1)[:, np.newaxis]
+
+
+def _weights(field: Field, drawn: Sequence[I64], values: I64) -> Fp:
     if len(drawn) == 1:
-        return field.weighted(drawn[0], np.concatenate(factors))
-    return field.mul_int64(field.mul_exact(*drawn), np.concatenate(factors))
+        return field.weighted(drawn[0], values)
+    return field.mul_int64(field.mul_exact(drawn[0], drawn[1]), values)
 
 
-def _spread(places: I64, product: Product, circuit: Circuit) -> I64:
-    """Places for the elements of the operands: an element's coefficient is that of all that is summed into it."""
-    if product.reduce:
-        places = np.broadcast_to(np.expand_dims(places, product.reduce), circuit.wire(product.a).shape)
-    return np.ascontiguousarray(places).reshape(-1)
-
-
-def _batched(uses: list[tuple[int, _Use]]) -> list[_Batch]:
-    batches = []
-    for outer in sorted({outer for outer, _ in uses}):
-        waiting: list[_Use] = []
-        for use in [use for other, use in uses if other == outer]:
-            if waiting and sum(one.factor.size for one in waiting) + use.factor.size > _BATCH:
-                batches.append(_batch(outer, waiting))
-                waiting = []
-            waiting.append(use)
-        batches.append(_batch(outer, waiting))
-    return batches
-
-
-def _batch(outer: int, uses: list[_Use]) -> _Batch:
-    multiples = np.repeat(np.array([use.multiple for use in uses]), [use.factor.size for use in uses])
-    return _Batch(
-        tuple(np.concatenate(places) for places in zip(*(use.coefficients for use in uses), strict=True)),
-        np.concatenate([use.factor for use in uses]),
-        np.concatenate([use.payload for use in uses]),
-        multiples if (multiples != 1).any() else None,
-        outer,
-    )
+def _spread(drawn: I64, group: Group, result: tuple[int, ...]) -> I64:
+    """Coefficients for the elements of a factor, flat."""
+    if drawn.shape == group.shape:
+        return drawn.reshape(-1)
+    whole = np.expand_dims(np.broadcast_to(drawn, result), group.reduce)
+    return np.ascontiguousarray(np.broadcast_to(whole, group.shape)).reshape(-1)

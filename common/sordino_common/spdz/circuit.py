@@ -225,11 +225,6 @@ class Circuit:
     def gate_elements(self) -> int:
         return sum(self.opened_elements)
 
-    def preprocessing_bytes(self, *, active: bool) -> int:
-        """Bytes of one step's correction: a ring element, and a MAC share if active, for every element of roots and
-        gates. The other parties' shares come from seeds."""
-        return (self.root_elements + self.gate_elements) * (8 + (16 if active else 0))
-
 
 def gate_of(circuit: Circuit, number: int) -> Gate:
     """The gate that makes wire `number`."""

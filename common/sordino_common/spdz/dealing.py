@@ -5,11 +5,13 @@ public: they go to m alone). For every root w (the parties multiply with its mas
 
     γ = Σ_j k_j λ_A·λ_B - Σ_l k_l λ_L + r
 
-in Z_2^64, additively; if the session is active, also α λ_w and α γ in F_p, γ as an integer. Since then
-D = Σ k (m_A - λ_A)(m_B - λ_B) + Σ k (m_L - λ_L) + r, the parties' shares (see `party`) sum to D.
+in Z_2^64, additively. Since then D = Σ k (m_A - λ_A)(m_B - λ_B) + Σ k (m_L - λ_L) + r, the parties' shares (see
+`party`) sum to D. If the session is active, the dealer also shares the tags of the step in F_p (`tagging`): α times
+combinations of masks as integers, with the coefficients of the step's check. It has all parties' seeds, so it knows
+these. A few steps are dealt together: the calls of their tags cost little more than those of one.
 
 All parties but one expand their shares from seeds; that one gets the difference, the `Deal.correction`. Who it is
-rotates with the step. Bytes: `Circuit.preprocessing_bytes`. Key of the MACs: α = Σ α_i mod p, uniform, one per session.
+rotates with the step. Bytes: `Layout.preprocessing_bytes`. Key of the MACs: α = Σ α_i mod p, uniform, one per session.
 
 What a dishonest dealer can do is everything: this protocol assumes it honest about preprocessing, and not colluding
 with a party.
@@ -18,6 +20,7 @@ with a party.
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -28,13 +31,20 @@ import numpy.typing as npt
 from sordino_common.errors import LocalError
 from sordino_common.ring.backend import NumpyBackend, RingBackend
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_bytes, expand_ring, label
+from sordino_common.spdz.check import (
+    Numbers,
+    Sums,
+    coefficient_seed,
+    coefficients,
+    kappas,
+    steps_together,
+)
 from sordino_common.spdz.circuit import Gate, Product, gate_of
 from sordino_common.spdz.field import Field, Fp, Mersenne127
 from sordino_common.spdz.layout import Layout, Values, layout_of, local_functions
 from sordino_common.spdz.owner import row_mask, state_mask
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
-from sordino_common.spdz.tags import Tags
-from sordino_common.spdz.terms import add_terms
+from sordino_common.spdz.transcript import joint_seed
 
 I64 = npt.NDArray[np.int64]
 
@@ -42,7 +52,7 @@ I64 = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deal:
     """One attempt's preprocessing. `correction` is party `corrected`'s secret: λ and γ shares (int64, little-endian),
-    then, if active, the words of their MAC shares."""
+    then, if active, the words of shares of the tags."""
 
     step: int
     attempt: int
@@ -99,10 +109,12 @@ class Dealer:
         self._seeds = [derived_seed(root, "party", index) for index in range(len(spec.parties))]
         self._keys = self._mac_keys() if spec.active else []
         self._alpha = sum(self._keys) % self._field.prime
-        self._tags = Tags(spec.circuit, self._layout, self._field, self._alpha) if spec.active else None
+        self._sums = Sums(self._layout) if spec.active else None
+        self._joint: tuple[int, Seed, list[int]] | None = None  # of one check: the step after which it comes, and its κ
         self._next = first_step
         self._attempt = 0
         self._done: dict[int, _Dealt] = {}
+        self._ahead: deque[tuple[_Dealt, bytes]] = deque()  # from the next step on, with their corrections
         self._fed = -1  # the last step whose state inputs are known, if the session is stepwise
         if spec.stepwise:
             self._state: dict[str, I64] = {}
@@ -166,21 +178,44 @@ class Dealer:
             return self._deal(step, attempt)
 
     def _deal(self, step: int, attempt: int) -> Deal:
-        spec, layout = self.spec, self._layout
-        gate_r = expand_ring(self._root, stream(spec, "r", step, attempt), (layout.gate_elements,))
-        values = self._input_masks(step, attempt)
-        self._follow(values, gate_r)
-        roots = np.empty(layout.root_elements, dtype=np.int64)
-        for number, place in layout.roots.items():
-            roots[place] = values[number].reshape(-1)
-        gammas, tags = self._gammas(values, roots, gate_r)
-        correction = self._correct(step, attempt, roots, gammas, tags)
-        after = {name: values[wire] for name, wire in spec.state_outputs.items()}
-        outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
-        self._done[step] = _Dealt(attempt, self._state, after, outputs)
-        self._state = after
+        if not self._ahead:
+            self._deal_ahead(step, attempt)
+        dealt, correction = self._ahead.popleft()
+        self._done[step] = dealt
+        self._state = dealt.after
         self._next = step + 1
-        return Deal(step=step, attempt=attempt, corrected=spec.corrected(step, attempt), correction=correction)
+        return Deal(step=step, attempt=attempt, corrected=self.spec.corrected(step, attempt), correction=correction)
+
+    def _deal_ahead(self, step: int, attempt: int) -> None:
+        """Deal this step, and some more with it."""
+        spec, layout = self.spec, self._layout
+        count = 1 if spec.stepwise or not spec.active else min(steps_together(layout), spec.steps - step)
+        state, drafts = self._state, []
+        for number in range(step, step + count):
+            gate_r = expand_ring(self._root, stream(spec, "r", number, attempt), (layout.gate_elements,))
+            values = self._input_masks(number, attempt, state)
+            self._follow(values, gate_r)
+            after = {name: values[wire] for name, wire in spec.state_outputs.items()}
+            outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
+            drafts.append((number, values, gate_r, _Dealt(attempt, state, after, outputs)))
+            state = after
+        tags: list[Fp | None] = [None] * count
+        if self._sums is not None:
+            tags = [np.empty((2, layout.tagging.tags), dtype=np.uint64) for _ in drafts]
+            self._sums.deal(
+                self._field,
+                [
+                    self._numbers(number, attempt, values, gate_r, each)
+                    for (number, values, gate_r, _), each in zip(drafts, tags, strict=True)
+                ],
+                self._alpha,
+            )
+        for (number, values, gate_r, dealt), each in zip(drafts, tags, strict=True):
+            self._add_parts(values, gate_r)
+            roots = np.empty(layout.root_elements, dtype=np.int64)
+            for wire, place in layout.roots.items():
+                roots[place] = values[wire].reshape(-1)
+            self._ahead.append((dealt, self._correct(number, attempt, roots, gate_r, each)))
 
     @property
     def next_attempt(self) -> int:
@@ -197,6 +232,7 @@ class Dealer:
             raise LocalError(f"dealer: step {step} can't be rewound to attempt {attempt}")
         for later in [number for number in self._done if number >= step]:
             del self._done[later]
+        self._ahead.clear()
         self._state = dealt.before
         self._next, self._attempt = step, attempt
 
@@ -220,7 +256,7 @@ class Dealer:
 
     # --- masks -----------------------------------------------------------------------------------------------------
 
-    def _input_masks(self, step: int, attempt: int) -> Values:
+    def _input_masks(self, step: int, attempt: int, state: Mapping[str, I64]) -> Values:
         spec = self.spec
         values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))
         slices = spec.schedule.step(step) if spec.schedule is not None else ()
@@ -232,7 +268,7 @@ class Dealer:
                     r[part.positions] = row_mask(spec, seed, entry, step, attempt, len(part.positions))
                 values[number] = np.asarray(r >> np.int64(entry.shift))
             else:
-                values[number] = self._state[entry.name]
+                values[number] = state[entry.name]
         return values
 
     def _follow(self, values: Values, gate_r: I64) -> None:
@@ -245,49 +281,38 @@ class Dealer:
             else:
                 values[number] = self._locals[number](values)
 
-    def _gammas(self, values: Values, roots: I64, gate_r: I64) -> tuple[I64, Fp | None]:
-        """γ of every gate mod 2^64, flat; and, if the session is active, α λ of the roots and α γ, flat."""
-        masks = np.concatenate((roots, gate_r))
-        ring = masks[len(roots) :]
-        highs = []
+    def _add_parts(self, values: Values, gammas: I64) -> None:
+        """r of all gates becomes γ mod 2^64."""
         for number, place in self._layout.gates.items():
-            gate = gate_of(self.spec.circuit, number)
-            if gate.terms or gate.addend:  # the addend is public: no mask has it, but its gate is one with terms
-                terms = [(-term.coefficient, values[term.operand]) for term in gate.terms]
-                highs.append(add_terms(ring[place].reshape(gate.wire.shape), terms, 0))
-        tags = None
-        if self._tags is not None:
-            tags = self._tags.linear(masks, highs)
-            self._tags.add_elementwise(tags, roots)
-        residues = []
-        for number, place in self._layout.gates.items():
-            gate = gate_of(self.spec.circuit, number)
-            whole, residue = ring[place].reshape(gate.wire.shape), None
+            gate = gate_of(self.spec.circuit, number)  # its addend is public: no mask has it
+            whole = gammas[place].reshape(gate.wire.shape)
+            for term in gate.terms:
+                whole -= values[term.operand] * np.int64(term.coefficient)
             for product in gate.products:
-                part, tail = self._product(product, values)
-                whole += part
-                if tail is not None:
-                    residue = tail if residue is None else self._field.add(residue, tail)
-            if residue is not None:
-                residues.append(residue)
-        if tags is not None and self._tags is not None:
-            self._tags.add_matrices(tags, residues)
-        return ring, tags
+                whole += self._product(product, values)
 
-    def _product(self, product: Product, values: Values) -> tuple[I64, Fp | None]:
-        """k λ_A·λ_B mod 2^64; of matrices, if the session is active, mod p too. k goes to λ_A if k λ_A is an int64."""
-        k, a, b = product.coefficient, values[product.a], values[product.b]
-        if product.kind == "mul":
-            full = a * b if k == 1 else a * b * np.int64(k)
-            return np.asarray(full.sum(axis=product.reduce, dtype=np.int64) if product.reduce else full), None
-        fits = abs(k) * self.spec.circuit.wire(product.a).room < 1 << 63
-        if fits and k != 1:
-            a = np.asarray(a * np.int64(k))
-        whole, tail = self._field.matmul_exact(a, b) if self._tags is not None else (self._matmul(a, b), None)
-        if not fits:
-            whole = np.asarray(whole * np.int64(k))
-            tail = None if tail is None else self._field.scale_fp(k % self._field.prime, tail)
-        return whole, tail
+    def _numbers(self, step: int, attempt: int, values: Values, gate_r: I64, tags: Fp | None) -> Numbers:
+        assert tags is not None
+        joint, scales = self._coefficients_of(self.spec.check_of(step))
+        drawn = coefficients(self.spec, self._layout, joint, step, attempt)
+        return Numbers(values=values, opened=gate_r, coefficients=drawn, kappas=scales, tags=tags)
+
+    def _coefficients_of(self, check: int) -> tuple[Seed, list[int]]:
+        """The joint seed of the check after step `check`, and its κ: what members will find together."""
+        if self._joint is None or self._joint[0] != check:
+            joint = Seed(
+                joint_seed(self.spec, check, [coefficient_seed(self.spec, each, check) for each in self._seeds])
+            )
+            self._joint = check, joint, kappas(self.spec, self._layout, joint, check)
+        return self._joint[1], self._joint[2]
+
+    def _product(self, product: Product, values: Values) -> I64:
+        """k λ_A·λ_B mod 2^64."""
+        a, b = values[product.a], values[product.b]
+        full = a * b if product.kind == "mul" else self._matmul(a, b)
+        if product.reduce:
+            full = np.asarray(full.sum(axis=product.reduce, dtype=np.int64))
+        return np.asarray(full if product.coefficient == 1 else full * np.int64(product.coefficient))
 
     # --- shares ----------------------------------------------------------------------------------------------------
 
@@ -301,7 +326,7 @@ class Dealer:
             np.subtract(shares, expand_ring(seed, info, shares.shape, scratch), out=shares)
         if tags is None:
             return shares.astype("<i8", copy=False).tobytes()
-        info = stream(self.spec, "mac", step, attempt)
+        info = stream(self.spec, "tags", step, attempt)
         for seed in others:
             tags = self._field.sub(tags, self._field.expand(seed, info, tags.shape[1]))
         return shares.astype("<i8", copy=False).tobytes() + tags.astype("<u8", copy=False).tobytes()

@@ -28,49 +28,43 @@ class Field(Protocol):
     @property
     def prime(self) -> int: ...
 
-    def from_int64(self, v: I64) -> Fp: ...
-    def add(self, a: Fp, b: Fp) -> Fp: ...
-    def sub(self, a: Fp, b: Fp) -> Fp: ...
-    def sum(self, a: Fp, axes: tuple[int, ...]) -> Fp: ...
     def expand(self, seed: Seed, info: bytes, count: int) -> Fp: ...
+    def sub(self, a: Fp, b: Fp) -> Fp: ...
 
-    # dealing: integer products of masks mod p (of matrices mod 2^64 too), then times the MAC key
-    def mul_exact(self, a: I64, b: I64) -> Fp: ...
-    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]: ...
+    # tags
     def scale(self, scalar: int, v: I64) -> Fp: ...
     def scale_fp(self, scalar: int, a: Fp) -> Fp: ...
 
-    # checking: weights, and inner products (what `vectors` gives has n as its axis 1)
+    # weights, and inner products (what `vectors` gives has n as its axis 1)
     def weighted(self, rho: I64, v: I64) -> Fp: ...
+    def mul_exact(self, a: I64, b: I64) -> Fp: ...
     def mul_int64(self, a: Fp, v: I64) -> Fp: ...
-    def dots(self, w: Fp | I64, others: Sequence[Fp | I64]) -> list[int]: ...
+    def dots(
+        self, left: Sequence[Fp | I64], right: Sequence[Fp | I64], pairs: Sequence[tuple[int, int]]
+    ) -> list[list[int]]: ...
     def vectors(self, v: I64) -> Planes: ...
-    def mat_vecs(self, jobs: Sequence[tuple[Fp, I64, Planes]]) -> tuple[Fp, Fp]: ...
+    def mat_vecs(self, jobs: Sequence[tuple[I64, Planes]]) -> Fp: ...
 
 
 class Mersenne127:
     """`Field` by `ring.fp`; what is heavy in dealing runs on `backend`, by default NumPy's."""
 
     prime = fp.P
-    from_int64 = staticmethod(fp.from_int64)
-    add = staticmethod(fp.add)
     sub = staticmethod(fp.sub)
     mul_exact = staticmethod(fp.mul_exact)
-    mul_int64 = staticmethod(fp.mul_int64)
     vectors = staticmethod(fp.vectors)
 
     def __init__(self, backend: RingBackend | None = None) -> None:
         self._backend: Final = backend or NumpyBackend()
         self._workspace: Final = Workspace()
 
-    def dots(self, w: Fp | I64, others: Sequence[Fp | I64]) -> list[int]:
-        return fp.dots(w, others, workspace=self._workspace)
+    def dots(
+        self, left: Sequence[Fp | I64], right: Sequence[Fp | I64], pairs: Sequence[tuple[int, int]]
+    ) -> list[list[int]]:
+        return fp.dots(left, right, pairs, workspace=self._workspace)
 
-    def mat_vecs(self, jobs: Sequence[tuple[Fp, I64, Planes]]) -> tuple[Fp, Fp]:
+    def mat_vecs(self, jobs: Sequence[tuple[I64, Planes]]) -> Fp:
         return fp.mat_vecs(jobs, workspace=self._workspace)
-
-    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]:
-        return self._backend.matmul_exact(a, b)
 
     def scale(self, scalar: int, v: I64) -> Fp:
         return self._backend.fp_scale(scalar, v)
@@ -78,13 +72,12 @@ class Mersenne127:
     def scale_fp(self, scalar: int, a: Fp) -> Fp:
         return self._backend.fp_scale_fp(scalar, a)
 
+    def mul_int64(self, a: Fp, v: I64) -> Fp:
+        return self._backend.fp_mul_int64(a, v)
+
     @staticmethod
     def weighted(rho: I64, v: I64) -> Fp:
         return fp.weighted(rho.view(np.uint64), v)
-
-    @staticmethod
-    def sum(a: Fp, axes: tuple[int, ...]) -> Fp:
-        return fp.sum_(a, axes)
 
     @staticmethod
     def expand(seed: Seed, info: bytes, count: int) -> Fp:

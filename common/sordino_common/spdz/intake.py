@@ -35,6 +35,7 @@ class Intake:
         self._spec = spec
         self._layout = layout
         self._index = index
+        self._correction_bytes = layout.preprocessing_bytes(active=spec.active)
         self.step = 0
         self.attempt = 0
         self.running = False
@@ -123,7 +124,7 @@ class Intake:
             return
         if self._spec.corrected(step, attempt) != self._index:
             raise CorrectionError(f"the correction of step {step} attempt {attempt} is another party's")
-        expected = self._spec.circuit.preprocessing_bytes(active=self._spec.active)
+        expected = self._correction_bytes
         if len(data) != expected:
             raise CorrectionError(f"the correction of step {step} has {len(data)} bytes, the circuit needs {expected}")
         before = self._corrections.get((step, attempt))

@@ -6,7 +6,6 @@ openings of all gates by round. A flat array costs one expansion of a seed inste
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sordino_common.ring.fp_core import FP_BYTES
 from sordino_common.spdz.circuit import Cat, Circuit, Gate, Linear, Sum, View
+from sordino_common.spdz.tagging import Tagging, tagging_of
 
 I64 = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -25,7 +26,8 @@ Local = Callable[[Values], Array]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """`roots`, `gates`: wire -> its slice of the flat array. `rounds`: the slice of the gates' array that opens in each
-    round. `stages[r]`: local nodes, in order, that can be computed once r rounds have opened."""
+    round. `stages[r]`: local nodes, in order, that can be computed once r rounds have opened. `tagging`: what a step is
+    checked with."""
 
     circuit: Circuit
     roots: Mapping[int, slice]
@@ -34,6 +36,13 @@ class Layout:
     root_elements: int
     gate_elements: int
     stages: tuple[tuple[int, ...], ...]
+    tagging: Tagging
+
+    def preprocessing_bytes(self, *, active: bool) -> int:
+        """Bytes of one step's correction: a ring element for every element of roots and gates, and if active the tags,
+        elements of F_p. The other parties' shares come from seeds."""
+        tags = FP_BYTES * self.tagging.tags if active else 0
+        return 8 * (self.root_elements + self.gate_elements) + tags
 
 
 def layout_of(circuit: Circuit) -> Layout:
@@ -60,6 +69,7 @@ def layout_of(circuit: Circuit) -> Layout:
         root_elements=root_elements,
         gate_elements=end,
         stages=_stages(circuit),
+        tagging=tagging_of(circuit),
     )
 
 
@@ -105,33 +115,18 @@ def local_functions(circuit: Circuit, *, constants: bool) -> Mapping[int, Local]
     return functions
 
 
-def root_places(circuit: Circuit, layout: Layout, tables: list[I64], wire: int) -> I64:
-    """1 + where the elements of an operand stand in the roots' flat array, in the operand's shape; 0: padding."""
-    place = layout.roots.get(wire)
-    if place is not None:
-        return np.arange(1 + place.start, 1 + place.stop).reshape(circuit.wire(wire).shape)
-    node = circuit.node(wire)
-    assert isinstance(node, View)
-    return view(node, root_places(circuit, layout, tables, node.operand), tables)
-
-
-def view(node: View, array: Array, tables: list[I64], *, lead: int = 0) -> Array:
-    """The view of `array`, whose first `lead` axes are not the wire's own (an F_p array's words)."""
-    own = array.shape[:lead]
+def view(node: View, array: Array, tables: list[I64]) -> Array:
     match node.op:
         case "view":
-            return array.reshape((*own, *node.wire.shape))
+            return array.reshape(node.wire.shape)
         case "permute":
-            return array.transpose(*range(lead), *(lead + dim for dim in node.args))
+            return array.transpose(node.args)
         case "expand":
-            missing = len(node.wire.shape) - (array.ndim - lead)
-            spread = array.reshape((*own, *(1,) * missing, *array.shape[lead:]))
-            return np.broadcast_to(spread, (*own, *node.wire.shape))
+            return np.broadcast_to(array, node.wire.shape)
         case "gather":
-            flat = array.reshape((*own, math.prod(array.shape[lead:])))
-            padded = np.concatenate((flat, np.zeros((*own, 1), dtype=array.dtype)), axis=-1)
-            taken: Array = np.take(padded, tables[node.args[0]], axis=-1)
-            return taken.reshape((*own, *node.wire.shape))
+            padded = np.append(array.reshape(-1), array.dtype.type(0))
+            taken: Array = padded[tables[node.args[0]]]
+            return taken.reshape(node.wire.shape)
 
 
 def _view_function(node: View, tables: list[I64]) -> Local:

@@ -11,11 +11,11 @@ check; what is thrown away at the edge was uniform too, and is in the transcript
 is always checked first.
 
 So the check's four rounds travel with the openings of the next steps. It is of what was opened up to its own step:
-records and the hash of the transcript are taken when it begins, and its coefficients' seeds are committed after that,
-so later openings are none that it speaks of; they wait for the next check. What a cheater learns from a check while
-later steps run (the seeds of coefficients that are used up, σ shares of a sum that is 0 or ends the session) says
-nothing of their masks, nor of α. There is one check at a time: a step at whose end one is due waits until the one
-before has passed, and behind the last step nothing runs.
+records and the hash of the transcript are taken when it begins, and its coefficients' seeds are opened after that, so
+later openings are none that it speaks of; they wait for the next check, which has seeds of its own. What a cheater
+learns from a check while later steps run (the seeds of coefficients that are used up, σ shares of a sum that is 0 or
+ends the session) says nothing of their masks, nor of α. There is one check at a time: a step at whose end one is due
+waits until the one before has passed, and behind the last step nothing runs.
 
 An error that a method raises ends the session: whatever is called next raises `SessionDead`. Messages may come early
 (they wait, bounded), twice (ignored if equal), or contradict one another (`ProtocolError`).
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from sordino_common.errors import LocalError, SordinoError
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_ring
 from sordino_common.spdz.arithmetic import Arithmetic, at_edge
-from sordino_common.spdz.check import Checker, Record
+from sordino_common.spdz.check import Checker, Record, coefficient_seed
 from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Kind, Retry
 from sordino_common.spdz.errors import (
     CorrectionError,
@@ -300,7 +300,7 @@ class Party:
         return True
 
     def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[I64, Any]:
-        """Shares of λ and then of γ, and the MAC shares if this is the corrected party."""
+        """Shares of λ and then of γ, and those of the tags if this is the corrected party."""
         count = self._layout.root_elements + self._layout.gate_elements
         if not corrected:
             return expand_ring(self._seed, stream(self.spec, "share", *at), (count,)), None
@@ -308,10 +308,10 @@ class Party:
         shares = np.frombuffer(data, dtype="<i8", count=count).copy()
         if not self.spec.active:
             return shares, None
-        macs = np.frombuffer(data, dtype="<u8", offset=shares.nbytes).reshape(2, count)
-        if count and int(macs[1].max()) >> 63:
-            raise CorrectionError(f"the correction of step {at[0]} has MAC shares that are not in the field")
-        return shares, macs
+        tags = np.frombuffer(data, dtype="<u8", offset=shares.nbytes).reshape(2, -1)
+        if int(tags[1].max()) >> 63:
+            raise CorrectionError(f"the correction of step {at[0]} has shares of tags that are not in the field")
+        return shares, tags
 
     def _send_round(self, effects: list[Effect]) -> None:
         run = self._run
@@ -363,7 +363,7 @@ class Party:
                     attempt=self._attempt,
                     values=run.values,
                     opened=run.gammas,
-                    macs=run.macs,
+                    tags=run.tags,
                 )
             )
         self._run = None
@@ -399,6 +399,7 @@ class Party:
             checker=self._checker,
             records=self._records,
             transcript=self._transcript.digest(),
+            seed=coefficient_seed(self.spec, self._seed, self._step),
             random=self._random,
         )
         done = Checked(step=self._step, outputs=self._outputs, state=dict(self._state))
@@ -461,10 +462,10 @@ class _Pending:
 class _Run:
     """A step attempt under way. `shares`: of λ, then of γ. `gammas`: γ shares, then this party's openings, then D."""
 
-    __slots__ = ("gammas", "macs", "masks", "round", "values")
+    __slots__ = ("gammas", "masks", "round", "tags", "values")
 
-    def __init__(self, values: Values, shares: I64, macs: Any, arithmetic: Arithmetic) -> None:
+    def __init__(self, values: Values, shares: I64, tags: Any, arithmetic: Arithmetic) -> None:
         self.values = values
         self.masks, self.gammas = arithmetic.split(shares)
-        self.macs = macs
+        self.tags = tags
         self.round = 0

@@ -191,7 +191,7 @@ class SessionSpec:
                 schedule += [name, count]
         return hashlib.sha256(
             label(
-                "sordino spdz session v1", self.session, self.circuit_digest, len(self.parties), *self.parties,
+                "sordino spdz session v2", self.session, self.circuit_digest, len(self.parties), *self.parties,
                 self.security, self.steps, self.check_every, self.retries, *schedule,
             )
         ).digest()  # fmt: skip
@@ -207,7 +207,11 @@ class SessionSpec:
 
     def check_due(self, step: int) -> bool:
         """Whether the check comes after step `step`."""
-        return (step + 1) % self.check_every == 0 or step + 1 == self.steps
+        return self.check_of(step) == step
+
+    def check_of(self, step: int) -> int:
+        """The step after which the check comes that step `step` is part of."""
+        return min((step // self.check_every + 1) * self.check_every, self.steps) - 1
 
 
 class PartySetup:

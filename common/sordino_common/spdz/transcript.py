@@ -1,11 +1,12 @@
 """Hashes that bind a check to its session: the transcript of openings, commitments, the joint seed.
 
     commitment of a seed    H("seed", session, check, party, seed)              32 random bytes hide themselves
-    joint seed              H("joint", session, check, all seeds in order)      nobody knows it before all are committed
+    joint seed              H("joint", session, check, all seeds in order)      only the dealer knows it before all are
+                                                                                committed
     commitment of σ         H("sigma", session, check, party, σ, nonce)
 
 H is SHA-256 over an injective encoding; `session` is `SessionSpec.bound`, so nothing fits another session, nor one that
-a member was told other terms of.
+a member was told other terms of. For the joint seed it is `SessionSpec.digest`: the dealer need not know the terms.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def commit_seed(spec: SessionSpec, check: int, party: int, seed: bytes) -> bytes
 
 
 def joint_seed(spec: SessionSpec, check: int, seeds: Sequence[bytes]) -> bytes:
-    return _hash("sordino spdz joint seed v1", spec.bound, check, *seeds)
+    return _hash("sordino spdz joint seed v2", spec.digest, check, *seeds)
 
 
 def commit_sigma(spec: SessionSpec, check: int, party: int, sigma: bytes, nonce: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """The four messages of a check, as a machine: commit, open, commit, open.
 
-    check-1   hash of all openings so far, commitment of a random seed      hashes differ: EquivocationError
+    check-1   hash of all openings so far, commitment of this check's seed  hashes differ: EquivocationError
     check-2   the seed                                                      not the committed one: CommitmentError
     check-3   commitment of σ_i (`check`, with coefficients from all seeds together)
     check-4   σ_i and the commitment's nonce                                sum is not 0: MacCheckError
@@ -41,7 +41,8 @@ SIZES: Final[Mapping[str, int]] = {
 
 
 class Verification:
-    """One check, by party `index`, of everything since the last one. `step`: the last step that it covers."""
+    """One check, by party `index`, of everything since the last one. `step`: the last step that it covers; `seed`: this
+    party's part of the joint seed (`check.coefficient_seed`)."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Verification:
         checker: Checker,
         records: list[Record],
         transcript: bytes,
+        seed: bytes,
         random: Callable[[int], bytes],
     ) -> None:
         self._spec = spec
@@ -61,7 +63,7 @@ class Verification:
         self._records = records
         self._random = random
         self._hash = transcript
-        self._seed = random(SEED_BYTES)
+        self._seed = seed
         self._phase = 1
         self._seed_commitments: dict[int, bytes] = {}
         self._sigma_commitments: dict[int, bytes] = {}

@@ -25,6 +25,7 @@ from sordino_common.clock import Loop, Timer
 from sordino_common.errors import LimitExceeded, PolicyRefusal, RemoteError, RosterError, SordinoError
 from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.spdz.errors import EquivocationError, ProtocolError
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering import lower
 from sordino_common.spdz.opening import settings_of, spec_of
 from sordino_common.spdz.spec import SessionSpec
@@ -239,7 +240,7 @@ class DealerService:
         self._sessions[command.session] = _Session(
             command, spec, desk, server=self._server, loop=self._loop, store=self._store, send=self._send
         )
-        nbytes = lowered.circuit.preprocessing_bytes(active=spec.active)
+        nbytes = layout_of(lowered.circuit).preprocessing_bytes(active=spec.active)
         return m.SpdzReady(session=command.session, digest=spec.digest, correction_bytes=nbytes)
 
     def _session(self, session: bytes) -> _Session:

@@ -26,6 +26,7 @@ from sordino_common.channel.roster import Roster
 from sordino_common.errors import FleetUnavailable
 from sordino_common.ring.fixed import decode_fixed
 from sordino_common.spdz.circuit import Circuit
+from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering.settings import Settings
 from sordino_common.spdz.opening import MODEL, numbers_of, spec_of
 from sordino_server.dealer.desk import DealerDesk
@@ -481,7 +482,7 @@ class TrainingOnShares:
 
 def steps_ahead(shares: SpdzSpec, program: Circuitry, *, check_every: int) -> int:
     """How many steps may be dealt ahead within the job's budget; enough for two checks, or nothing would move."""
-    step_bytes = program.circuit.preprocessing_bytes(active=shares.security == "active")
+    step_bytes = layout_of(program.circuit).preprocessing_bytes(active=shares.security == "active")
     return min(AHEAD_MOST, max(shares.ahead_bytes // max(1, step_bytes), 2 * check_every + 2))
 
 
