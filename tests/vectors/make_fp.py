@@ -39,16 +39,16 @@ def hexadecimal(values: list[int]) -> list[str]:
 
 def main() -> None:
     a = expand(b"fp golden", 4)
-    products = [x * y % P for x, y in zip(expand(b"many", 10_000), expand(b"more", 10_000), strict=True)]
+    many, more = expand(b"many", 10_000), expand(b"more", 10_000)
     golden = {
         "seed": SEED.hex(),
         "expanded": hexadecimal(a),
         "bytes": planar(a).hex(),
         "integers": INTEGERS,
-        "integers_as_elements": hexadecimal(INTEGERS),
         "times_integers": hexadecimal([x * y for x, y in zip(a, INTEGERS, strict=True)]),
         "square_norm": hexadecimal([sum(x * x for x in a)])[0],
-        "sha256_of_products": hashlib.sha256(planar(products)).hexdigest(),
+        "inner_product": hexadecimal([sum(x * y for x, y in zip(many, more, strict=True))])[0],
+        "sha256_of_multiples": hashlib.sha256(planar([a[0] * x % P for x in many])).hexdigest(),
     }
     (Path(__file__).parent / "fp.json").write_text(json.dumps(golden, indent=1) + "\n")
 

@@ -26,14 +26,6 @@ class RingBackend(Protocol):
         """a b mod 2^64."""
         ...
 
-    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]:
-        """The integer product a b, mod 2^64 and mod p."""
-        ...
-
-    def fp_matmul_int64(self, a: I64, b: Fp) -> Fp:
-        """a b mod p."""
-        ...
-
     def fp_scale(self, alpha: int, v: I64) -> Fp:
         """alpha v mod p."""
         ...
@@ -60,12 +52,6 @@ class NumpyBackend:
 
     def matmul(self, a: I64, b: I64) -> I64:
         return matmul(a, b, workspace=self._workspace, costs=self._costs)
-
-    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]:
-        return fp.matmul_exact(a, b, workspace=self._workspace)
-
-    def fp_matmul_int64(self, a: I64, b: Fp) -> Fp:
-        return fp.matmul_int64(a, b, workspace=self._workspace)
 
     def fp_scale(self, alpha: int, v: I64) -> Fp:
         return fp.scale(alpha, v)

@@ -2,7 +2,8 @@
 
 An array of field elements of shape S is uint64 of shape (2, *S): [0] the low words, [1] the high words, canonical
 (value < p). Planes instead of pairs: each pass of a ufunc runs over contiguous memory, and a view of the logical shape
-is a view of axes 1... The machine is little-endian (x86-64, aarch64), so a word's 16-bit limbs are its view.
+is a view of axes 1... The machine is little-endian (x86-64, aarch64), so a word's halves, 16-bit limbs and bytes are
+views of it.
 
 Reduction is cheap because 2^127 = 1 mod p: bits 127 and up are added at bit 0. One fold brings what our kernels
 produce to less than 2^127 but for values next to 0, next to 2^127 and p itself. All of those have a high word that is
@@ -57,26 +58,9 @@ def check_scalar(what: str, alpha: int) -> None:
         raise LocalError(f"fp.{what}: the scalar is not in 0..p-1")
 
 
-def take_out(what: str, shape: tuple[int, ...], out: Fp | None, *operands: npt.NDArray[np.generic]) -> Fp:
-    """`out` if it can take elements of logical shape `shape`, or a new array. An `out` is C-contiguous, and shares no
-    memory with `operands`."""
-    if out is None:
-        return np.empty((2, *shape), dtype=np.uint64)
-    if out.dtype != np.uint64 or out.shape != (2, *shape) or not out.flags.c_contiguous:
-        raise LocalError(f"fp.{what}: `out` must be C-contiguous uint64{[2, *shape]}, got {out.dtype}{list(out.shape)}")
-    if any(np.may_share_memory(out, operand) for operand in operands):
-        raise LocalError(f"fp.{what}: `out` must not share memory with an operand")
-    return out
-
-
-def from_int64(v: I64, out: Fp | None = None) -> Fp:
-    """v mod p, v signed: a negative v stands as p + v."""
-    check_int64("from_int64", v)
-    result = take_out("from_int64", v.shape, out)
-    sign = np.asarray(v >> np.int64(63))
-    np.add(v, sign, out=result[0, ...].view(np.int64))  # low word of 2^127 - 1 + v
-    np.bitwise_and(sign.view(np.uint64), HIGH_MASK, out=result[1, ...])
-    return result
+def new(shape: tuple[int, ...]) -> Fp:
+    """Room for elements of logical shape `shape`."""
+    return np.empty((2, *shape), dtype=np.uint64)
 
 
 def canonical(low: U64, high: U64) -> None:

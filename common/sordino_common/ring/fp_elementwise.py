@@ -1,4 +1,4 @@
-"""F_p elementwise: sums, differences, and products by 64-bit integers and by field elements.
+"""F_p elementwise: sums, differences, products by 64-bit integers and by one field element.
 
 A product of a (127 bits) by v (64 bits) is schoolbook multiplication over 32-bit halves, in passes over blocks that
 stay in the L2 cache. With a = Σ a_i 2^(32 i), v = v0 + v1 2^32 (v1 signed if v is), column by column:
@@ -29,13 +29,12 @@ from sordino_common.ring.fp_core import (
     I64,
     U64,
     Fp,
-    canonical,
     check_fp,
     check_int64,
     check_same,
     check_scalar,
     fold,
-    take_out,
+    new,
 )
 
 BLOCK: Final = 16384  # elements a pass: long enough to hide the calls, 1 MiB of scratch memory
@@ -47,25 +46,24 @@ _WORD: Final = (1 << 64) - 1
 Factor: TypeAlias = npt.NDArray[np.uint64] | np.uint64  # an array, or one number for all
 
 
-def add(a: Fp, b: Fp, out: Fp | None = None) -> Fp:
-    """a + b mod p, shapes equal; `out` may be a or b."""
+def add(a: Fp, b: Fp) -> Fp:
+    """a + b mod p, shapes equal."""
     check_fp("add", a, b)
     check_same("add", a.shape[1:], b.shape[1:])
-    result = take_out("add", a.shape[1:], out)
+    result = new(a.shape[1:])
     low, high = result[0, ...], result[1, ...]
-    addend = b[0].copy() if np.may_share_memory(result, b) else b[0]
     np.add(a[1], b[1], out=high)
     np.add(a[0], b[0], out=low)
-    np.add(high, np.less(low, addend), out=high)  # a, b < 2^127: no carry out of the high word
+    np.add(high, np.less(low, b[0]), out=high)  # a, b < 2^127: no carry out of the high word
     fold(low, high, np.asarray(high >> _SIGN), signed=False)
     return result
 
 
-def sub(a: Fp, b: Fp, out: Fp | None = None) -> Fp:
-    """a - b mod p, shapes equal; `out` may be a or b. Canonical without a check: a negative difference gets p added."""
+def sub(a: Fp, b: Fp) -> Fp:
+    """a - b mod p, shapes equal. Canonical without a check: a negative difference gets p added."""
     check_fp("sub", a, b)
     check_same("sub", a.shape[1:], b.shape[1:])
-    result = take_out("sub", a.shape[1:], out)
+    result = new(a.shape[1:])
     low, high = result[0, ...], result[1, ...]
     borrow = np.less(a[0], b[0])
     np.subtract(a[0], b[0], out=low)
@@ -78,72 +76,42 @@ def sub(a: Fp, b: Fp, out: Fp | None = None) -> Fp:
     return result
 
 
-def neg(a: Fp, out: Fp | None = None) -> Fp:
-    """-a mod p: the complement of 127 bits."""
-    check_fp("neg", a)
-    result = take_out("neg", a.shape[1:], out)
-    low, high = result[0, ...], result[1, ...]
-    np.bitwise_xor(a[1], HIGH_MASK, out=high)
-    np.invert(a[0], out=low)
-    canonical(low, high)
-    return result
-
-
-def scale(alpha: int, v: I64, out: Fp | None = None) -> Fp:
+def scale(alpha: int, v: I64) -> Fp:
     """alpha v mod p for one field element and an int64 array of any shape."""
     check_scalar("scale", alpha)
     check_int64("scale", v)
-    return _multiply(
-        (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), v, True, v.shape, take_out("scale", v.shape, out, v)
-    )
+    return _multiply((np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), v, signed=True)
 
 
-def mul_int64(a: Fp, v: I64, out: Fp | None = None) -> Fp:
-    """a v mod p elementwise, shapes equal; v: int64, signed. `out` is neither."""
+def mul_int64(a: Fp, v: I64) -> Fp:
+    """a v mod p elementwise, shapes equal; v: int64, signed."""
     check_fp("mul_int64", a)
     check_int64("mul_int64", v)
     check_same("mul_int64", a.shape[1:], v.shape)
-    return _multiply((a[0], a[1]), v, True, v.shape, take_out("mul_int64", v.shape, out, a, v))
+    return _multiply((a[0], a[1]), v, signed=True)
 
 
-def mul_uint64(a: Fp, u: U64, out: Fp | None = None) -> Fp:
-    """a u mod p elementwise, shapes equal; u: uint64 (public coefficients). `out` is neither."""
-    check_fp("mul_uint64", a)
-    _check_uint64("mul_uint64", u)
-    check_same("mul_uint64", a.shape[1:], u.shape)
-    return _multiply((a[0], a[1]), u, False, u.shape, take_out("mul_uint64", u.shape, out, a, u))
-
-
-def mul(a: Fp, b: Fp, out: Fp | None = None) -> Fp:
-    """a b mod p elementwise, shapes equal: a b_lo + 2^64 (a b_hi). `out` is neither."""
-    check_fp("mul", a, b)
-    check_same("mul", a.shape[1:], b.shape[1:])
-    result = _multiply((a[0], a[1]), b[0], False, a.shape[1:], take_out("mul", a.shape[1:], out, a, b))
-    return add(result, times_word(_multiply((a[0], a[1]), b[1], False, a.shape[1:], np.empty_like(result))), result)
-
-
-def scale_fp(alpha: int, a: Fp, out: Fp | None = None) -> Fp:
-    """alpha a mod p for one field element and an array of them. `out` is not a."""
+def scale_fp(alpha: int, a: Fp) -> Fp:
+    """alpha a mod p for one field element and an array of them: alpha a_lo + 2^64 (alpha a_hi)."""
     check_scalar("scale_fp", alpha)
     check_fp("scale_fp", a)
-    factor, shape = (np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), a.shape[1:]
-    both = _multiply(factor, a, False, a.shape, np.empty((2, *a.shape), dtype=np.uint64))  # of both words at once
-    return add(both[:, 0], times_word(both[:, 1]), take_out("scale_fp", shape, out, a))
+    both = _multiply((np.uint64(alpha & _WORD), np.uint64(alpha >> 64)), a, signed=False)  # [2, *a.shape]
+    return add(both[:, 0], _times_word(both[:, 1]))
 
 
-def weighted(rho: U64, v: I64, out: Fp | None = None) -> Fp:
+def weighted(rho: U64, v: I64) -> Fp:
     """rho v mod p elementwise, shapes equal: 64-bit public coefficients times signed integers."""
     _check_uint64("weighted", rho)
     check_int64("weighted", v)
     check_same("weighted", rho.shape, v.shape)
-    return _narrow(rho, v, False, take_out("weighted", v.shape, out, rho, v))
+    return _narrow(rho, v, x_signed=False)
 
 
-def mul_exact(a: I64, b: I64, out: Fp | None = None) -> Fp:
+def mul_exact(a: I64, b: I64) -> Fp:
     """a b mod p elementwise, shapes equal: the integer product of two signed arrays, not wrapped at 2^64."""
     check_int64("mul_exact", a, b)
     check_same("mul_exact", a.shape, b.shape)
-    return _narrow(a, b, True, take_out("mul_exact", a.shape, out, a, b))
+    return _narrow(a, b, x_signed=True)
 
 
 def _check_uint64(what: str, u: U64) -> None:
@@ -151,7 +119,7 @@ def _check_uint64(what: str, u: U64) -> None:
         raise LocalError(f"fp.{what}: expected uint64, got {u.dtype}{list(u.shape)}")
 
 
-def times_word(x: Fp) -> Fp:
+def _times_word(x: Fp) -> Fp:
     """2^64 x mod p in place: 2^128 = 2, so the words change places, bit 63 of the low one going around."""
     low = (x[1] << _ONE) | (x[0] >> _SIGN)
     x[1] = x[0] & HIGH_MASK
@@ -171,11 +139,9 @@ def _part(x: Factor, at: slice) -> Factor:
     return x[at] if isinstance(x, np.ndarray) else x
 
 
-def _multiply(
-    a: tuple[Factor, Factor], v: npt.NDArray[np.uint64] | I64, signed: bool, shape: tuple[int, ...], out: Fp
-) -> Fp:
-    """(a[0] + 2^64 a[1]) v mod p into `out`, block by block. a: words of canonical elements, arrays or scalars."""
-    factor = _flat(v)
+def _multiply(a: tuple[Factor, Factor], v: U64 | I64, *, signed: bool) -> Fp:
+    """(a[0] + 2^64 a[1]) v mod p, block by block. a: words of canonical elements, arrays of v's shape or scalars."""
+    factor, out = _flat(v), new(v.shape)
     low, high = out.reshape(2, -1) if out.size else out.reshape(2, 0)
     words = (_flat_factor(a[0]), _flat_factor(a[1]))
     size = min(BLOCK, factor.size)
@@ -257,9 +223,9 @@ def _halves(word: Factor, low: U64, high: U64) -> tuple[Factor, Factor]:
     return word & HALF_MASK, word >> HALF
 
 
-def _narrow(x: U64 | I64, v: I64, x_signed: bool, out: Fp) -> Fp:
+def _narrow(x: U64 | I64, v: I64, *, x_signed: bool) -> Fp:
     """x v mod p for 64-bit factors (|x v| < 2^127): the first two columns alone, 25 passes."""
-    left, right = _flat(x), _flat(v)
+    left, right, out = _flat(x), _flat(v), new(v.shape)
     low, high = out.reshape(2, -1) if out.size else out.reshape(2, 0)
     size = min(BLOCK, right.size)
     scratch, flags = np.empty((6, size), dtype=np.uint64), np.empty(size, dtype=np.bool_)

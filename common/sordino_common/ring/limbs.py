@@ -1,19 +1,13 @@
-"""Exact products of big-integer matrices by float64 GEMM: limbs side by side, one GEMM per diagonal.
+"""Exact products of matrices mod 2^64 by float64 GEMM: limbs side by side, one GEMM per diagonal. Scratch memory.
 
-With A = Σ A_i 2^(w i) and B = Σ B_j 2^(w j), the products that meet at 2^(w d) are one GEMM: A_i for i = lo..hi lie
-side by side along the inner dimension ([M, L, K]), B_j in descending j below one another ([L', K, N]), so that every
-diagonal is a slice of both, without a copy. float64 adds integers exactly up to 2^53; the inner dimension is cut into
-blocks accordingly, and blocks are added up as int64.
+A signed 64-bit x is split into balanced limbs of w = 22 bits: x = x_0 + x_1 2^22 + x_2 2^44 mod 2^64, where x_0 and x_1
+are from -2^21 to 2^21 and |x_2| <= 2^19. With A = Σ A_i 2^(w i) and B = Σ B_j 2^(w j), the products that meet at
+2^(w d) are one GEMM: A_i in ascending i lie side by side along the inner dimension ([M, L, K]), B_j in descending j
+below one another ([L, K, N]), so that every diagonal is a slice of both, without a copy. Diagonals 0..2 (6 products)
+are all that survives mod 2^64.
 
-Two splits of a signed 64-bit x:
-
-`split_wrapping`  w = 22, balanced, for products mod 2^64: x = x0 + x1 2^22 + x2 2^44 mod 2^64, |x0|, |x1| <= 2^21,
-                  |x2| <= 2^19. Diagonals 0..2 (6 products) are all that survives. A diagonal sums 3 K terms of 2^42:
-                  K <= 682.
-`split_exact`     w = 21, for products over the integers: x = x0 + x1 2^21 + x2 2^42, 0 <= x0, x1 < 2^21,
-                  -2^21 <= x2 < 2^21; nothing to balance, half the passes. 9 products on 5 diagonals; K <= 682.
-                  An element of F_p is six such limbs, the last one of 22 bits: 18 products on 8 diagonals, where one
-                  term of 2^43 and two of 2^42 meet: K <= 512.
+float64 adds integers exactly up to 2^53, and a diagonal sums 3 K terms of 2^42: K <= 682. The inner dimension is cut
+into blocks of 512 accordingly, and blocks are added up as int64.
 """
 
 from __future__ import annotations
@@ -24,12 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 I64: TypeAlias = npt.NDArray[np.int64]
-U64: TypeAlias = npt.NDArray[np.uint64]
 F64: TypeAlias = npt.NDArray[np.float64]
 
 INNER_BLOCK: Final = 512
 WRAPPING_BITS: Final = 22
-EXACT_BITS: Final = 21
 
 
 class Workspace:
@@ -78,53 +70,16 @@ def _signed_low(x: I64, up: np.int64, out: I64) -> I64:
     return np.right_shift(out, up, out=out)
 
 
-def split_exact(x: I64, limbs: tuple[F64, F64, F64], scratch: I64) -> None:
-    mask = np.int64((1 << 21) - 1)
-    np.copyto(limbs[0], np.bitwise_and(x, mask, out=scratch))
-    np.right_shift(x, np.int64(21), out=scratch)
-    np.copyto(limbs[1], np.bitwise_and(scratch, mask, out=scratch))
-    np.copyto(limbs[2], np.right_shift(x, np.int64(42), out=scratch))
+def diagonal_product(left: F64, right: F64, product: F64, out: I64, *, first: bool) -> None:
+    """out[d] (+)= Σ_i A_i B_(d - i) for d < L; sets if `first`, adds if not.
 
-
-def split_field(low: U64, high: U64, limbs: tuple[F64, ...], scratch: I64) -> None:
-    """Six limbs of high 2^64 + low < 2^127."""
-    mask, words = np.uint64((1 << 21) - 1), scratch.view(np.uint64)
-
-    def put(limb: F64) -> None:
-        np.copyto(limb, scratch)  # as int64, which casts faster than uint64
-
-    np.bitwise_and(low, mask, out=words)
-    put(limbs[0])
-    np.right_shift(low, np.uint64(21), out=words)
-    np.bitwise_and(words, mask, out=words)
-    put(limbs[1])
-    np.right_shift(low, np.uint64(42), out=words)
-    np.bitwise_and(words, mask, out=words)
-    put(limbs[2])
-    np.left_shift(high, np.uint64(1), out=words)  # bit 63 of the value
-    np.bitwise_or(words, low >> np.uint64(63), out=words)
-    np.bitwise_and(words, mask, out=words)
-    put(limbs[3])
-    np.right_shift(high, np.uint64(20), out=words)  # bit 84
-    np.bitwise_and(words, mask, out=words)
-    put(limbs[4])
-    np.right_shift(high, np.uint64(41), out=words)  # bit 105
-    put(limbs[5])
-
-
-def diagonal_product(left: F64, right: F64, diagonals: int, product: F64, out: I64, *, first: bool) -> None:
-    """out[d] (+)= Σ_i A_i B_(d - i) for d < diagonals; sets if `first`, adds if not.
-
-    left: [..., M, L, K] with A_i at [..., i, :]; right: [..., L', K, N] with B_j at [..., L' - 1 - j, :, :]; both
-    C-contiguous. product: scratch [..., M, N]; out: int64 [diagonals, ..., M, N]."""
-    limbs_a, inner = left.shape[-2:]
-    limbs_b, columns = right.shape[-3], right.shape[-1]
-    for d in range(diagonals):
-        lo, hi = max(0, d - limbs_b + 1), min(limbs_a - 1, d)
-        at = limbs_b - 1 - d + lo
-        width = (hi - lo + 1) * inner
-        a = left[..., lo : hi + 1, :].reshape(*left.shape[:-2], width)
-        b = right[..., at : at + hi - lo + 1, :, :].reshape(*right.shape[:-3], width, columns)
+    left: [..., M, L, K] with A_i at [..., i, :]; right: [..., L, K, N] with B_j at [..., L - 1 - j, :, :]; both
+    C-contiguous. product: scratch [..., M, N]; out: int64 [L, ..., M, N]."""
+    limbs, inner = left.shape[-2:]
+    columns = right.shape[-1]
+    for d in range(limbs):
+        a = left[..., : d + 1, :].reshape(*left.shape[:-2], (d + 1) * inner)
+        b = right[..., limbs - 1 - d :, :, :].reshape(*right.shape[:-3], (d + 1) * inner, columns)
         np.matmul(a, b, out=product)
         if first:
             np.copyto(out[d], product, casting="unsafe")

@@ -99,7 +99,7 @@ def matmul(
     `out` if given (C-contiguous, not an operand). With `workspace`, scratch memory is kept between calls.
 
     Raises `LocalError` for other dtypes or shapes that don't fit."""
-    shape = product_shape("matmul", a, b)
+    shape = product_shape(a, b)
     if out is None:
         out = np.empty(shape, dtype=np.int64)
     elif out.shape != shape or out.dtype != np.int64 or not out.flags.c_contiguous:
@@ -118,21 +118,17 @@ def matmul(
     return out
 
 
-def product_shape(what: str, a: I64, b: I64) -> tuple[int, ...]:
+def product_shape(a: I64, b: I64) -> tuple[int, ...]:
     """Shape of a @ b. Raises `LocalError` for other dtypes than int64 and for shapes that don't fit."""
     if a.dtype != np.int64 or b.dtype != np.int64:
-        raise LocalError(f"{what}: expected int64 operands, got {a.dtype} and {b.dtype}")
-    return matrix_shape(what, a.shape, b.shape)
-
-
-def matrix_shape(what: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    if len(a) < 2 or len(b) < 2 or a[-1] != b[-2]:
-        raise LocalError(f"{what}: shapes {a} and {b} do not fit")
+        raise LocalError(f"matmul: expected int64 operands, got {a.dtype} and {b.dtype}")
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise LocalError(f"matmul: shapes {a.shape} and {b.shape} do not fit")
     try:
-        batch = np.broadcast_shapes(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else ()
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]) if a.ndim > 2 or b.ndim > 2 else ()
     except ValueError:
-        raise LocalError(f"{what}: batch dimensions of {a} and {b} do not fit") from None
-    return (*batch, a[-2], b[-1])
+        raise LocalError(f"matmul: batch dimensions of {a.shape} and {b.shape} do not fit") from None
+    return (*batch, a.shape[-2], b.shape[-1])
 
 
 def _limbs(a: I64, b: I64, out: I64, workspace: Workspace) -> None:
@@ -155,7 +151,7 @@ def _limbs(a: I64, b: I64, out: I64, workspace: Workspace) -> None:
             workspace.integers("scratch", y.shape),
             workspace.integers("rest", y.shape),
         )
-        diagonal_product(left, right, 3, product, diagonals, first=start == 0)
+        diagonal_product(left, right, product, diagonals, first=start == 0)
     np.left_shift(diagonals[2], np.int64(WRAPPING_BITS), out=out)
     np.add(out, diagonals[1], out=out)
     np.left_shift(out, np.int64(WRAPPING_BITS), out=out)

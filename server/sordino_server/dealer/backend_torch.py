@@ -8,7 +8,7 @@ such product, and two ways around it, both exact:
            x + 0x8080...80 mod 2^64, read as bytes, each with its top bit flipped, are the limbs: no carries to make.
            int32 sums: 8 K 2^14 <= 2^30 for K <= 8192. Sizes are padded to what the call takes.
 
-F_p and products over the integers: 21-bit limbs and float64, as in `ring.fp_matmul`, carried into F_p on the device.
+F_p, entry by entry: `fp_torch`.
 
 Sums are exact only if the device really adds float64 (newer cuBLAS can emulate it, if the environment asks for that):
 a backend multiplies the worst case once when it is made, and refuses a device that gets it wrong.
@@ -25,13 +25,11 @@ import torch
 from sordino_common.errors import LocalError
 from sordino_common.ring.backend import NumpyBackend
 from sordino_common.ring.fp import Fp, P
-from sordino_common.ring.limbs import EXACT_BITS, I64, INNER_BLOCK, WRAPPING_BITS
-from sordino_common.ring.matmul import matrix_shape, product_shape
+from sordino_common.ring.limbs import I64, INNER_BLOCK, WRAPPING_BITS
+from sordino_common.ring.matmul import product_shape
 from sordino_server.dealer.fp_torch import (
-    Words,
     as_int64,
     field_array,
-    fold_rows,
     multiply,
     multiply_words,
     scalar_words,
@@ -41,7 +39,6 @@ from sordino_server.dealer.fp_torch import (
 
 Kernel = Literal["integer", "float64", "int8"]
 
-_EXACT_MASK: Final = (1 << EXACT_BITS) - 1
 _BYTES: Final = 8
 _BYTES_OFFSET: Final = as_int64(0x8080808080808080)
 _INT8_INNER: Final = 8192
@@ -75,7 +72,6 @@ class TorchBackend:
             raise LocalError(f"dealer: torch has no int64 product on {device!r}; use kernel 'int8' or 'float64'")
         self._numpy = NumpyBackend()
         self._min_ring = 0 if on_cpu or all_on_device else _GPU_PRODUCTS
-        self._min_field: float = 0 if all_on_device else math.inf if on_cpu else _GPU_PRODUCTS
         self._min_elements: float = 0 if all_on_device else math.inf if on_cpu else _GPU_ELEMENTS
         self._self_test()
 
@@ -84,30 +80,12 @@ class TorchBackend:
         return f"torch {self._device} ({self._kernel})"
 
     def matmul(self, a: I64, b: I64) -> I64:
-        shape = product_shape("matmul", a, b)
+        shape = product_shape(a, b)
         if not math.prod(shape) or not a.shape[-1]:
             return np.zeros(shape, dtype=np.int64)
         if math.prod(shape) * a.shape[-1] < self._min_ring:
             return self._numpy.matmul(a, b)
         return self._ring_product(a, b)
-
-    def matmul_exact(self, a: I64, b: I64) -> tuple[I64, Fp]:
-        shape = product_shape("fp.matmul_exact", a, b)
-        if math.prod(shape) * a.shape[-1] < self._min_field:
-            return self._numpy.matmul_exact(a, b)
-        rows = _diagonals(_exact_limbs(self._put(a)), _exact_limbs(self._put(b)), 5, shape)
-        ring = rows[0] + (rows[1] << EXACT_BITS) + (rows[2] << 2 * EXACT_BITS) + (rows[3] << 3 * EXACT_BITS)
-        return _get(ring), field_array(fold_rows(rows, EXACT_BITS))
-
-    def fp_matmul_int64(self, a: I64, b: Fp) -> Fp:
-        shape = matrix_shape("fp.matmul_int64", a.shape, b.shape[1:])
-        if math.prod(shape) * a.shape[-1] < self._min_field:
-            return self._numpy.fp_matmul_int64(a, b)
-        _check(a, "fp.matmul_int64", np.int64)
-        _check(b, "fp.matmul_int64", np.uint64)
-        rows = _diagonals(_exact_limbs(self._put(a)), _field_limbs(words_of(b, self._device)), 8, shape)
-        low = torch.stack([rows[0] + ((rows[7] & 1) << 20), rows[1] + (rows[7] >> 1)])  # row 7 stands at 2^147 = 2^20
-        return field_array(fold_rows(torch.cat([low, rows[2:7]]), EXACT_BITS))
 
     def fp_scale(self, alpha: int, v: I64) -> Fp:
         if v.size < self._min_elements:
@@ -142,7 +120,7 @@ class TorchBackend:
             return _get(torch.matmul(x, y))
         if self._kernel == "int8":
             return _get(_int8_product(x, y))
-        rows = _diagonals(_wrapping_limbs(x), _wrapping_limbs(y), 3, product_shape("matmul", a, b))
+        rows = _diagonals(_wrapping_limbs(x), _wrapping_limbs(y), product_shape(a, b))
         return _get(rows[0] + (rows[1] << WRAPPING_BITS) + (rows[2] << 2 * WRAPPING_BITS))
 
     def _put(self, x: I64) -> torch.Tensor:
@@ -153,14 +131,9 @@ class TorchBackend:
         worst = np.full((32, INNER_BLOCK), as_int64(0x8080808080808080), dtype=np.int64)
         half = -(1 << 21)
         balanced = np.full((32, INNER_BLOCK), half + (half << WRAPPING_BITS), dtype=np.int64)
-        exact = np.full((32, INNER_BLOCK), -(1 << 63) + (1 << 42) - 1, dtype=np.int64)
-        for x in (worst, balanced, exact):
-            entry = int(x[0, 0]) ** 2 * INNER_BLOCK
-            right = bool(np.all(self._ring_product(x, x.T) == np.int64(as_int64(entry % (1 << 64)))))
-            rows = _diagonals(_exact_limbs(self._put(x)), _exact_limbs(self._put(x.T)), 5, (32, 32))
-            field = field_array(fold_rows(rows, EXACT_BITS))
-            right &= bool(np.all(field[0] == entry % P % (1 << 64)) and np.all(field[1] == entry % P >> 64))
-            if not right:
+        for x in (worst, balanced):
+            entry = as_int64(int(x[0, 0]) ** 2 * INNER_BLOCK % (1 << 64))
+            if not np.all(self._ring_product(x, x.T) == np.int64(entry)):
                 raise LocalError(
                     f"dealer: {self.name} does not multiply exactly; is float64 emulation on? Use the NumPy backend"
                 )
@@ -183,34 +156,17 @@ def _wrapping_limbs(x: torch.Tensor) -> list[torch.Tensor]:
     return [(x << up) >> up, (middle << up) >> up, (middle + half) >> WRAPPING_BITS]
 
 
-def _exact_limbs(x: torch.Tensor) -> list[torch.Tensor]:
-    """Two limbs of 21 bits and a signed one of 22."""
-    return [x & _EXACT_MASK, (x >> EXACT_BITS) & _EXACT_MASK, x >> 2 * EXACT_BITS]
-
-
-def _field_limbs(words: Words) -> list[torch.Tensor]:
-    """Five limbs of 21 bits and one of 22."""
-    low, high = words
-    crossing = ((low >> 63) & 1) | (high << 1)
-    return [
-        *(limb & _EXACT_MASK for limb in (low, low >> 21, low >> 42, crossing, high >> 20)),
-        high >> 41,
-    ]
-
-
-def _diagonals(a: list[torch.Tensor], b: list[torch.Tensor], count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Σ_i a_i b_(d - i) for d < count as int64 [count, *shape]; see `ring.limbs.diagonal_product`."""
-    inner = a[0].shape[-1]
+def _diagonals(a: list[torch.Tensor], b: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    """Σ_i a_i b_(d - i) for d < len(a) as int64 [len(a), *shape]; see `ring.limbs.diagonal_product`."""
+    count, inner = len(a), a[0].shape[-1]
     rows = torch.zeros((count, *shape), dtype=torch.int64, device=a[0].device)
     for start in range(0, inner, INNER_BLOCK):
         stop = min(start + INNER_BLOCK, inner)
         left = torch.stack([limb[..., start:stop] for limb in a], dim=-2).to(torch.float64)
         right = torch.stack([limb[..., start:stop, :] for limb in reversed(b)], dim=-3).to(torch.float64)
         for d in range(count):
-            lo, hi = max(0, d - len(b) + 1), min(len(a) - 1, d)
-            at = len(b) - 1 - d + lo
-            x = left[..., lo : hi + 1, :].flatten(-2)
-            y = right[..., at : at + hi - lo + 1, :, :].flatten(-3, -2)
+            x = left[..., : d + 1, :].flatten(-2)
+            y = right[..., count - 1 - d :, :, :].flatten(-3, -2)
             rows[d] += torch.matmul(x, y).to(torch.int64)
     return rows
 

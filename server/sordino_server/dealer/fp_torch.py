@@ -80,22 +80,6 @@ def _fold_once(low: torch.Tensor, high: torch.Tensor, over: torch.Tensor, signed
     return total, (high & _HIGH_MASK) + carry
 
 
-def fold_rows(rows: torch.Tensor, bits: int) -> Words:
-    """Σ_j rows[j] 2^(bits j) mod p; see `ring.fp_core.fold_rows`."""
-    first_high = -(-64 // bits)
-    low, carry = rows[0], rows[0]
-    high = torch.zeros_like(low)
-    for j in range(1, len(rows)):
-        if j < first_high:
-            low = low + (rows[j] << (bits * j))
-        if j == first_high:
-            high = carry >> (64 - bits * (j - 1))
-        if j >= first_high:
-            high = high + (rows[j] << (bits * j - 64))
-        carry = (carry >> bits) + rows[j]
-    return fold(low, high, carry >> (127 - bits * (len(rows) - 1)))
-
-
 def multiply(a: tuple[Factor, Factor], v: torch.Tensor, *, signed: bool = True) -> Words:
     """a v mod p, v signed or not; a: words of canonical elements, tensors or numbers. Columns as in
     `ring.fp_elementwise`."""
