@@ -21,13 +21,9 @@ from sordino_common.ring.prg import Seed
 
 SIZES = (64, 2048, 11_264, 22_528)
 ALPHA = (1 << 126) + 12345
-BUDGETED, BUDGET_PASSES = (
-    22_528,
-    80,
-)  # two MACs for each of a Boston step's 11,234 openings, in 0.3 ms where a pass takes 3.7 us
 
 
-def elementwise() -> dict[str, float]:
+def elementwise() -> None:
     print("passes (int64 additions of the same size)\nelements  " + "".join(f"{size:>10,d}" for size in SIZES))
     table: dict[str, list[float]] = {}
     for size in SIZES:
@@ -35,19 +31,16 @@ def elementwise() -> dict[str, float]:
         v = rng.integers(-(1 << 63), (1 << 63) - 1, size)
         u, w = v[::-1].copy().view(np.uint64), np.empty_like(v)
         a, b = (fp.expand_fp(Seed(bytes(32)), name, (size,)) for name in (b"a", b"b"))
-        out, seed, space = np.empty_like(a), Seed(bytes(32)), Workspace()
         operations: dict[str, Callable[[], object]] = {
             "pass": lambda v=v, w=w: np.add(v, v, out=w),
-            "add": lambda a=a, b=b, out=out: fp.add(a, b, out),
-            "sub": lambda a=a, b=b, out=out: fp.sub(a, b, out),
-            "scale": lambda v=v, out=out: fp.scale(ALPHA, v, out),
-            "scale_fp": lambda a=a, out=out: fp.scale_fp(ALPHA, a, out),
-            "weighted": lambda u=u, v=v, out=out: fp.weighted(u, v, out),
-            "mul_int64": lambda a=a, v=v, out=out: fp.mul_int64(a, v, out),
-            "mul": lambda a=a, b=b, out=out: fp.mul(a, b, out),
-            "dots": lambda a=a, b=b, v=v, space=space: fp.dots(a, (b, v), workspace=space),
-            "sum_": lambda a=a: fp.sum_(a, (0,)),
-            "expand_fp": lambda out=out, seed=seed, size=size: fp.expand_fp(seed, b"e", (size,), out),
+            "add": lambda a=a, b=b: fp.add(a, b),
+            "sub": lambda a=a, b=b: fp.sub(a, b),
+            "scale": lambda v=v: fp.scale(ALPHA, v),
+            "scale_fp": lambda a=a: fp.scale_fp(ALPHA, a),
+            "weighted": lambda u=u, v=v: fp.weighted(u, v),
+            "mul_exact": lambda v=v: fp.mul_exact(v, v),
+            "mul_int64": lambda a=a, v=v: fp.mul_int64(a, v),
+            "expand_fp": lambda size=size: fp.expand_fp(Seed(bytes(32)), b"e", (size,)),
         }
         seconds = best_seconds(operations, rounds=5, slice_s=0.02)
         for name in operations:
@@ -55,7 +48,6 @@ def elementwise() -> dict[str, float]:
     for name, ratios in table.items():
         if name != "pass":
             print(f"{name:10s}" + "".join(f"{ratio:10.1f}" for ratio in ratios))
-    return {name: ratios[SIZES.index(BUDGETED)] for name, ratios in table.items()}
 
 
 def against_python() -> None:
@@ -68,36 +60,62 @@ def against_python() -> None:
     print(f"\nscale() of {size} elements: {seconds['python'] / seconds['fp']:.0f}x as fast as Python integers")
 
 
-def checks() -> None:
-    """Matrices of a check times vectors, over casting the matrix to float64 once (int64 entries: one cast, F_p: two).
-    `mat_vecs` is 16 of them, an F_p and an int64 matrix each, over as many triple casts."""
-    print("\ntimes a cast of the int64 matrix to float64\nmatrix         mat_vec mat_vec_fp   mat_vecs")
-    for rows, columns in ((32, 13), (32, 64), (13, 64), (128, 784), (784, 128)):
-        t = np.random.default_rng(0).integers(-(1 << 63), (1 << 63) - 1, (rows, columns))
-        t_fp = fp.expand_fp(Seed(bytes(32)), b"t", (rows, columns))
-        v = fp.expand_fp(Seed(bytes(32)), b"v", (columns,))
-        jobs, space = [(t_fp, t, fp.vectors(t[0] & np.int64((1 << 63) - 1)))] * 16, Workspace()
-        floats = np.empty((rows, columns))
+def inner_products() -> None:
+    """Over casting every word of every vector to float64 limbs of 16 bits once: what must be done at least. The shapes
+    are those of a check of the Boston step: most elements of one member, of the dealer, and small families."""
+    print("\ninner products, times a cast of all vectors\nvectors (F_p, int64)   pairs   rows x entries    dots")
+    shapes = ((5, 7, 13, 1, 14_336), (5, 7, 13, 1, 2048), (3, 8, 8, 7, 2048), (1, 1, 1, 1, 224), (1, 1, 1, 7, 32))
+    for of_field, of_integers, count, rows, entries in shapes:
+        rng, space = np.random.default_rng(0), Workspace()
+        left = [fp.expand_fp(Seed(bytes(32)), b"%d" % k, (rows, entries)) for k in range(of_field)]
+        right = [rng.integers(-(1 << 63), (1 << 63) - 1, (rows, entries)) for _ in range(of_integers)]
+        pairs = [(k % of_field, k % of_integers) for k in range(count)]
+        words = rng.integers(0, 1 << 62, (2 * of_field + of_integers, rows * entries))
+        floats = np.empty((len(words), 4 * rows * entries))
         seconds = best_seconds(
             {
-                "cast": lambda t=t, floats=floats: np.copyto(floats, t),
-                "mat_vec": lambda t=t, v=v: fp.mat_vec(t, v),
-                "mat_vec_fp": lambda t=t_fp, v=v: fp.mat_vec_fp(t, v),
-                "mat_vecs": lambda jobs=jobs, space=space: fp.mat_vecs(jobs, workspace=space),
+                "cast": lambda words=words, floats=floats: np.copyto(floats, words.view(np.uint16)),
+                "dots": lambda left=left, right=right, pairs=pairs, space=space: fp.dots(
+                    left, right, pairs, workspace=space
+                ),
             },
             rounds=5,
         )
-        ratios = [seconds[name] / seconds["cast"] for name in ("mat_vec", "mat_vec_fp", "mat_vecs")]
-        ratios[2] /= 3 * len(jobs)
-        print(f"{rows:4d} x {columns:3d}   " + "".join(f"{ratio:11.1f}" for ratio in ratios))
+        ratio = seconds["dots"] / seconds["cast"]
+        print(f"{of_field:9d} {of_integers:6d} {count:13d} {rows:6d} x {entries:6d} {ratio:10.1f}")
+
+
+def matrices() -> None:
+    """18 matrices together, of the sizes that a check of the Boston step has, over casting them to float64 once."""
+    print("\nmatrices times vectors, times a cast of the matrices\nsteps together   mat_vecs   vectors")
+    sizes = [(13, 32), (64, 32), (1, 32), (32, 64), (32, 1), (13, 64), (64, 1), (1, 64), (32, 13)]
+    for steps in (1, 2, 7):
+        rng, space = np.random.default_rng(0), Workspace()
+        a = [rng.integers(-(1 << 63), (1 << 63) - 1, (steps, *size)) for size in 2 * sizes]
+        v = [rng.integers(0, (1 << 63) - 1, steps * columns) for _, columns in 2 * sizes]
+        jobs = [
+            (each, fp.vectors(numbers).reshape(1, steps, each.shape[2], -1)) for each, numbers in zip(a, v, strict=True)
+        ]
+        drawn = np.concatenate(v)
+        words = np.concatenate([each.reshape(-1) for each in a])
+        floats = np.empty(words.shape)
+        seconds = best_seconds(
+            {
+                "cast": lambda words=words, floats=floats: np.copyto(floats, words),
+                "mat_vecs": lambda jobs=jobs, space=space: fp.mat_vecs(jobs, workspace=space),
+                "vectors": lambda drawn=drawn: fp.vectors(drawn),
+            },
+            rounds=5,
+        )
+        ratios = [seconds[name] / seconds["cast"] for name in ("mat_vecs", "vectors")]
+        print(f"{steps:14d} {ratios[0]:10.1f} {ratios[1]:9.1f}")
 
 
 def main() -> None:
-    passes = elementwise()
-    within = passes["scale"] <= BUDGET_PASSES
-    print(f"\nscale() of {BUDGETED:,d} elements: {passes['scale']:.0f} passes of {BUDGET_PASSES}: {within}")
+    elementwise()
     against_python()
-    checks()
+    inner_products()
+    matrices()
 
 
 if __name__ == "__main__":

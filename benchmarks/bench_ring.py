@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from timing import best_seconds
 
-from sordino_common.ring.backend import NumpyBackend
 from sordino_common.ring.limbs import Workspace
 from sordino_common.ring.matmul import choose_backend, costs_here, matmul, measure_costs
 from sordino_common.ring.prg import Seed, expand_ring
@@ -63,37 +62,6 @@ def products() -> None:
         )
 
 
-def with_macs() -> None:
-    """What a MAC over the product costs the dealer: F_p beside the ring, by itself or from one exact product."""
-    print("\nproduct with its MAC, time over the ring product's alone")
-    print("shape             a (alpha b) in F_p   exact product, then alpha   torch backend")
-    rng, numpy, on_torch = np.random.default_rng(0), NumpyBackend(), TorchBackend()
-    alpha = (1 << 126) + 12345
-    for rows, inner, columns in ((32, 13, 64), (13, 32, 64), (128, 128, 128), (128, 784, 128)):
-        a = rng.integers(-(1 << 63), (1 << 63) - 1, (rows, inner))
-        b = rng.integers(-(1 << 63), (1 << 63) - 1, (inner, columns))
-        tagged = numpy.fp_scale(alpha, b)
-
-        def apart(backend: NumpyBackend | TorchBackend, a: object = a, b: object = b, tagged: object = tagged) -> None:
-            backend.matmul(a, b)  # type: ignore[arg-type]
-            backend.fp_matmul_int64(a, tagged)  # type: ignore[arg-type]
-
-        def together(a: object = a, b: object = b) -> None:
-            _, exact = numpy.matmul_exact(a, b)  # type: ignore[arg-type]
-            numpy.fp_scale_fp(alpha, exact)
-
-        seconds = best_seconds(
-            {
-                "ring": lambda a=a, b=b: numpy.matmul(a, b),
-                "apart": lambda apart=apart: apart(numpy),
-                "together": together,
-                "torch": lambda apart=apart: apart(on_torch),
-            }
-        )
-        ratios = [seconds[name] / seconds["ring"] for name in ("apart", "together", "torch")]
-        print(f"{rows:4d} x {inner:3d} x {columns:3d}   {ratios[0]:14.1f}   {ratios[1]:22.1f}   {ratios[2]:16.1f}")
-
-
 def expansion() -> None:
     print()
     generator, key = np.random.Generator(np.random.Philox(0)), bytes(32)
@@ -123,7 +91,6 @@ def expansion() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     products()
-    with_macs()
     expansion()
 
 
