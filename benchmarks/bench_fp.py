@@ -37,8 +37,7 @@ def elementwise() -> None:
             "sub": lambda a=a, b=b: fp.sub(a, b),
             "scale": lambda v=v: fp.scale(ALPHA, v),
             "scale_fp": lambda a=a: fp.scale_fp(ALPHA, a),
-            "weighted": lambda u=u, v=v: fp.weighted(u, v),
-            "mul_exact": lambda v=v: fp.mul_exact(v, v),
+            "mul_exact": lambda u=u, v=v: fp.mul_exact(u.view(np.int64), v),
             "mul_int64": lambda a=a, v=v: fp.mul_int64(a, v),
             "expand_fp": lambda size=size: fp.expand_fp(Seed(bytes(32)), b"e", (size,)),
         }

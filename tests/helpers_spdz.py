@@ -65,9 +65,6 @@ class SlowField:
     def mul_int64(self, a: Any, v: I64) -> Any:
         return self.pack(np.asarray(self.ints(a) * v.astype(object), dtype=object))
 
-    def weighted(self, rho: I64, v: I64) -> Any:
-        return self.pack(np.asarray(rho.astype(object) * v.astype(object), dtype=object))
-
     def mul_exact(self, a: I64, b: I64) -> Any:
         return self.pack(np.asarray(a.astype(object) * b.astype(object), dtype=object))
 

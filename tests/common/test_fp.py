@@ -70,7 +70,6 @@ def test_products_by_integers(rows: list[tuple[int, int, int]], alpha: int) -> N
     a, v = field([row[0] for row in rows]), ints([row[1] for row in rows])
     u = np.array([row[2] for row in rows], dtype=np.uint64)
     is_exactly(fp.mul_int64(a, v), [x * y for x, y, _ in rows])
-    is_exactly(fp.weighted(u, v), [x * y for _, x, y in rows])
     is_exactly(fp.mul_exact(v, u.view(np.int64)), [x * (y - (y >> 63 << 64)) for _, x, y in rows])
     is_exactly(fp.scale(alpha, v), [alpha * y for _, y, _ in rows])
     is_exactly(fp.scale_fp(alpha, a), [alpha * x for x, _, _ in rows])
@@ -85,7 +84,6 @@ def test_every_pair_of_edges() -> None:
     is_exactly(fp.mul_int64(field(x), ints(y)), [p * q for p, q in zip(x, y, strict=True)])
     x, y = every_pair(INT_EDGES, INT_EDGES)
     is_exactly(fp.mul_exact(ints(x), ints(y)), [p * q for p, q in zip(x, y, strict=True)])
-    is_exactly(fp.weighted(ints(x).view(np.uint64), ints(y)), [p % 2**64 * q for p, q in zip(x, y, strict=True)])
     for alpha in EDGES:
         is_exactly(fp.scale(alpha, ints(INT_EDGES)), [alpha * value for value in INT_EDGES])
         is_exactly(fp.scale_fp(alpha, field(EDGES)), [alpha * value for value in EDGES])
@@ -112,7 +110,7 @@ def test_shapes(shape: tuple[int, ...]) -> None:
         assert result.shape == (2, *shape)
         is_exactly(result, [2 * value for value in values])
     is_exactly(fp.sub(a, from_ints([value + 1 for value in values], shape)), [-1] * len(values))
-    assert fp.weighted(v.view(np.uint64), v).shape == fp.mul_exact(v, v).shape == (2, *shape)
+    assert fp.mul_exact(v, v).shape == (2, *shape)
     is_exactly(fp.mul_exact(v, v), [value * value for value in values])
 
 
@@ -196,8 +194,7 @@ def test_refusals() -> None:
         (r"fp\.add: shapes \(3,\) and \(2,\) differ", lambda: fp.add(a, a[:, :2])),
         (r"fp\.mul_int64: expected int64, got uint64\[3\]", lambda: fp.mul_int64(a, v.view(np.uint64))),  # type: ignore[arg-type]
         (r"fp\.mul_int64: shapes \(3,\) and \(1,\) differ", lambda: fp.mul_int64(a, v[:1])),
-        (r"fp\.weighted: expected uint64, got int64\[3\]", lambda: fp.weighted(v, v)),  # type: ignore[arg-type]
-        (r"fp\.weighted: shapes \(3,\) and \(2,\) differ", lambda: fp.weighted(v.view(np.uint64), v[:2])),
+        (r"fp\.mul_exact: shapes \(3,\) and \(2,\) differ", lambda: fp.mul_exact(v, v[:2])),
         (r"fp\.scale: the scalar is not in 0\.\.p-1", lambda: fp.scale(P, v)),
         (r"fp\.scale_fp: the scalar is not in 0\.\.p-1", lambda: fp.scale_fp(-1, a)),
         (r"fp\.scale: expected int64, got int32\[3\]", lambda: fp.scale(1, v.astype(np.int32))),  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy as np
 
 from sordino_common.ring.fp_core import FP_BYTES, HIGH_MASK, Fp, P, canonical, new
 from sordino_common.ring.fp_dots import dots
-from sordino_common.ring.fp_elementwise import add, mul_exact, mul_int64, scale, scale_fp, sub, weighted
+from sordino_common.ring.fp_elementwise import add, mul_exact, mul_int64, scale, scale_fp, sub
 from sordino_common.ring.fp_mat_vecs import mat_vecs, vectors
 from sordino_common.ring.prg import Seed, expand_bytes
 
@@ -29,7 +29,6 @@ __all__ = [
     "scale_fp",
     "sub",
     "vectors",
-    "weighted",
 ]
 
 

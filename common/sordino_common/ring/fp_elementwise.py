@@ -21,7 +21,6 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.errors import LocalError
 from sordino_common.ring.fp_core import (
     HALF,
     HALF_MASK,
@@ -99,24 +98,11 @@ def scale_fp(alpha: int, a: Fp) -> Fp:
     return add(both[:, 0], _times_word(both[:, 1]))
 
 
-def weighted(rho: U64, v: I64) -> Fp:
-    """rho v mod p elementwise, shapes equal: 64-bit public coefficients times signed integers."""
-    _check_uint64("weighted", rho)
-    check_int64("weighted", v)
-    check_same("weighted", rho.shape, v.shape)
-    return _narrow(rho, v, x_signed=False)
-
-
 def mul_exact(a: I64, b: I64) -> Fp:
     """a b mod p elementwise, shapes equal: the integer product of two signed arrays, not wrapped at 2^64."""
     check_int64("mul_exact", a, b)
     check_same("mul_exact", a.shape, b.shape)
-    return _narrow(a, b, x_signed=True)
-
-
-def _check_uint64(what: str, u: U64) -> None:
-    if u.dtype != np.uint64:
-        raise LocalError(f"fp.{what}: expected uint64, got {u.dtype}{list(u.shape)}")
+    return _narrow(a, b)
 
 
 def _times_word(x: Fp) -> Fp:
@@ -223,7 +209,7 @@ def _halves(word: Factor, low: U64, high: U64) -> tuple[Factor, Factor]:
     return word & HALF_MASK, word >> HALF
 
 
-def _narrow(x: U64 | I64, v: I64, *, x_signed: bool) -> Fp:
+def _narrow(x: I64, v: I64) -> Fp:
     """x v mod p for 64-bit factors (|x v| < 2^127): the first two columns alone, 25 passes."""
     left, right, out = _flat(x), _flat(v), new(v.shape)
     low, high = out.reshape(2, -1) if out.size else out.reshape(2, 0)
@@ -235,18 +221,18 @@ def _narrow(x: U64 | I64, v: I64, *, x_signed: bool) -> Fp:
         x0, x1, v0, v1, t, s = scratch[:, :n]
         hi = high[at]
         np.bitwise_and(left[at], HALF_MASK, out=x0)
-        _shift(left[at], x1, x_signed)
+        _shift(left[at], x1, True)
         np.bitwise_and(right[at], HALF_MASK, out=v0)
         _shift(right[at], v1, True)
         np.multiply(x0, v0, out=t)
         np.right_shift(t, HALF, out=t)
         np.multiply(x1, v0, out=v0)
-        np.add(t, v0, out=t)  # unsigned if x1 is; else |x1 v0| <= 2^63 - 2^31 leaves room
+        np.add(t, v0, out=t)  # |x1 v0| <= 2^63 - 2^31 leaves room
         np.multiply(x0, v1, out=s)
         np.bitwise_and(t, HALF_MASK, out=x0)
         np.add(s, x0, out=s)
         np.multiply(x1, v1, out=hi)
-        _shift(t, t, x_signed)
+        _shift(t, t, True)
         _shift(s, s, True)
         np.add(hi, t, out=hi)
         np.add(hi, s, out=hi)

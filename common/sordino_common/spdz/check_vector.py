@@ -196,9 +196,8 @@ def tags_of(steps: Sequence[Numbers], places: Sequence[slice]) -> Fp:
 
 
 def _weights(field: Field, drawn: Sequence[I64], values: I64) -> Fp:
-    if len(drawn) == 1:
-        return field.weighted(drawn[0], values)
-    return field.mul_int64(field.mul_exact(drawn[0], drawn[1]), values)
+    weights = field.mul_exact(drawn[-1], values)
+    return weights if len(drawn) == 1 else field.mul_int64(weights, drawn[0])
 
 
 def _spread(drawn: I64, group: Group, result: tuple[int, ...]) -> I64:

@@ -35,8 +35,7 @@ class Field(Protocol):
     def scale(self, scalar: int, v: I64) -> Fp: ...
     def scale_fp(self, scalar: int, a: Fp) -> Fp: ...
 
-    # weights, and inner products (what `vectors` gives has n as its axis 1)
-    def weighted(self, rho: I64, v: I64) -> Fp: ...
+    # weights (products below 2^127), and inner products (what `vectors` gives has n as its axis 1)
     def mul_exact(self, a: I64, b: I64) -> Fp: ...
     def mul_int64(self, a: Fp, v: I64) -> Fp: ...
     def dots(
@@ -74,10 +73,6 @@ class Mersenne127:
 
     def mul_int64(self, a: Fp, v: I64) -> Fp:
         return self._backend.fp_mul_int64(a, v)
-
-    @staticmethod
-    def weighted(rho: I64, v: I64) -> Fp:
-        return fp.weighted(rho.view(np.uint64), v)
 
     @staticmethod
     def expand(seed: Seed, info: bytes, count: int) -> Fp:
