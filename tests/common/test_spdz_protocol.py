@@ -145,6 +145,30 @@ def test_tags_are_what_the_integers_say(odd: bool) -> None:
     assert [gamma % 2**64 for gamma in gammas] == [int(v) % 2**64 for v in gate_r]
 
 
+def test_one_call_deals_a_few_steps_at_most() -> None:
+    """Whoever asks for one waits for eight, of however many would fit; a retry throws no more away."""
+    b = Builder()
+    x = b.input("x", "x", (1, 1), 4.0)
+    circuit = b.circuit(out=("value", b.gate([("mul", x, x, 1)], shape=(1, 1))))
+    dealer = dealing.Dealer(toy_spec(2, circuit=circuit, steps=1000, owners=(("ada", 1),)), Seed(bytes(32)))
+    dealer.deal(0, 0)
+    assert len(dealer._ahead) == 7
+    dealer.rewind(0, 1)
+    assert not dealer._ahead
+
+
+def test_a_linear_node_without_dimensions() -> None:
+    """NumPy makes scalars of arrays without dimensions when they are multiplied."""
+    b = Builder()
+    x = b.input("x", "x", (2, 1), 2.0)
+    total = b.gate([("mul", x, x, 1, (0, 1))], shape=())
+    circuit = b.circuit(out=("value", b.linear((2, total), (-3, total), constant=9)))
+    spec = toy_spec(2, circuit=circuit, steps=1, owners=(("ada", 2),))
+    committee = Committee(spec, toy_rows(spec), {})
+    committee.run()
+    assert committee.outputs(0)["out"].shape == ()
+
+
 def coefficients_of(dealer: dealing.Dealer, numbers: Any) -> list[int]:
     """Of every element that opens, in the gates' order."""
     tagging = dealer._layout.tagging
@@ -232,6 +256,8 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened() -> None:
         security="active", steps=4, check_every=1, retries=3, schedule=spec.schedule,
     )  # fmt: skip
     resumed = Committee(later, rows, state, masks=masks, held=held, first_step=2)
+    with pytest.raises(ProtocolError, match="w: a kept value that the circuit has no room for"):
+        Committee(later, rows, state, masks=masks, held={"w": held["w"] | np.int64(1 << 60)}, first_step=2).start()
     resumed.run()
     start = {name: held[name] - masks[name] for name in held}
     batch = list(batches(later, rows))[2]

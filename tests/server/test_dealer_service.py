@@ -109,6 +109,19 @@ def test_who_provides_the_model_or_reads_an_output_gets_its_part() -> None:
     assert place.service.sessions == 0
 
 
+def test_a_step_that_all_have_checked_runs_never_again() -> None:
+    place = begun()
+    for name in NAMES:
+        place.tell(checked(2), sender=name)
+    dealt = len(place.got(m.SpdzCorrection))
+    place.tell(m.SpdzRestart(session=COMMAND.session, step=1, attempt=1))
+    assert place.service.refusals == 1
+    assert len(place.got(m.SpdzCorrection)) == dealt
+    place.tell(m.SpdzRestart(session=COMMAND.session, step=2, attempt=1))
+    assert place.service.refusals == 1
+    assert len(place.got(m.SpdzCorrection)) > dealt
+
+
 def test_masks_leave_on_the_parties_word_and_not_on_the_servers() -> None:
     place = begun()
     place.tell(m.SpdzConfirm(session=COMMAND.session, step=2))  # the server lies

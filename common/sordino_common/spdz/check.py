@@ -15,7 +15,7 @@ What stands in brackets is dealt in additive shares mod p: the *tags* (`tagging`
 
 and the members accept iff Σ σ_i = 0. Since ρ is in the tags, γ needs one tag a step and not one an element, a product
 of matrices two vectors as long as its inner dimension (ρ_bij = χ_bi ψ_j, as in Freivalds' check, IFIP 1977), and an
-operand of elementwise products one tag an element, however many gates of one shape it is used in: ρ_gj = κ_g ρ_j.
+operand of elementwise products one tag an element, in however many gates of one shape it is used: ρ_gj = κ_g ρ_j.
 
 Coefficients are 63 random bits each, expanded from a *joint seed* that all members' seeds of this check make
 together. A member's seed is part of its preprocessing (`coefficient_seed`): it could be expanded by the member at any
@@ -23,19 +23,24 @@ time, but not by anybody else but the dealer, so all coefficients are unknown un
 it does that when all members have said that they saw the same openings, and are bound to their own seeds
 (`verification`).
 
-Why a cheat is found. Let openings be wrong by e, 0 < |e| < 2^65 < p (false shares of λ or γ come down to that), and σ
-shares, tags included, by δ in all. The sum is α P + δ with P = Σ ρ e: a polynomial of degree at most 2 (κ ρ or χ ψ) in
-coefficients that are uniform and independent of e. It is not the zero polynomial, so by the lemma of Schwartz and
-Zippel it is 0 mod p with a chance of at most 2/2^63. If it is not, the sum is 0 for one α only. α is uniform given all
-that n - 1 members hold, since their shares of it and of the tags are, and δ is committed before any honest σ_i is seen.
-At most 2/2^63 + 2^-127 < 2^-61 in all.
+Why a cheat is found. Let openings be wrong by e (false shares of λ or γ come down to that), the first ones that are by
+0 < |e| < 2^65 < p, and σ shares, tags included, by δ in all. The sum is α P + δ with P = Σ ρ e: a polynomial of degree
+2 at most (κ ρ or χ ψ) in coefficients that are uniform and independent of e. Each opened element has a monomial of its
+own, so P is not the zero polynomial, and by the lemma of Schwartz and Zippel it is 0 mod p with a chance of at most
+2/2^63. If it is not, the sum is 0 for one α only. α is uniform given all that n - 1 members hold, since their shares of
+it and of the tags are, and δ is committed to whoever is to be deceived before that member shows its σ_i. At most 2/2^63
++ 2^-127 < 2^-61 in all.
 
-A member that opens another seed than it was dealt makes the honest compute V with coefficients ρ' that are not those in
-the tags: the sum is α (V'(ρ') - V(ρ)) + δ, V(ρ) of the right openings. ρ' depends by a hash on seeds that this member
-did not know when it committed to its own, so V' hits V with a chance of about 2^-127 only, and the check fails.
+A member that opens another seed than it was dealt, or different ones to different members, makes these compute with
+coefficients ρ' that are not those in the tags. The sum is then α Q + δ, where Q is a polynomial of degree 2 in both,
+which is not zero either, since γ is in it with ρ alone: the same bound.
 
-What the dealer learns: nothing, it sees no m. That it knows the coefficients gives it no more than α does, which it
-deals too: it is assumed honest about preprocessing, and not to collude with a member.
+A check that fails tells α to a cheater that hears the others' σ and withholds its own: too late, since α is of use only
+in a check that can still pass, and the next one does not begin.
+
+What the dealer learns: nothing, it sees no m. It deals α anyway, and is assumed honest about preprocessing and not to
+collude with a member. A dealer that provides inputs, too (a server with its model), and knows ρ could choose values
+that leave their range so that the wraps cancel: it harms its own result, which it may state freely.
 
 κ are drawn for a check, all else for each step of it: a member sums inner products of several steps at once.
 
@@ -100,6 +105,9 @@ class Numbers:
     kappas: Sequence[int]
     tags: Fp
 
+    def __repr__(self) -> str:
+        return "Numbers(hidden)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -111,6 +119,9 @@ class Record:
     values: Values
     opened: I64
     tags: Fp | None
+
+    def __repr__(self) -> str:
+        return f"Record(step={self.step}, attempt={self.attempt}, hidden)"
 
 
 class Sums:

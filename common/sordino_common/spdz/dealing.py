@@ -47,6 +47,7 @@ from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
 from sordino_common.spdz.transcript import joint_seed
 
 I64 = npt.NDArray[np.int64]
+_AHEAD: Final = 8  # steps dealt in one call at most: whoever waits for it waits no longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +190,7 @@ class Dealer:
     def _deal_ahead(self, step: int, attempt: int) -> None:
         """Deal this step, and some more with it."""
         spec, layout = self.spec, self._layout
-        count = 1 if spec.stepwise or not spec.active else min(steps_together(layout), spec.steps - step)
+        count = 1 if spec.stepwise or not spec.active else min(steps_together(layout), _AHEAD, spec.steps - step)
         state, drafts = self._state, []
         for number in range(step, step + count):
             gate_r = expand_ring(self._root, stream(spec, "r", number, attempt), (layout.gate_elements,))

@@ -193,3 +193,9 @@ def require_shape(value: I64, shape: tuple[int, ...], entry: CircuitInput) -> No
     """Raise `ProtocolError` unless `value` is int64 of that shape."""
     if value.dtype != np.int64 or value.shape != shape:
         raise ProtocolError(f"{entry.name}: expected int64{list(shape)}, got {value.dtype}{list(value.shape)}")
+
+
+def require_room(value: I64, entry: CircuitInput) -> None:
+    """Raise `ProtocolError` unless |m| fits the room that the circuit has for it."""
+    if value.size and max(int(value.max()), -int(value.min())) > entry.wire.room:
+        raise ProtocolError(f"{entry.name}: a kept value that the circuit has no room for")

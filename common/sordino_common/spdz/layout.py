@@ -147,7 +147,7 @@ def _linear_function(circuit: Circuit, node: Linear, *, constants: bool) -> Loca
         out: Array | None = None
         for coefficient, wire in terms:
             if out is None:
-                out = values[wire] * np.int64(coefficient) if coefficient != 1 else np.array(values[wire])
+                out = np.array(values[wire] * np.int64(coefficient))
             elif coefficient == 1:
                 np.add(out, values[wire], out=out)
             elif coefficient == -1:

@@ -13,9 +13,9 @@ is always checked first.
 So the check's four rounds travel with the openings of the next steps. It is of what was opened up to its own step:
 records and the hash of the transcript are taken when it begins, and its coefficients' seeds are opened after that, so
 later openings are none that it speaks of; they wait for the next check, which has seeds of its own. What a cheater
-learns from a check while later steps run (the seeds of coefficients that are used up, σ shares of a sum that is 0 or
-ends the session) says nothing of their masks, nor of α. There is one check at a time: a step at whose end one is due
-waits until the one before has passed, and behind the last step nothing runs.
+learns from a check while later steps run (the seeds of coefficients that are used up; σ shares of a sum that is 0, or
+α from one that is not, with which no check can pass any more) says nothing of their masks. There is one check at a
+time: a step at whose end one is due waits until the one before has passed, and behind the last step nothing runs.
 
 An error that a method raises ends the session: whatever is called next raises `SessionDead`. Messages may come early
 (they wait, bounded), twice (ignored if equal), or contradict one another (`ProtocolError`).
@@ -44,7 +44,7 @@ from sordino_common.spdz.errors import (
     UncheckedOpenings,
 )
 from sordino_common.spdz.field import Field, Mersenne127
-from sordino_common.spdz.intake import Intake, require_names, require_shape
+from sordino_common.spdz.intake import Intake, require_names, require_room, require_shape
 from sordino_common.spdz.layout import Values, layout_of
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
 from sordino_common.spdz.transcript import Transcript
@@ -213,6 +213,7 @@ class Party:
         require_names({entry.name for entry in entries}, state, "the checkpoint")
         for entry in entries:
             require_shape(state[entry.name], entry.wire.shape, entry)
+            require_room(state[entry.name], entry)
             self._transcript.add("resume", step, 0, 0, entry.name, state[entry.name])
         self._state = {entry.name: np.array(state[entry.name]) for entry in entries}
         self._step = step
@@ -232,8 +233,8 @@ class Party:
                 if at_edge(value, entry.bound_bits):
                     raise ProtocolError(f"{entry.name}: a masked value at the edge; its owner must mask it anew")
                 value = np.asarray(value >> np.int64(entry.shift))
-            elif value.size and max(int(value.max()), -int(value.min())) > entry.wire.room:
-                raise ProtocolError(f"{entry.name}: a kept value that the circuit has no room for")
+            else:
+                require_room(value, entry)
             self._transcript.add("fed", step, 0, 0, entry.name, value)
             state[entry.name] = value
         self._state, self._fed = state, step

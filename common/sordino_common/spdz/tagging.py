@@ -5,8 +5,8 @@ before the step's openings are fixed. Gates are of two kinds:
 
 `Family`   all gates of elementwise products whose results have one shape. They share the coefficients ρ of their
            elements, times a κ for each gate. So one tag α ρ λ for each element of a wire serves all products that the
-           wire is a factor of, in all gates of the family. (A gate without products has a coefficient for each
-           element, and no tags.)
+           wire is a factor of, in all gates of the family (one for each set of axes that products are summed over).
+           A gate without products has a coefficient for each element, and no tags.
 `Product`  of matrices, in a gate with coefficients χ for rows and ψ for columns: a tag for each element of α χ λ_A and
            of α λ_B ψ, vectors as long as the product's inner dimension. Elementwise products in such a gate form a
            family of its own, with ρ = χ ψ and without κ.

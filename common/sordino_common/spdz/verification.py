@@ -5,8 +5,10 @@
     check-3   commitment of σ_i (`check`, with coefficients from all seeds together)
     check-4   σ_i and the commitment's nonce                                sum is not 0: MacCheckError
 
-No seed leaves before everybody has said that it saw the same openings and is bound to its own seed, so the coefficients
-come after the openings; no σ leaves before all are committed, so nobody can make the sum 0 for the others.
+A member's seed leaves when all others have told it that they saw the same openings and are bound to their seeds, so the
+coefficients come after the openings; its σ leaves when all others' are committed to it, so nobody can make the sum 0
+for this member. Somebody who withholds a message from one member can hear another's seed or σ first; what he does not
+know then is the share of the one whom he would deceive.
 """
 
 from __future__ import annotations

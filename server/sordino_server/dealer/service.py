@@ -304,6 +304,8 @@ class _Session:
         self._deal_soon()
 
     def on_restart(self, message: m.SpdzRestart) -> None:
+        if message.step < self._released:
+            raise ProtocolError(f"step {message.step} is to run again, but the parties have checked {self._released}")
         self.desk.rewind(message.step, message.attempt)
         self._deal_soon()
 
