@@ -139,6 +139,7 @@ def _make_folder(folder: Path) -> None:
 def _write_files(store: EnrolmentStore, folder: Path, made: list[Token]) -> None:
     """A file of mode 0600 each. If one can't be written, no token of them is used: all are withdrawn."""
     written: list[Path] = []
+    path = folder or Path()
     try:
         for token in made:
             path = _file_of(token, folder)
