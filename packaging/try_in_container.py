@@ -369,7 +369,9 @@ def purge(box: Container) -> None:
     box.run("touch /var/lib/sordino-agent/rows-of-the-owner.csv && dpkg -r sordino-agent")
     box.must(box.show(AGENT, "LoadState") in ("masked", "not-found"), "no unit is left")
     box.run(f"test -e {CONFIG} && dpkg -P sordino-agent")
-    left = box.run("find /var/lib/sordino-agent /opt/sordino-agent /etc/credstore* ! -type d", ok=False).split("\n")
+    left = box.run(
+        "find /var/lib/sordino-agent /opt/sordino-agent /etc/credstore*/sordino-agent* ! -type d", ok=False
+    ).split("\n")
     left = [line for line in left if line and "No such file" not in line]
     box.must(left == ["/var/lib/sordino-agent/rows-of-the-owner.csv"], "nothing but the owner's is left", str(left))
     said = box.run("dpkg -P sordino-server 2>&1")
