@@ -20,6 +20,7 @@ from sordino_common.errors import ConfigError
 from sordino_server.cli import run_cli
 from sordino_server.cli.completion import completion_command
 from sordino_server.cli.manual import tree_of
+from sordino_server.cli.version import add_version
 from sordino_server.cli.words import SIM_EXAMPLES, SIM_SUMMARY, explain
 from sordino_server.job import Job, load_job
 from sordino_server.progress import ProgressView, result_line, size
@@ -169,6 +170,7 @@ def fleet(
 
 app.command("completion")(completion_command(lambda: tree_of(app, "sordino-sim", summary=SIM_SUMMARY)))
 explain(app, SIM_EXAMPLES)
+add_version(app, "sordino-sim")
 
 
 def lines_of(summary: Mapping[str, Any]) -> list[str]:

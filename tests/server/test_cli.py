@@ -15,6 +15,7 @@ from sordino_common.channel.identity import DeviceKey
 from sordino_common.channel.roster import read_roster
 from sordino_common.errors import BudgetRefused, ConfigError, FleetUnavailable, SignatureError
 from sordino_server.cli import app, run_cli
+from sordino_server.cli.manual import tree_of
 from sordino_server.home import Home, parse_broker
 from sordino_server.rounds.effects import Checkpoint, Scaling
 from sordino_server.rounds.events import RoundRecord, Share
@@ -277,3 +278,9 @@ def test_broker_addresses() -> None:
     for text in ("", ":1883", "broker:x", "[::1"):
         with pytest.raises(ConfigError, match="expected"):
             parse_broker(text)
+
+
+def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == "sordino 0.1.0\n"
+    assert any(option.names == ("--version",) for option in tree_of(app, "sordino", summary="x").options)

@@ -22,6 +22,7 @@ from sordino_server.cli.runs import export_model, runs, show
 from sordino_server.cli.support import support_bundle
 from sordino_server.cli.top import top
 from sordino_server.cli.train import train
+from sordino_server.cli.version import add_version
 from sordino_server.cli.web import web
 from sordino_server.cli.words import EXAMPLES, SUMMARY, explain
 
@@ -51,6 +52,7 @@ app.add_typer(plan_app, name="plan")
 app.add_typer(privacy_app, name="privacy")
 app.command("completion")(completion_command(lambda: tree_of(app, "sordino", summary=SUMMARY)))
 explain(app, EXAMPLES)
+add_version(app, "sordino")
 
 
 def main() -> NoReturn:

@@ -17,6 +17,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from sordino_common.errors import LocalError
 from sordino_common.manual.tree import Argument, Command, Kind, Option
+from sordino_server.cli.version import VERSION_HELP
 
 _FOLDERS = frozenset({"fleet", "folder", "store", "report", "keys"})  # parameters that are folders, where paths are
 
@@ -31,7 +32,9 @@ def tree_of(application: typer.Typer, name: str, *, summary: str) -> Command:
         if instance is None or not isinstance(group.name, str):
             raise LocalError("manual: a group without a name")
         commands.append(tree_of(instance, group.name, summary=str(instance.info.help)))
-    return Command(name=name, summary=summary, commands=tuple(commands))
+    # All that stands before a command, if anything does: see `version`.
+    options = (Option(names=("--version",), help=VERSION_HELP),) if application.registered_callback else ()
+    return Command(name=name, summary=summary, options=options, commands=tuple(commands))
 
 
 def _command(name: str, callback: Any) -> Command:
