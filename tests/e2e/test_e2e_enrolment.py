@@ -23,8 +23,10 @@ from sordino_agent.config import load_agent_config
 from sordino_agent.errand import Errand
 from sordino_common.channel.certificates import read_certificate
 from sordino_common.channel.enrolment import from_text, read_grant_packet, read_token, token_tls_key
+from sordino_common.channel.roster import RosterEntry
 from sordino_common.transport.topics import grant_topic, request_topic, token_user
 from sordino_server.cli import app, run_cli
+from sordino_server.dealer.process import open_dealer
 from sordino_server.enrolment.broker_config import BrokerPlan
 from sordino_server.enrolment.store import EnrolmentStore
 from sordino_server.enrolment.tokens import make_token
@@ -463,3 +465,39 @@ def test_errors_that_name_the_remedy(town: Town, tmp_path: Path, capsys: pytest.
     (town.device("pi-01") / "state" / "broker.pem").chmod(0o644)
     assert town.agent("renew", town.device("pi-01")) == 2
     assert "chmod 600" in capsys.readouterr().err
+
+
+def test_a_dealer_is_enrolled_as_a_device_and_connects_with_its_certificate(
+    town: Town, capsys: pytest.CaptureFixture[str]
+) -> None:
+    member, folder = town.device("midas"), town.folder / "midas-dealer"
+    token = token_of(town, capsys, "--name", "midas")
+    assert town.agent("enroll", token, "--dir", member, "--wait", "0") == 0
+    assert town.sordino("roster", "approve", "midas", "--roles", "dealer", "--yes") == 0
+    assert town.agent("enroll", "--dir", member, "--wait", "20") == 0
+    assert run_cli(app, ["dealer", "init", str(folder), "--member", str(member)], program="sordino") == 0
+    assert "spdz: {dealer: midas}" in capsys.readouterr().out
+    assert not (folder / "dealer.key").exists()  # one identity, in one place
+    with open_dealer(folder, version="test") as (reactor, service):
+        deadline_s = reactor.now_s() + PATIENCE_S
+        done = reactor.run_until(lambda: service.connected and (folder / "roster.cbor").exists(), deadline_s=deadline_s)
+        assert done, service.reason
+    entry = next(entry for entry in town_roster(town) if entry.name == "midas")
+    assert entry.roles == ("dealer",)
+
+
+def town_roster(town: Town) -> tuple[RosterEntry, ...]:
+    current = Home(town.fleet).roster_book(wall_s=time.time).current
+    assert current is not None
+    return tuple(current.entries)
+
+
+def test_what_a_dealer_is_made_of_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*options: str) -> str:
+        assert run_cli(app, ["dealer", "init", str(tmp_path / "d"), *options], program="sordino") == 2
+        return capsys.readouterr().err
+
+    assert "give --name, --fleet, --operator-key and --broker, or --member" in call("--name", "midas")
+    assert "--member says name, fleet, operator's key and broker already" in call("--member", "x", "--name", "midas")
+    assert "agent.yaml: can't be read" in call("--member", str(tmp_path / "nobody"))
+    assert not (tmp_path / "d").exists()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, Final
 
 import typer
+
+from sordino_server.cli.output import installed_version
 
 VERSION_HELP: Final = "Print the version."
 
@@ -16,7 +17,7 @@ def add_version(application: typer.Typer, program: str) -> None:
 
     def show(wanted: bool) -> None:
         if wanted:
-            typer.echo(f"{program} {version('sordino')}")
+            typer.echo(f"{program} {installed_version()}")
             raise typer.Exit
 
     option: Any = typer.Option(False, "--version", help=VERSION_HELP, is_eager=True, callback=show)

@@ -3,6 +3,7 @@
 dealer.yaml       names, the operator's public key, the broker
 dealer.key        its own keys, made here
 enrolment.json    for `sordino roster add` at the server's
+                  (neither of both if `sordino-agent enroll` made it a member: `enrol_member`)
 roster.cbor, boot, masks/    what it keeps
 """
 
@@ -41,7 +42,7 @@ from sordino_common.transport.settings import LinkSettings
 from sordino_server.dealer.masks import MaskStore
 from sordino_server.dealer.service import DealerService
 from sordino_server.fleet import broker_settings
-from sordino_server.home import BrokerSpec, parse_broker
+from sordino_server.home import BrokerSpec, TlsSpec, parse_broker
 
 log = logging.getLogger("sordino.dealer")
 CONFIG_FILE: Final = "dealer.yaml"
@@ -98,6 +99,64 @@ def enrol_dealer(folder: Path, *, name: str, fleet: str, operator_key: str, brok
     text = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
     write_atomically(folder / CONFIG_FILE, text.encode())
     return key
+
+
+class _Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """Of an agent.yaml: who is a member, under whose operator."""
+
+    name: Name
+    fleet: Name
+    server: Name = "server"
+    state_dir: str
+
+
+class _MemberBroker(msgspec.Struct, frozen=True, kw_only=True):
+    host: str
+    port: int
+    tls: TlsSpec | None = None
+
+
+class _Member(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dealer takes of an agent.yaml; all else there is of no use to it."""
+
+    agent: _Membership
+    operator_key: OperatorKey
+    device_key: str | None = None
+    broker: _MemberBroker
+
+
+def enrol_member(folder: Path, member: Path) -> str:
+    """Make `folder` for a dealer that `sordino-agent enroll --dir member` made a member of its fleet: it has the keys
+    and the broker's certificate that lie there, and its name. Returns the name. Raises `ConfigError`."""
+    own = load_config(member / "agent.yaml", _Member)
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder / CONFIG_FILE}: is there already; choose another folder")
+    there = member.resolve()
+
+    def located_there(text: str | None) -> str | None:
+        return None if text is None else text if text.startswith("credential:") else str(there / text)
+
+    tls = own.broker.tls
+    if tls is not None:
+        tls = TlsSpec(
+            ca=located_there(tls.ca),
+            certificate=located_there(tls.certificate),
+            key=located_there(tls.key),
+            server_name=tls.server_name,
+        )
+    config = DealerConfig(
+        name=own.agent.name,
+        fleet=own.agent.fleet,
+        server=own.agent.server,
+        operator_key=own.operator_key,
+        key=located_there(own.device_key or f"{own.agent.state_dir}/agent.key"),
+        broker=BrokerSpec(host=own.broker.host, port=own.broker.port, tls=tls),
+    )
+    DeviceKey.load(located(str(config.key), folder))  # it is there, and nobody else can read it
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False)
+    write_atomically(folder / CONFIG_FILE, text.encode())
+    return config.name
 
 
 @contextmanager
