@@ -39,15 +39,7 @@ class MatrixGates:
         self._nodes = [gate_of(layout.circuit, one.gate) for one in self._gates]
         places = [each for gate in self._gates for each in (gate.rows, gate.columns)]
         self._drawn = slice(min((at.start for at in places), default=0), max((at.stop for at in places), default=0))
-        # k goes to the integers of B where k B is one, and to t otherwise.
-        fits = [
-            abs(one.product.coefficient) * layout.circuit.wire(one.product.b).room < 1 << 63 for one in self._products
-        ]
-        ks = [one.product.coefficient for one in self._products]
-        self._of_b = [np.int64(k) if there else np.int64(1) for k, there in zip(ks, fits, strict=True)]
-        of_t = np.array([1 if there else k for k, there in zip(ks, fits, strict=True)], dtype=np.int64)
-        inner = [one.left.stop - one.left.start for one in self._products]
-        self._of_t = None if all(fits) else np.repeat(of_t, inner)
+        self._inner = [one.left.stop - one.left.start for one in self._products]
 
     def sums(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:
         """(V, W_i) of these gates, but for their elementwise products and γ's tag; not reduced mod p."""
@@ -91,12 +83,16 @@ class MatrixGates:
             a = np.stack([step.values[one.product.a] for step in steps])
             chi = vector(one.gate.rows)
             jobs.append((a.swapaxes(-1, -2), chi.reshape(len(table), *a.shape[:-1], *chi.shape[3:])))
-        for one, k in zip(self._products, self._of_b, strict=True):
-            b = np.stack([step.values[one.product.b] for step in steps])
+        # k goes to the integers of B if k B are some, and to t otherwise: of a trained model m and λ are large.
+        of_t = []
+        for one in self._products:
+            b, k = np.stack([step.values[one.product.b] for step in steps]), one.product.coefficient
+            fits = abs(k) * max(int(b.max(initial=0)), -int(b.min(initial=0))) < 1 << 63
+            of_t.append(1 if fits else k)
             psi = vector(one.gate.columns)
             if b.ndim == 4:
                 psi = np.broadcast_to(psi[:, :, np.newaxis], (*psi.shape[:2], b.shape[1], *psi.shape[2:]))
-            jobs.append((b if k == 1 else b * k, psi))
+            jobs.append((b * np.int64(k) if fits and k != 1 else b, psi))
         for gate in self._gates:
             opened = [step.opened[self._layout.gates[gate.gate]] for step in steps]
             jobs.append((_matrices(opened, gate), vector(gate.columns)))
@@ -113,8 +109,9 @@ class MatrixGates:
         count = len(self._products)
         u = np.concatenate(parts[:count], axis=2).reshape(2, rows, -1)
         t = np.concatenate(parts[count : 2 * count], axis=2)
-        if self._of_t is not None:
-            t = field.mul_int64(t, np.ascontiguousarray(np.broadcast_to(self._of_t, t.shape[1:])))
+        if set(of_t) != {1}:
+            multiples = np.repeat(np.array(of_t, dtype=np.int64), self._inner)
+            t = field.mul_int64(t, np.ascontiguousarray(np.broadcast_to(multiples, t.shape[1:])))
         return u, t.reshape(2, rows, -1), self._linear(field, steps, rows, parts[2 * count :])
 
     def _linear(self, field: Field, steps: Sequence[Numbers], rows: int, parts: Sequence[Fp]) -> list[int]:
