@@ -80,12 +80,13 @@ class FamilyGates:
             values = [values_of(steps, factor.wire, rows) for factor in group.factors]
             if group.factors:
                 tags = self._tags(field, group, drawn, values, steps, alpha)
-                for index, (factor, array) in enumerate(zip(group.factors, values, strict=True)):
+                for factor, array in zip(group.factors, values, strict=True):
                     inner.right(factor.wire, array)
-                    number = inner.left(tags[:, index]) if factor.weighed else -1
+                for index, factor in enumerate(group.factors):
+                    if not factor.weighed:
+                        continue
+                    number = inner.left(tags[:, index])
                     for one in factor.weighed:
-                        if not inner.knows(one.wire):
-                            inner.right(one.wire, values_of(steps, one.wire, rows))
                         multiples = [scale * one.multiple for scale in scales[one.gate]]
                         inner.add(number, one.wire, to=0, scales=multiples)
             if self._has_linear(group):
