@@ -32,7 +32,7 @@ def dealer_init(
         str | None, typer.Option("--operator-key", help="64 hex digits, as `sordino init` printed them.")
     ] = None,
     broker: Annotated[str | None, typer.Option("--broker", help="HOST:PORT of the MQTT broker.")] = None,
-    server: Annotated[str, typer.Option("--server", help="The server's name in the fleet.")] = "server",
+    server: Annotated[str | None, typer.Option("--server", help="The server's name in the fleet: server.")] = None,
 ) -> None:
     """Make a dealer: its keys, dealer.yaml, and the request to be enrolled.
 
@@ -43,14 +43,18 @@ def dealer_init(
     from sordino_server.dealer.process import REQUEST_FILE, enrol_dealer, enrol_member
 
     if member is not None:
-        if (name, fleet, operator_key, broker) != (None, None, None, None):
-            raise ConfigError("sordino dealer init: --member says name, fleet, operator's key and broker already")
+        if {name, fleet, operator_key, broker, server} != {None}:
+            raise ConfigError(
+                "sordino dealer init: --member says name, fleet, operator's key, broker and server already"
+            )
         known = enrol_member(folder, member)
         say(f"dealer {known}\n\nNext:\n  sordino dealer run {folder}\nand in the job:\n  spdz: {{dealer: {known}}}")
         return
     if name is None or fleet is None or operator_key is None or broker is None:
         raise ConfigError("sordino dealer init: give --name, --fleet, --operator-key and --broker, or --member")
-    key = enrol_dealer(folder, name=name, fleet=fleet, operator_key=operator_key, broker=broker, server=server)
+    key = enrol_dealer(
+        folder, name=name, fleet=fleet, operator_key=operator_key, broker=broker, server=server or "server"
+    )
     say(
         f"dealer {name}  {key.fingerprint}\n\n"
         "At the server's, comparing the fingerprint:\n"
