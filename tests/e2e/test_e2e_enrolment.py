@@ -29,7 +29,7 @@ from sordino_server.cli import app, run_cli
 from sordino_server.dealer.process import open_dealer
 from sordino_server.enrolment.broker_config import BrokerPlan
 from sordino_server.enrolment.store import EnrolmentStore
-from sordino_server.enrolment.tokens import make_token
+from sordino_server.enrolment.tokens import make_tokens
 from sordino_server.fleet import open_fleet
 from sordino_server.home import Home
 
@@ -445,8 +445,8 @@ def test_errors_that_name_the_remedy(town: Town, tmp_path: Path, capsys: pytest.
     assert "begins with sordino-token-1." in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     with EnrolmentStore(town.fleet) as store:
-        old = make_token(
-            Home(town.fleet), store, name=None, roles=("data",), zone="default", hours=1,
+        (old,) = make_tokens(
+            Home(town.fleet), store, [None], roles=("data",), zone="default", hours=1,
             enrol_port=town.plan.enrol_port, now_s=time.time() - 7200,
         )  # fmt: skip
     token = old.text()
@@ -498,6 +498,8 @@ def test_what_a_dealer_is_made_of_is_said_once(tmp_path: Path, capsys: pytest.Ca
         return capsys.readouterr().err
 
     assert "give --name, --fleet, --operator-key and --broker, or --member" in call("--name", "midas")
-    assert "--member says name, fleet, operator's key and broker already" in call("--member", "x", "--name", "midas")
+    for option in ("--name", "--server"):
+        text = "--member says name, fleet, operator's key, broker and server already"
+        assert text in call("--member", "x", option, "midas")
     assert "agent.yaml: can't be read" in call("--member", str(tmp_path / "nobody"))
     assert not (tmp_path / "d").exists()

@@ -64,7 +64,7 @@ from sordino_server.enrolment.ca import Authority, fleet_authority
 from sordino_server.enrolment.delivery import write_list
 from sordino_server.enrolment.desk import MOST_WAITING, RETIRE_AFTER_S, EnrolmentDesk
 from sordino_server.enrolment.store import CertificateRecord, EnrolmentStore
-from sordino_server.enrolment.tokens import make_token, make_tokens, read_names, withdraw
+from sordino_server.enrolment.tokens import make_tokens, read_names, withdraw
 from sordino_server.home import Home
 
 NOW_S = time.time()
@@ -81,8 +81,16 @@ class Office:
         self.desk = EnrolmentDesk(self.home, self.store)
 
     def token(self, **changes: Any) -> Token:
-        fields = {"name": None, "roles": ("data",), "zone": "default", "hours": 1.0, "now_s": NOW_S, **changes}
-        return make_token(self.home, self.store, enrol_port=8884, **fields)
+        fields: dict[str, Any] = {
+            "name": None,
+            "roles": ("data",),
+            "zone": "default",
+            "hours": 1.0,
+            "now_s": NOW_S,
+            **changes,
+        }
+        (made,) = make_tokens(self.home, self.store, [fields.pop("name")], enrol_port=8884, **fields)
+        return made
 
     def device(self, name: str, token: Token) -> Errand:
         """A device's folder after `sordino-agent enroll --offline`."""

@@ -20,25 +20,6 @@ MOST_HOURS: Final = 24.0 * 30
 MOST_OPEN: Final = 10_000
 
 
-def make_token(
-    home: Home,
-    store: EnrolmentStore,
-    *,
-    name: str | None,
-    roles: Sequence[str],
-    zone: str,
-    hours: float,
-    enrol_port: int,
-    now_s: float,
-    random: Callable[[int], bytes] = os.urandom,
-) -> Token:
-    """A new token; its public half is on disk when this returns. Raises `ConfigError`."""
-    (made,) = make_tokens(
-        home, store, [name], roles=roles, zone=zone, hours=hours, enrol_port=enrol_port, now_s=now_s, random=random
-    )
-    return made
-
-
 def make_tokens(
     home: Home,
     store: EnrolmentStore,
