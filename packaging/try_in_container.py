@@ -3,7 +3,7 @@
     make deb && sudo .venv/bin/python packaging/try_in_container.py [--keep]
 
 Boots with systemd-nspawn, without a network, in a copy of a minimal Debian of this machine's release (which decides the
-Python that sordino-server was built for). That Debian is made once by debootstrap, from the mirror, and kept in
+Python that sordino-server was built for). That Debian is made once by debootstrap, from its own mirror, and kept in
 .cache/container. Done is what docs/install.md and docs/operations.md say; what comes out otherwise ends the walk, with
 the journal. It takes a few minutes, most of them for unpacking torch.
 
@@ -31,7 +31,6 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 CACHE: Final = ROOT / ".cache" / "container"
-MIRROR: Final = "http://deb.debian.org/debian"
 INSIDE: Final = "systemd,systemd-sysv,dbus,mosquitto,python3,init-system-helpers,ca-certificates"
 ARCH: Final = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 ENVIRONMENT: Final = ("HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
@@ -392,7 +391,9 @@ def base(suite: str) -> Path:
     draft = CACHE / f"{suite}.new"
     shutil.rmtree(draft, ignore_errors=True)
     CACHE.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["debootstrap", "--variant=minbase", f"--include={INSIDE}", suite, str(draft), MIRROR], check=True)
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={INSIDE}", suite, str(draft)], check=True
+    )  # from its own mirror
     (draft / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     draft.rename(folder)
     return folder
