@@ -26,6 +26,7 @@ from sordino_common.transport.frames import (
     Probe,
     Refuse,
     State,
+    Whole,
     decode_frames,
     encode_frames,
 )
@@ -198,15 +199,7 @@ FRAMES: list[Frame] = [
     ),
     Refuse(parcel=4, code="limit", reason="too long"),
 ]
-WHOLE = Part(
-    stamp=3,
-    floor=1,
-    parcel=2,
-    index=0,
-    shape=Shape(size=3, chunk_bytes=3, digest=b""),
-    correlation=bytes(16),
-    data=b"abc",
-)
+WHOLE = Whole(stamp=3, floor=1, parcel=2, correlation=bytes(16), data=b"abc")
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: type(frame).__name__)
@@ -236,7 +229,7 @@ def test_the_overhead_of_a_part_and_the_size_of_an_ack_are_bounded() -> None:
     assert len(encode_frames([ack])) < 1500
 
 
-GOOD = [encode_frames([frame]) for frame in FRAMES]
+GOOD = [encode_frames([frame]) for frame in (WHOLE, *FRAMES)]
 _PROBE_HEAD = b"Q" + bytes(16)
 _ACK_HEAD = b"A" + bytes(8)
 _PART_HEAD = b"P" + bytes(24)
@@ -258,6 +251,11 @@ def test_a_frame_that_is_cut_short_is_refused(frame: bytes) -> None:
         b"R" + b"\xff" * 8 + b"\1a\0\1b",  # a number of 2^63 and more
         b"R" + bytes(8) + b"\1\xff\0\1b",  # no UTF-8
         b"R" + bytes(8) + b"\1a\x04\xb1" + bytes(1201),  # too long a reason
+        b"W" + bytes(24 + 16 + 4),  # nothing in it
+        b"W" + b"\x80" + bytes(7 + 16 + 16) + b"\0\0\0\1a",  # a stamp of 2^63, a floor, a parcel
+        b"W" + bytes(8) + b"\x80" + bytes(7 + 8 + 16) + b"\0\0\0\1a",
+        b"W" + bytes(16) + b"\x80" + bytes(7 + 16) + b"\0\0\0\1a",
+        b"W" + bytes(24 + 16) + b"\0\0\0\2a",
         _PROBE_HEAD + b"\x21" + bytes(33 * 8),
         _PROBE_HEAD + b"\1" + b"\x80" + bytes(7),
         _ACK_HEAD + b"\x21\0\0" + bytes(33 * 8),

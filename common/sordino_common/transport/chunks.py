@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sordino_common.errors import CodecError, LocalError
 
@@ -21,8 +22,7 @@ _DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _UNSENT, _IN_FLIGHT, _ACKNOWLEDGED = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a parcel is cut. `digest` is the SHA-256 of its `size` bytes; a parcel of one chunk may lack it."""
 
     size: int
@@ -30,14 +30,11 @@ class Shape:
     digest: bytes
 
     def __post_init__(self) -> None:
-        if (
-            self.size < 1
-            or self.chunk_bytes < 1
-            or (len(self.digest) != _DIGEST_BYTES and (self.digest or self.count > 1))
-        ):
-            raise CodecError(f"parcel: {self.size} bytes in chunks of {self.chunk_bytes} is no parcel")
-        if self.count > MAX_CHUNKS:
-            raise CodecError(f"parcel: {self.count} chunks of {self.chunk_bytes} bytes, at most {MAX_CHUNKS} are taken")
+        size, chunk_bytes, digest = self.size, self.chunk_bytes, self.digest
+        if size < 1 or chunk_bytes < 1 or (len(digest) != _DIGEST_BYTES and (digest or size > chunk_bytes)):
+            raise CodecError(f"parcel: {size} bytes in chunks of {chunk_bytes} is no parcel")
+        if size > MAX_CHUNKS * chunk_bytes:
+            raise CodecError(f"parcel: {self.count} chunks of {chunk_bytes} bytes, at most {MAX_CHUNKS} are taken")
 
     @property
     def count(self) -> int:
@@ -48,8 +45,7 @@ class Shape:
         return min(self.chunk_bytes, self.size - index * self.chunk_bytes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class Holding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The chunks that a receiver has: [0, upto) and [upto, end) less `holes` (half-open ranges, ascending)."""
 
     upto: int
@@ -149,7 +145,7 @@ class Reassembler:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self._chunks: list[bytes] = [b""] * shape.count
+        self._chunks: list[bytes | memoryview] = [b""] * shape.count
         self._have = bytearray(shape.count)
         self._missing = shape.count
         self._upto = 0
@@ -159,7 +155,7 @@ class Reassembler:
     def complete(self) -> bool:
         return self._missing == 0
 
-    def put(self, index: int, data: bytes) -> bool:
+    def put(self, index: int, data: bytes | memoryview) -> bool:
         """Keep chunk `index`; False if it was there. Raises `CodecError` if the index or the length is wrong."""
         if not 0 <= index < len(self._have):
             raise CodecError(f"parcel: chunk {index} of {len(self._have)}")
@@ -197,7 +193,7 @@ class Reassembler:
         """All the bytes, once complete; empties the reassembler. Raises `CodecError` if their SHA-256 is wrong."""
         if not self.complete:
             raise LocalError(f"Reassembler: {self._missing} chunks are missing")
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = b"".join(self._chunks)
         self._chunks = []
         digest = self.shape.digest
         if digest and not hmac.compare_digest(hashlib.sha256(data).digest(), digest):

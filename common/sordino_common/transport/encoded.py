@@ -8,6 +8,7 @@ protocol that they speak.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -79,24 +80,24 @@ class EncodedPool:
 
 def estimate_bytes(value: object) -> int:
     """About how many bytes `value` will take: exact in the bulk (arrays, byte strings, text), without encoding."""
-    kind = type(value)
-    if kind is bytes or kind is str:
-        return len(value) + _FIELD_BYTES  # type: ignore[arg-type]
-    if kind is int:
-        return _FIELD_BYTES
-    if isinstance(value, msgspec.Struct):
-        names, total = _fields(type(value))
-        for name in names:
-            item = getattr(value, name)
-            total += _FIELD_BYTES if type(item) is int else estimate_bytes(item)
-        return total
-    if isinstance(value, Array):
-        return value.nbytes + 4 * _FIELD_BYTES
-    if isinstance(value, tuple | list):
-        return _FIELD_BYTES + sum(map(estimate_bytes, value))
     if isinstance(value, bytes | str):
         return len(value) + _FIELD_BYTES
-    return _FIELD_BYTES
+    if isinstance(value, msgspec.Struct):
+        names, total = _fields(type(value))
+        items: Iterable[object] = [getattr(value, name) for name in names]
+    elif isinstance(value, tuple | list):
+        total, items = _FIELD_BYTES, value
+    elif isinstance(value, Array):
+        return value.nbytes + 4 * _FIELD_BYTES
+    else:
+        return _FIELD_BYTES
+    for item in items:
+        kind = type(item)
+        if kind is bytes or kind is str:
+            total += len(item) + _FIELD_BYTES  # type: ignore[arg-type]
+        else:
+            total += _FIELD_BYTES if kind is int else estimate_bytes(item)
+    return total
 
 
 @cache

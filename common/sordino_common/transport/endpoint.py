@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from sordino_common.channel.effects import Effect, Established, Lost, Opened, Rejected, Reply, RosterOffered, Unlike
 from sordino_common.channel.handshake import SessionTable
@@ -37,7 +37,7 @@ from sordino_common.errors import (
 from sordino_common.messages import Message
 from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion
 from sordino_common.transport.base import Transport
-from sordino_common.transport.events import Delivered, Event, Outcome, Stuck, Unreadable, Wanted
+from sordino_common.transport.events import Delivered, Outcome, Stuck, Unreadable, Wanted
 from sordino_common.transport.greetings import Greetings
 from sordino_common.transport.link import Link
 from sordino_common.transport.membership import Membership
@@ -48,8 +48,7 @@ from sordino_common.transport.topics import packet_topic, read_topic, roster_top
 _FAREWELL_S = 2.0  # how long a close waits for the transport to take the death
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """A message from `sender`, which its session proves. A reply goes back with the same correlation and context."""
 
     sender: str
@@ -119,7 +118,6 @@ class Endpoint:
         self._outbox = Outbox(
             transport=transport, counters=self.counters, topic_of=self._topic_to, next_sealed=self._next_sealed
         )
-        self._events: deque[Event] = deque()
         self._pumping = False
         self._timer: Timer | None = None
         self._timer_s = math.inf
@@ -308,9 +306,10 @@ class Endpoint:
         traffic = self.counters.peer(peer)
         traffic.packets_received += 1
         traffic.packet_bytes_received += nbytes
-        session = self._sessions.established(peer, context)
-        if session is not None and not self._link.is_up(peer, context):
-            self._up(session)
+        if not self._link.is_up(peer, context):
+            session = self._sessions.established(peer, context)
+            if session is not None:
+                self._up(session)
         self._link.receive(peer, context, plaintext, self._loop.now_s())
 
     def _on_status(self, sender: str, payload: bytes) -> None:
@@ -387,25 +386,28 @@ class Endpoint:
         if self._pumping or not self._opened or self.closed:
             return
         self._pumping = True
+        link = self._link
         try:
-            more = True
-            while more:
-                self._tell()
-                self._greet_who_is_due()
+            while True:
+                if link.events:
+                    self._tell()
                 if self._connected:
+                    if self._greetings.waiting:
+                        self._greet_who_is_due()
                     self._outbox.publish()
-                self._events.extend(self._link.take_events())
-                more = bool(self._events)
-            self._closing()
+                if not link.events:
+                    break
+            if self._close_by_s is not None:
+                self._closing(self._close_by_s)
         finally:
             self._pumping = False
             self._set_timer()
 
     def _tell(self) -> None:
         """Hand events to their owners, one by one: if one of them raises, the others are still there."""
-        self._events.extend(self._link.take_events())
-        while self._events:
-            event = self._events.popleft()
+        events = self._link.events
+        while events:
+            event = events.popleft()
             match event:
                 case Delivered():
                     incoming = Incoming(
@@ -421,11 +423,8 @@ class Endpoint:
                     self._greetings.want((event.peer, event.context), self._loop.now_s())
                 case Unreadable():
                     self._handler.on_refusal(event.peer, event.error)
-            self._events.extend(self._link.take_events())
 
     def _greet_who_is_due(self) -> None:
-        if not self._connected:
-            return
         for peer, context in self._greetings.due(self._loop.now_s()):
             if self._link.wants(peer, context):
                 self._greet(peer, context)
@@ -456,10 +455,12 @@ class Endpoint:
     def _set_timer(self) -> None:
         if self.closed:
             due_s = math.inf
-        elif self._events:
+        elif self._link.events:
             due_s = self._loop.now_s()  # a handler has raised; the others are told all the same
         else:
-            due_s = min(self._link.next_deadline_s(), self._greetings.next_s() if self._connected else math.inf)
+            due_s = self._link.next_deadline_s()
+            if self._connected and self._greetings.waiting:
+                due_s = min(due_s, self._greetings.next_s())
             if self._close_by_s is not None:
                 due_s = min(due_s, self._farewell_by_s or self._close_by_s)
         if due_s == self._timer_s:
@@ -476,13 +477,11 @@ class Endpoint:
         self._link.on_time(self._loop.now_s())
         self._pump()
 
-    def _closing(self) -> None:
+    def _closing(self, by_s: float) -> None:
         """Go on with closing, if it is time."""
         now_s = self._loop.now_s()
-        if self._close_by_s is None:
-            return
         if self._farewell_by_s is None:
-            if now_s < self._close_by_s and not (self._link.idle and self._outbox.empty):
+            if now_s < by_s and not (self._link.idle and self._outbox.empty):
                 return
             self._farewell_by_s = now_s + _FAREWELL_S
         death = self._death(self._transport.connections)

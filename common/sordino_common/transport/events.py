@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from sordino_common.errors import RemoteError
 from sordino_common.messages import Message
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
     """A message arrived, whole and for the first time."""
 
     peer: str
@@ -19,8 +19,7 @@ class Delivered:
     correlation: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The end of a message that was sent: call `report(delivered, reason)`."""
 
     report: Callable[[bool, str], None] | None
@@ -29,24 +28,21 @@ class Outcome:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stuck:
+class Stuck(msgspec.Struct, frozen=True, kw_only=True):
     """Several timeouts in a row: the session with the peer may have died on its side."""
 
     peer: str
     context: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A lane has messages to send and no session."""
 
     peer: str
     context: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
+class Unreadable(msgspec.Struct, frozen=True, kw_only=True):
     """A whole message arrived and was refused, to its sender too."""
 
     peer: str

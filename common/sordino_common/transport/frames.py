@@ -1,6 +1,6 @@
 """What travels inside a sealed packet: one to four frames, one behind the other. Big-endian, of fixed widths.
 
-    W  stamp 8, floor 8, parcel 8, correlation 16, length 4, data                        a whole parcel
+    W  stamp 8, floor 8, parcel 8, correlation 16, length 4, data                        a whole parcel, in one part
     P  stamp 8, floor 8, parcel 8, index 8, size 8, chunk_bytes 8, digest 32, correlation 16, length 4, data
     Q  stamp 8, floor 8, count 1, parcels 8 each                                         a probe
     A  stamp 8, counts 1 1 1, delivered parcels 8 each, parcels on hold 8 each, states   an ack
@@ -10,18 +10,19 @@
 A header is not a value: with fields of fixed width there is one encoding of each, and nothing to be scanned, which
 is why this is no CBOR; every message pays for it, however short.
 
-Every part describes its whole parcel, so any of them can come first, and a message of one chunk is one packet; it
-needs no digest, as the packet is authentic. `stamp` numbers the transmissions of a sender to one peer; an ack echoes
-the highest one seen, which tells the sender without ambiguity what a round trip takes and what was overtaken. `floor`
-is the sender's oldest unfinished parcel: the receiver forgets all below. `incarnation` grows when a receiver drops
-what it held.
+Every part describes its whole parcel, so any of them can come first. A message of one chunk, as nearly all are, is one
+packet and one frame; it needs no digest, as the packet is authentic. `stamp` numbers the transmissions of a sender to
+one peer; an ack echoes the highest one seen, which tells the sender without ambiguity what a round trip takes and what
+was overtaken. `floor` is the sender's oldest unfinished parcel: the receiver forgets all below. `incarnation` grows
+when a receiver drops what it held.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sordino_common.errors import CodecError
 from sordino_common.transport.chunks import MAX_HOLES, Holding, Shape
@@ -46,19 +47,29 @@ _SHORT: Final = struct.Struct(">H")
 PART_OVERHEAD: Final = _PART.size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Whole(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A parcel of one chunk."""
+
+    stamp: int
+    floor: int
+    parcel: int
+    correlation: bytes
+    data: bytes | memoryview
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One of several chunks."""
+
     stamp: int
     floor: int
     parcel: int
     index: int
     shape: Shape
     correlation: bytes
-    data: bytes
+    data: bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What do you have of these parcels? Answered at once by an ack."""
 
     stamp: int
@@ -66,8 +77,7 @@ class Probe:
     parcels: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class State(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the receiver holds of a parcel cut every `chunk_bytes`; `chunk_bytes` 0 is nothing at all."""
 
     parcel: int
@@ -76,8 +86,7 @@ class State:
     holding: Holding
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`done`: delivered. `held`: no room now, wait to be asked. `states`: what is there of the others."""
 
     stamp: int
@@ -86,8 +95,7 @@ class Ack:
     states: tuple[State, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse:
+class Refuse(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The parcel will never be taken: `code` is an error's stable name."""
 
     parcel: int
@@ -95,25 +103,17 @@ class Refuse:
     reason: str
 
 
-Frame = Part | Probe | Ack | Refuse
+Frame = Whole | Part | Probe | Ack | Refuse
 
 
-def encode_frames(frames: list[Frame]) -> bytes:
-    """The frames' bytes; those of several lists may be put one behind the other."""
-    parts: list[bytes] = []
+def encode_frames(frames: list[Frame], tail: bytes = b"") -> bytes:
+    """The frames' bytes, and behind them `tail`: the bytes of others."""
+    parts: list[bytes | memoryview] = []
     for frame in frames:
         match frame:
-            case Part(shape=shape, data=data) if not shape.digest:
-                parts += (
-                    _WHOLE.pack(b"W", frame.stamp, frame.floor, frame.parcel, frame.correlation, len(data)),
-                    data,
-                )
-            case Part(shape=shape, data=data):
-                place = (frame.stamp, frame.floor, frame.parcel, frame.index)
-                described = (shape.size, shape.chunk_bytes, shape.digest, frame.correlation, len(data))
-                parts += (_PART.pack(b"P", *place, *described), data)
-            case Probe(parcels=parcels):
-                parts += (_PROBE.pack(b"Q", frame.stamp, frame.floor, len(parcels)), _pack(parcels, "Q"))
+            case Whole(data=data):
+                head = _WHOLE.pack(b"W", frame.stamp, frame.floor, frame.parcel, frame.correlation, len(data))
+                parts += (head, data)
             case Ack(done=done, held=held, states=states):
                 parts.append(_ACK.pack(b"A", frame.stamp, len(done), len(held), len(states)))
                 parts.append(_pack((*done, *held), "Q"))
@@ -122,9 +122,16 @@ def encode_frames(frames: list[Frame]) -> bytes:
                     told = (state.parcel, state.incarnation, state.chunk_bytes, holding.upto, holding.end)
                     parts.append(_STATE.pack(*told, len(holding.holes)))
                     parts += (_pack(hole, "I") for hole in holding.holes)
+            case Part(shape=shape, data=data):
+                place = (frame.stamp, frame.floor, frame.parcel, frame.index)
+                described = (shape.size, shape.chunk_bytes, shape.digest, frame.correlation, len(data))
+                parts += (_PART.pack(b"P", *place, *described), data)
+            case Probe(parcels=parcels):
+                parts += (_PROBE.pack(b"Q", frame.stamp, frame.floor, len(parcels)), _pack(parcels, "Q"))
             case Refuse():
                 code, reason = frame.code.encode()[:255], frame.reason.encode()
                 parts += (_REFUSE.pack(b"R", frame.parcel, len(code)), code, _SHORT.pack(len(reason)), reason)
+    parts.append(tail)
     return b"".join(parts)
 
 
@@ -149,11 +156,12 @@ def decode_frames(data: bytes) -> list[Frame]:
 
 def _whole(data: bytes, at: int) -> tuple[Frame, int]:
     _, stamp, floor, parcel, correlation, length = _WHOLE.unpack_from(data, at)
-    _require_numbers(stamp, floor, parcel)
+    if (stamp | floor | parcel) > _MAX_NUMBER:
+        _require_numbers(stamp, floor, parcel)
+    if not length:
+        raise CodecError(f"packet: parcel {parcel} at byte {at} is empty")
     content, at = _take(data, at + _WHOLE.size, length)
-    shape = Shape(size=length, chunk_bytes=length, digest=b"")
-    part = Part(stamp=stamp, floor=floor, parcel=parcel, index=0, shape=shape, correlation=correlation, data=content)
-    return part, at
+    return Whole(stamp=stamp, floor=floor, parcel=parcel, correlation=correlation, data=content), at
 
 
 def _part(data: bytes, at: int) -> tuple[Frame, int]:
@@ -178,8 +186,9 @@ def _ack(data: bytes, at: int) -> tuple[Frame, int]:
     _, stamp, done, held, states = _ACK.unpack_from(data, at)
     if max(done, held) > MAX_DONE or states > MAX_STATES:
         raise CodecError(f"packet: an ack of {done}, {held} and {states}; at most {MAX_DONE}, {MAX_DONE}, {MAX_STATES}")
-    _require_numbers(stamp)
     numbers, at = _numbers(data, at + _ACK.size, done + held)
+    if stamp > _MAX_NUMBER:
+        _require_numbers(stamp)
     told = []
     for _ in range(states):
         state, at = _state(data, at)
@@ -228,10 +237,11 @@ def _take(data: bytes, at: int, length: int) -> tuple[bytes, int]:
 
 def _numbers(data: bytes, at: int, count: int) -> tuple[tuple[int, ...], int]:
     numbers = struct.unpack_from(f">{count}Q", data, at)
-    _require_numbers(*numbers)
+    if numbers and max(numbers) > _MAX_NUMBER:
+        _require_numbers(*numbers)
     return numbers, at + 8 * count
 
 
 def _require_numbers(*numbers: int) -> None:
-    if numbers and max(numbers) > _MAX_NUMBER:
+    if max(numbers) > _MAX_NUMBER:
         raise CodecError("packet: a field is not a natural number below 2^63")

@@ -25,6 +25,11 @@ class Greetings:
         self._due: Deadlines[Key] = Deadlines()
         self._answered_s: dict[str, float] = {}
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is any."""
+        return bool(self._tries)
+
     def want(self, key: Key, now_s: float) -> None:
         """The lane needs a session; no news if that was known."""
         if key not in self._tries:

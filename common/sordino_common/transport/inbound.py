@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import msgspec
+
 from sordino_common.errors import CodecError, LimitExceeded, LocalError
 from sordino_common.transport.chunks import Holding, Reassembler
 from sordino_common.transport.frames import (
@@ -24,6 +26,7 @@ from sordino_common.transport.frames import (
     Probe,
     Refuse,
     State,
+    Whole,
 )
 from sordino_common.transport.settings import LinkSettings
 
@@ -70,9 +73,8 @@ class _Incoming:
     news_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrived:
-    """A whole parcel. The caller answers with `Receiver.finish`."""
+class Arrived(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A parcel that came in several parts, put together."""
 
     parcel: int
     correlation: bytes
@@ -80,7 +82,8 @@ class Arrived:
 
 
 class Receiver:
-    """Sans-IO. `on_part` and `on_probe` take what came; `frames` gives what to answer, at `due_s` at the latest."""
+    """Sans-IO. `on_whole`, `on_part` and `on_probe` take what came; `frames` gives what to answer, at `due_s` at the
+    latest. A parcel that is there the caller answers with `finish`."""
 
     def __init__(self, settings: LinkSettings, budget: Budget, *, first_incarnation: int = 0) -> None:
         """Incarnations start at this: above all that the peer may remember of an earlier lane."""
@@ -89,7 +92,7 @@ class Receiver:
         self._floor = 0
         self._stamp = -1
         self._incarnations = first_incarnation
-        self._parcels: dict[int, _Incoming] = {}
+        self.parcels: dict[int, _Incoming] = {}  # of several parts, of which some are missing
         self._finished: dict[int, Refuse | None] = {}
         self._tell: dict[int, None] = {}  # parcels whose state or verdict the next ack carries, in order
         self.held: dict[int, int] = {}  # parcel -> size, of those told to hold
@@ -114,27 +117,26 @@ class Receiver:
     def pending(self) -> bool:
         return bool(self._tell)
 
+    def on_whole(self, whole: Whole, now_s: float) -> bool:
+        """Whether the parcel is wanted. Raises as `on_part` does."""
+        number = whole.parcel
+        self._check_place(number, whole.floor)
+        if number in self.parcels:
+            raise CodecError(f"part: parcel {number} has changed its size, digest or correlation on the way")
+        if not self._is_news(number, whole.stamp, whole.floor, now_s):
+            return False
+        if len(whole.data) > self._settings.max_message_bytes:
+            self._refuse_size(number, len(whole.data), now_s)
+            return False
+        return True
+
     def on_part(self, part: Part, now_s: float) -> Arrived | None:
         """Take a part; the whole parcel if this was its last. Raises `CodecError` if it contradicts what came before,
         or runs ahead of what is remembered; the state is then as before."""
         self._check(part)
-        self._see(part.stamp, part.floor)
         number = part.parcel
-        if number < self._floor:
-            self.duplicates += 1
-            return None  # the sender itself has said that it is over
-        if number in self._finished:
-            self.duplicates += 1
-            self._answer(number, now_s, at_once=True)
+        if not self._is_news(number, part.stamp, part.floor, now_s):
             return None
-        if (
-            not part.shape.digest
-            and number not in self._parcels
-            and part.shape.size <= self._settings.max_message_bytes
-        ):
-            return Arrived(
-                parcel=number, correlation=part.correlation, data=part.data
-            )  # the usual: nothing to put together
         incoming = self._incoming(part, now_s)
         if incoming is None:
             return None
@@ -154,7 +156,8 @@ class Receiver:
         return Arrived(parcel=number, correlation=incoming.correlation, data=data)
 
     def on_probe(self, probe: Probe, now_s: float) -> None:
-        self._see(probe.stamp, probe.floor)
+        self._stamp = max(self._stamp, probe.stamp)
+        self._rise(probe.floor)
         for number in probe.parcels:
             if self._floor <= number < self._floor + _SPREAD:  # as for parts: what is to be told is bounded
                 self._answer(number, now_s, at_once=True)
@@ -163,6 +166,25 @@ class Receiver:
         """The parcel was delivered, or will never be taken. Parts that still come get the same answer."""
         self._finished[number] = refusal
         self._answer(number, now_s, at_once=refusal is not None)
+
+    def _is_news(self, number: int, stamp: int, floor: int, now_s: float) -> bool:
+        """Note what a part says of its sender. False if its parcel is over; then that is told again."""
+        if stamp > self._stamp:
+            self._stamp = stamp
+        if floor > self._floor:
+            self._rise(floor)
+        if number < self._floor:  # the sender itself has said that it is over
+            self.duplicates += 1
+            return False
+        if number in self._finished:
+            self.duplicates += 1
+            self._answer(number, now_s, at_once=True)
+            return False
+        return True
+
+    def _refuse_size(self, number: int, nbytes: int, now_s: float) -> None:
+        text = f"message of {nbytes} bytes, at most {self._settings.max_message_bytes} are taken"
+        self.finish(number, now_s, Refuse(parcel=number, code=LimitExceeded.code, reason=text[:REASON_CHARS]))
 
     def invite(self, number: int, now_s: float) -> None:
         """There is room now for a parcel that was told to hold."""
@@ -200,18 +222,18 @@ class Receiver:
 
     def next_stall_s(self) -> float:
         """When the oldest half-received parcel without news is to be dropped."""
-        if not self._parcels:
+        if not self.parcels:
             return math.inf
-        return min(one.news_s for one in self._parcels.values()) + self._settings.stall_s
+        return min(one.news_s for one in self.parcels.values()) + self._settings.stall_s
 
     def drop_stalled(self, now_s: float) -> None:
         stall_s = self._settings.stall_s  # added as in `next_stall_s`: rounded otherwise, a timer would not be done
-        for number in [number for number, one in self._parcels.items() if one.news_s + stall_s <= now_s]:
+        for number in [number for number, one in self.parcels.items() if one.news_s + stall_s <= now_s]:
             self._drop(number)
 
     def reset(self) -> None:
         """The sender has started anew: its numbers begin again, what it had sent before will never be completed."""
-        for number in list(self._parcels):
+        for number in list(self.parcels):
             self._drop(number)
         self._finished.clear()
         self._tell.clear()
@@ -221,12 +243,15 @@ class Receiver:
 
     # ---------------------------------------------------------------------------------------------------------------
 
+    def _check_place(self, number: int, stated_floor: int) -> None:
+        floor = self._floor if self._floor > stated_floor else stated_floor
+        if number >= floor + _SPREAD:
+            raise CodecError(f"part: parcel {number} runs more than {_SPREAD} ahead of the oldest, {floor}")
+        if stated_floor > number:
+            raise CodecError(f"part: parcel {number} is below the floor {stated_floor} that it states")
+
     def _check(self, part: Part) -> None:
-        floor = max(self._floor, part.floor)
-        if part.parcel >= floor + _SPREAD:
-            raise CodecError(f"part: parcel {part.parcel} runs more than {_SPREAD} ahead of the oldest, {floor}")
-        if part.floor > part.parcel:
-            raise CodecError(f"part: parcel {part.parcel} is below the floor {part.floor} that it states")
+        self._check_place(part.parcel, part.floor)
         if part.index >= part.shape.count or len(part.data) != part.shape.length(part.index):
             raise CodecError(
                 f"part: chunk {part.index} of {part.shape.count} with {len(part.data)} bytes is not of a parcel of "
@@ -236,30 +261,31 @@ class Receiver:
             raise CodecError(
                 f"part: chunks of {part.shape.chunk_bytes} bytes; a message of several has at least {LEAST_CHUNK_BYTES}"
             )
-        known = self._parcels.get(part.parcel)
+        known = self.parcels.get(part.parcel)
         if known is not None:
             shape = known.reassembler.shape
             told = (shape.size, shape.digest, known.correlation)
             if told != (part.shape.size, part.shape.digest, part.correlation):
                 raise CodecError(f"part: parcel {part.parcel} has changed its size, digest or correlation on the way")
 
-    def _see(self, stamp: int, floor: int) -> None:
-        self._stamp = max(self._stamp, stamp)
+    def _rise(self, floor: int) -> None:
+        """The sender says that all below is over."""
         if floor <= self._floor:
             return
         self._floor = floor
-        for number in [number for number in self._parcels if number < floor]:
-            self._drop(number)
+        if self.parcels:
+            for number in [number for number in self.parcels if number < floor]:
+                self._drop(number)
         for table in (self._finished, self.held, self._tell):
-            if table:
-                for number in [number for number in table if number < floor]:
+            for number in list(table):
+                if number < floor:
                     del table[number]
         if not self._tell:  # what was due to be told is wanted no more
             self.due_s = math.inf
 
     def _incoming(self, part: Part, now_s: float) -> _Incoming | None:
         """The half-received parcel of this part, begun if need be; None if the part is not wanted (and answered)."""
-        known = self._parcels.get(part.parcel)
+        known = self.parcels.get(part.parcel)
         if known is not None:
             if part.shape.chunk_bytes > known.reassembler.shape.chunk_bytes:
                 return None  # overtaken by a cut into smaller chunks
@@ -268,13 +294,11 @@ class Receiver:
             self._drop(part.parcel)
         size = part.shape.size
         if size > self._settings.max_message_bytes:
-            text = f"message of {size} bytes, at most {self._settings.max_message_bytes} are taken"
-            refusal = Refuse(parcel=part.parcel, code=LimitExceeded.code, reason=text[:REASON_CHARS])
-            self.finish(part.parcel, now_s, refusal)
+            self._refuse_size(part.parcel, size, now_s)
             return None
         reserved = size if part.shape.count > 1 else 0
         if reserved and (
-            len(self._parcels) >= self._settings.reassemblies_per_peer or not self._budget.reserve(reserved)
+            len(self.parcels) >= self._settings.reassemblies_per_peer or not self._budget.reserve(reserved)
         ):
             self.held[part.parcel] = size
             self._answer(part.parcel, now_s, at_once=True)
@@ -282,17 +306,17 @@ class Receiver:
         self.held.pop(part.parcel, None)
         self._incarnations += 1
         incoming = _Incoming(Reassembler(part.shape), part.correlation, self._incarnations, reserved, now_s)
-        self._parcels[part.parcel] = incoming
+        self.parcels[part.parcel] = incoming
         return incoming
 
     def _drop(self, number: int) -> None:
-        incoming = self._parcels.pop(number, None)
+        incoming = self.parcels.pop(number, None)
         if incoming is not None:
             self._incarnations += 1
             self._budget.release(incoming.reserved)
 
     def _state(self, number: int) -> State:
-        incoming = self._parcels.get(number)
+        incoming = self.parcels.get(number)
         if incoming is None:
             nothing = Holding(upto=0, end=0)
             return State(parcel=number, incarnation=self._incarnations, chunk_bytes=0, holding=nothing)

@@ -32,10 +32,11 @@ from sordino_common.transport.frames import (
     Part,
     Probe,
     Refuse,
+    Whole,
     decode_frames,
     encode_frames,
 )
-from sordino_common.transport.inbound import LEAST_CHUNK_BYTES, Budget, Receiver
+from sordino_common.transport.inbound import LEAST_CHUNK_BYTES, Arrived, Budget, Receiver
 from sordino_common.transport.outbound import Outgoing, Sender
 from sordino_common.transport.settings import LinkCounters, LinkSettings
 
@@ -83,7 +84,7 @@ class Link:
         self._expiries: Deadlines[_Waiting] = Deadlines()
         # Above all numbers, stamps and incarnations of lanes that are gone: a peer may remember those.
         self._first_number = self._first_stamp = self._first_incarnation = 0
-        self._events: list[Event] = []
+        self.events: deque[Event] = deque()  # what came of all this, for the caller to take
         self._connected = False
         self._room = 0
         self._chunk_bytes = settings.chunk_bytes
@@ -134,8 +135,10 @@ class Link:
         return list(queue.contexts) if queue else []
 
     def take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+        """All of `events`, which are then gone."""
+        taken = list(self.events)
+        self.events.clear()
+        return taken
 
     def send(
         self,
@@ -168,7 +171,10 @@ class Link:
                 f"{to}: {queue.nbytes} bytes are waiting to be sent; {estimate} more would pass the limit of "
                 f"{settings.queue_bytes}"
             )
-        lane = self._lane(to, context)
+        lane = queue.contexts.get(context) if queue is not None else None
+        if lane is None:
+            lane = self._lane(to, context)
+            queue = self._peers[to]
         parcel = Outgoing(
             message=message,
             correlation=correlation,
@@ -176,14 +182,15 @@ class Link:
             patience_s=patience_s,
             on_outcome=on_outcome,
         )
-        queue = self._peers[to]
+        assert queue is not None
         queue.messages += 1
         queue.nbytes += estimate
         lane.sender.enqueue(parcel)
         self._expiries.set((lane, parcel), now_s + patience_s)
         if not lane.up:
             self._want(lane)
-        self._touch(lane, now_s)
+        elif self._connected:
+            self._enter(lane)
 
     # --- for the endpoint --------------------------------------------------------------------------------------------
 
@@ -263,8 +270,11 @@ class Link:
             lane = self._ring.popleft()
             lane.in_ring = False
             plaintext = self._packet(lane, now_s) if lane.up else None
-            self._touch(lane, now_s)
+            if lane.sender.starved:
+                self._starved[lane] = None
             if plaintext is not None:
+                self._enter(lane)  # there may be more
+                self._schedule(lane, now_s)
                 return lane.peer, lane.context, plaintext
         return None
 
@@ -283,7 +293,8 @@ class Link:
         finally:
             if lane.receiver.held:
                 self._holding[lane] = None
-            self._invite(now_s)
+            if self._budget.freed:
+                self._invite(now_s)
             self._touch(lane, now_s)
 
     def next_deadline_s(self) -> float:
@@ -302,7 +313,8 @@ class Link:
             if lane.up and self._connected:
                 self._timer(lane, now_s)
             self._touch(lane, now_s)
-        self._invite(now_s)
+        if self._budget.freed:
+            self._invite(now_s)
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -343,81 +355,98 @@ class Link:
         key = (lane.peer, lane.context)
         if key not in self._wanting:
             self._wanting[key] = None
-            self._events.append(Wanted(peer=lane.peer, context=lane.context))
+            self.events.append(Wanted(peer=lane.peer, context=lane.context))
 
     def _touch(self, lane: _Lane, now_s: float) -> None:
-        """Put the lane in the ring if it has something to send, and its next deadline on the heap."""
-        sender, receiver = lane.sender, lane.receiver
-        due_s = receiver.next_stall_s()
+        """Something has changed: the lane gets its turn, and its next deadline goes on the heap."""
         if lane.up and self._connected:
-            if not lane.in_ring and (receiver.due_s <= now_s or sender.has_work(now_s)):
-                lane.in_ring = True
-                self._ring.append(lane)
-            if receiver.due_s > now_s:
-                due_s = min(due_s, receiver.due_s)
-            due_s = min(due_s, sender.due_s(now_s))
-        if sender.starved:
-            self._starved[lane] = None
+            self._enter(lane)
+        self._schedule(lane, now_s)
+
+    def _enter(self, lane: _Lane) -> None:
+        """The lane gets its turn, to say whether it has something to send."""
+        if not lane.in_ring:
+            lane.in_ring = True
+            self._ring.append(lane)
+
+    def _schedule(self, lane: _Lane, now_s: float) -> None:
+        """The lane's next deadline goes on the heap."""
+        sender, receiver = lane.sender, lane.receiver
+        due_s = receiver.next_stall_s() if receiver.parcels else math.inf
+        if lane.up and self._connected:
+            if due_s > receiver.due_s > now_s:
+                due_s = receiver.due_s
+            timer_s = sender.due_s(now_s)
+            if timer_s < due_s:
+                due_s = timer_s
         # A deadline that moves away with every packet stays where it is: it passes for nothing, and is set anew then.
-        if due_s < self._wakes.get(lane) or due_s == math.inf:
+        if due_s == math.inf:
+            self._wakes.lift(lane)
+        elif due_s < self._wakes.get(lane):
             self._wakes.set(lane, due_s)
 
     def _packet(self, lane: _Lane, now_s: float) -> bytes | None:
         """What this lane has to say now: acks if they are due or can ride along, and one part or probe if it fits."""
         sender, receiver = lane.sender, lane.receiver
-        told = b""
-        if receiver.pending and (receiver.due_s <= now_s or sender.has_work(now_s)):
+        choice, told = sender.choose(now_s), b""
+        if receiver.pending and (choice is not None or receiver.due_s <= now_s):
             told = encode_frames(receiver.frames())
-        before = sender.retransmissions
-        frame = sender.next(now_s, room=self._room - len(told), chunk_bytes=self._chunk_bytes)
-        self._settle_failed(lane)
-        self._count_lost(lane, before)
+        if choice is None:
+            return told or None
+        frame = sender.next(now_s, choice, room=self._room - len(told), chunk_bytes=self._chunk_bytes)
+        if sender.failed:
+            self._settle_failed(lane)
         # News first: who gets the packet has it delivered before it looks after its books.
-        return (encode_frames([frame]) + told if frame is not None else told) or None
+        return encode_frames([frame], told) if frame is not None else told or None
 
     def _take(self, lane: _Lane, frame: Frame, now_s: float) -> None:
         sender, receiver = lane.sender, lane.receiver
-        before, doubles = sender.retransmissions, receiver.duplicates
+        lost, doubles = sender.retransmissions, receiver.duplicates
         match frame:
+            case Whole():
+                if receiver.on_whole(frame, now_s):
+                    self._deliver(lane, frame, now_s)
             case Ack():
                 for parcel in sender.on_ack(frame, now_s):
                     self._settle(lane, parcel, delivered=True, reason="")
-                self._count_lost(lane, before)
+            case Part():
+                arrived = receiver.on_part(frame, now_s)
+                if arrived is not None:
+                    self._deliver(lane, arrived, now_s)
             case Refuse(parcel=number, code=code, reason=reason):
                 refused = sender.on_refuse(number)
                 if refused is not None:
                     self._settle(lane, refused, delivered=False, reason=f"refused by {lane.peer}: {reason} [{code}]")
             case Probe():
                 receiver.on_probe(frame, now_s)
-            case Part():
-                self._take_part(lane, frame, now_s)
+        if sender.retransmissions > lost:
+            self._counters.add(lane.peer, retransmissions=sender.retransmissions - lost)
         if receiver.duplicates > doubles:
             self._counters.add(lane.peer, duplicates=receiver.duplicates - doubles)
 
-    def _take_part(self, lane: _Lane, part: Part, now_s: float) -> None:
-        arrived = lane.receiver.on_part(part, now_s)
-        if arrived is None:
-            return
+    def _deliver(self, lane: _Lane, whole: Whole | Arrived, now_s: float) -> None:
+        data = bytes(whole.data)
         try:
-            message = decode_message(arrived.data, self._limits, minor=lane.sender.minor)
+            message = decode_message(data, self._limits, minor=lane.sender.minor)
         except CodecError as error:
-            refusal = Refuse(parcel=arrived.parcel, code=error.code, reason=str(error)[:REASON_CHARS])
-            lane.receiver.finish(arrived.parcel, now_s, refusal)
+            refusal = Refuse(parcel=whole.parcel, code=error.code, reason=str(error)[:REASON_CHARS])
+            lane.receiver.finish(whole.parcel, now_s, refusal)
             self._counters.add(lane.peer, refusals=1)
-            self._events.append(Unreadable(peer=lane.peer, error=error))
+            self.events.append(Unreadable(peer=lane.peer, error=error))
             return
-        lane.receiver.finish(arrived.parcel, now_s)
-        self._counters.received_message(lane.peer, len(arrived.data))
-        self._events.append(
-            Delivered(peer=lane.peer, context=lane.context, message=message, correlation=arrived.correlation)
+        lane.receiver.finish(whole.parcel, now_s)
+        self._counters.received_message(lane.peer, len(data))
+        self.events.append(
+            Delivered(peer=lane.peer, context=lane.context, message=message, correlation=whole.correlation)
         )
 
     def _timer(self, lane: _Lane, now_s: float) -> None:
-        before, timeouts = lane.sender.retransmissions, lane.sender.timeouts
+        lost, timeouts = lane.sender.retransmissions, lane.sender.timeouts
         lane.sender.on_time(now_s)
-        self._count_lost(lane, before)
+        if lane.sender.retransmissions > lost:
+            self._counters.add(lane.peer, retransmissions=lane.sender.retransmissions - lost)
         if lane.sender.timeouts > timeouts and lane.sender.timeouts >= self._settings.rekey_after:
-            self._events.append(Stuck(peer=lane.peer, context=lane.context))
+            self.events.append(Stuck(peer=lane.peer, context=lane.context))
             self._feed_starved()
 
     def _end(self, lane: _Lane, parcel: Outgoing, *, delivered: bool, reason: str) -> None:
@@ -430,13 +459,13 @@ class Link:
         self._expiries.lift((lane, parcel))
         queue.messages -= 1
         queue.nbytes -= parcel.estimate
-        if lane.sender.idle:
+        if self._wanting and lane.sender.idle:
             self._wanting.pop((lane.peer, lane.context), None)
         if delivered and parcel.cutter is not None:
             self._counters.sent_message(lane.peer, parcel.cutter.shape.size)
-        outcome = Outcome(report=parcel.on_outcome, peer=lane.peer, delivered=delivered, reason=reason)
-        self._events.append(outcome)
-        self._feed_starved()
+        self.events.append(Outcome(report=parcel.on_outcome, peer=lane.peer, delivered=delivered, reason=reason))
+        if self._starved:
+            self._feed_starved()
 
     def _settle_failed(self, lane: _Lane) -> None:
         failed, lane.sender.failed = lane.sender.failed, []
@@ -448,14 +477,10 @@ class Link:
         starved, self._starved = list(self._starved), {}
         for lane in starved:
             lane.sender.starved = False
-            if not lane.in_ring:
-                lane.in_ring = True
-                self._ring.append(lane)
+            self._enter(lane)
 
     def _invite(self, now_s: float) -> None:
         """Reassembly memory came back: ask for parcels that were told to hold, as many as fit."""
-        if not self._budget.freed:
-            return
         self._budget.freed = False
         room = self._budget.left
         for lane in list(self._holding):
@@ -467,8 +492,3 @@ class Link:
             if not lane.receiver.held:
                 del self._holding[lane]
             self._touch(lane, now_s)
-
-    def _count_lost(self, lane: _Lane, before: int) -> None:
-        lost = lane.sender.retransmissions - before
-        if lost:
-            self._counters.add(lane.peer, retransmissions=lost)

@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from sordino_common.errors import CodecError, LimitExceeded, LocalError
 from sordino_common.messages import Message
 from sordino_common.messages.protocol import PROTOCOL
 from sordino_common.transport.chunks import Cutter, Shape
 from sordino_common.transport.encoded import Encoded, EncodedPool
-from sordino_common.transport.frames import MAX_PROBED, PART_OVERHEAD, Ack, Part, Probe, State
+from sordino_common.transport.frames import MAX_PROBED, PART_OVERHEAD, Ack, Part, Probe, State, Whole
 from sordino_common.transport.pacing import Pace
 from sordino_common.transport.settings import KIB, LinkSettings
 
@@ -30,8 +31,7 @@ _REORDER_STAMPS = 3  # RFC 9002 section 6.1.1
 _CHEAP_BYTES = 4 * KIB  # a part this small is its own probe
 
 
-@dataclass(slots=True, eq=False)
-class Outgoing:
+class Outgoing(msgspec.Struct, kw_only=True, eq=False):
     """One message on its way. `number`, `encoded` and `cutter` come when its transmission begins."""
 
     message: Message
@@ -48,8 +48,7 @@ class Outgoing:
     over: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sent:
+class _Sent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stamp: int
     parcel: int
     index: int
@@ -58,6 +57,9 @@ class _Sent:
     generation: int
 
 
+_ASK = Outgoing(
+    message=Message(), correlation=b"", estimate=0, patience_s=0.0, on_outcome=None
+)  # not a message: a probe
 _NOTHING = _Sent(stamp=-1, parcel=-1, index=0, nbytes=0, sent_s=-math.inf, generation=-1)
 
 
@@ -115,17 +117,16 @@ class Sender:
         """When `on_time` has something to do."""
         due_s = self._timer_base_s + self._pace.timeout_s if self._flight else math.inf
         for parcel in self._active.values():
-            if parcel.hold_until_s > now_s:
-                due_s = min(due_s, parcel.hold_until_s)
+            if due_s > parcel.hold_until_s > now_s:
+                due_s = parcel.hold_until_s
         return due_s
 
-    def has_work(self, now_s: float) -> bool:
-        """Whether `next` would give a frame, as far as can be said without encoding anything."""
+    def choose(self, now_s: float) -> Outgoing | None:
+        """What `next` would send, as far as can be said without encoding anything; for `next`, if nothing comes in
+        between."""
         if self._ask and self._flight:
-            return True
-        if not (self._active or self._queues[False] or self._queues[True]):
-            return False
-        return len(self._flight) < self._pace.window and self._candidate(now_s) is not None
+            return _ASK
+        return self._candidate(now_s) if len(self._flight) < self._pace.window else None
 
     def waiting(self) -> list[Outgoing]:
         """All messages that are not over, oldest first."""
@@ -137,43 +138,54 @@ class Sender:
         parcel.bulk = parcel.estimate > self._settings.small_bytes
         self._queues[parcel.bulk].append(parcel)
 
-    def next(self, now_s: float, *, room: int, chunk_bytes: int) -> Part | Probe | None:
-        """The next frame, if there is one of at most `room` bytes; new messages are cut every `chunk_bytes`."""
-        if self._ask and self._flight:
+    def next(self, now_s: float, choice: Outgoing, *, room: int, chunk_bytes: int) -> Whole | Part | Probe | None:
+        """The next frame, of what `choose` has just said, if it is one of at most `room` bytes; new messages are cut
+        every `chunk_bytes`."""
+        if choice is _ASK:
             self._ask = False
-            self._probe = replace(_NOTHING, stamp=self._stamp(), sent_s=now_s, generation=self._generation)
+            self._probe = msgspec.structs.replace(
+                _NOTHING, stamp=self._stamp(), sent_s=now_s, generation=self._generation
+            )
             flying = dict.fromkeys(sent.parcel for sent in self._flight.values())
             return Probe(stamp=self._probe.stamp, floor=self.floor, parcels=tuple(flying)[:MAX_PROBED])
-        while len(self._flight) < self._pace.window:
+        parcel: Outgoing | None = choice
+        while parcel is not None:
+            if parcel.encoded is not None or self._begin(parcel, chunk_bytes):
+                return self._part(parcel, now_s, room)
             parcel = self._candidate(now_s)
-            if parcel is None:
-                return None
-            if parcel.encoded is None and not self._begin(parcel, chunk_bytes):
-                continue
-            return self._part(parcel, now_s, room)
         return None
 
     def _candidate(self, now_s: float) -> Outgoing | None:
-        """The message whose chunk goes next; bulk and small take turns."""
-        return self._pick(now_s, bulk=self._bulk_turn) or self._pick(now_s, bulk=not self._bulk_turn)
-
-    def _pick(self, now_s: float, *, bulk: bool) -> Outgoing | None:
-        begun = False
-        for parcel in self._active.values():
-            if parcel.bulk is bulk:
-                begun = True
-                if parcel.hold_until_s <= now_s and parcel.cutter is not None and parcel.cutter.unsent:
-                    return self._if_room(parcel)
-        queue = self._queues[bulk]
-        if not queue or (bulk and begun) or self._next_number - self.floor >= SPREAD:
+        """The message whose chunk goes next. Bulk and small take turns; of bulky ones only one is under way."""
+        turn, queues = self._bulk_turn, self._queues
+        if not (self._active or queues[turn] or queues[not turn]):
             return None
-        return self._if_room(queue[0])
+        first: dict[bool, Outgoing] = {}
+        bulk_begun = False
+        for parcel in self._active.values():
+            bulk = parcel.bulk
+            bulk_begun |= bulk
+            if (
+                bulk not in first
+                and parcel.hold_until_s <= now_s
+                and parcel.cutter is not None
+                and parcel.cutter.unsent
+            ):
+                first[bulk] = parcel
+        full = self._next_number - self.floor >= SPREAD
+        for bulk in (turn, not turn):
+            candidate = first.get(bulk)
+            if candidate is None and queues[bulk] and not full and not (bulk and bulk_begun):
+                candidate = queues[bulk][0]
+            if candidate is not None and self._if_room(candidate):
+                return candidate
+        return None
 
-    def _if_room(self, parcel: Outgoing) -> Outgoing | None:
+    def _if_room(self, parcel: Outgoing) -> bool:
         if parcel.encoded is None and not self._pool.admits(parcel.message, self.minor):
             self.starved = True
-            return None
-        return parcel
+            return False
+        return True
 
     def _begin(self, parcel: Outgoing, chunk_bytes: int) -> bool:
         """Encode; give a number if it has none. False if the message can't be sent at all: it is in `failed`."""
@@ -193,35 +205,34 @@ class Sender:
             parcel.cutter = Cutter(_shape(encoded, chunk_bytes))
         return True
 
-    def _part(self, parcel: Outgoing, now_s: float, room: int) -> Part | None:
+    def _part(self, parcel: Outgoing, now_s: float, room: int) -> Whole | Part | None:
         cutter, encoded = parcel.cutter, parcel.encoded
         index = cutter.next_index if cutter is not None else None
         if cutter is None or encoded is None or index is None:
             raise LocalError(f"Sender: message {parcel.number} has no chunk to send")
-        nbytes = cutter.shape.length(index)
+        shape = cutter.shape
+        nbytes = shape.length(index)
         if nbytes + PART_OVERHEAD > room:
             return None
         self._bulk_turn = not parcel.bulk
         cutter.sent(index)
         if not self._flight:
             self._timer_base_s = now_s
-        sent = _Sent(
-            stamp=self._stamp(),
-            parcel=parcel.number,
-            index=index,
-            nbytes=nbytes,
-            sent_s=now_s,
-            generation=self._generation,
+        stamp, number, floor = self._stamp(), parcel.number, self.floor
+        self._flight[stamp] = _Sent(
+            stamp=stamp, parcel=number, index=index, nbytes=nbytes, sent_s=now_s, generation=self._generation
         )
-        self._flight[sent.stamp] = sent
+        data = cutter.chunk(encoded.data, index)
+        if not shape.digest:
+            return Whole(stamp=stamp, floor=floor, parcel=number, correlation=parcel.correlation, data=data)
         return Part(
-            stamp=sent.stamp,
-            floor=self.floor,
-            parcel=parcel.number,
+            stamp=stamp,
+            floor=floor,
+            parcel=number,
             index=index,
-            shape=cutter.shape,
+            shape=shape,
             correlation=parcel.correlation,
-            data=bytes(cutter.chunk(encoded.data, index)),
+            data=data,
         )
 
     def _stamp(self) -> int:
@@ -244,19 +255,24 @@ class Sender:
                     raise CodecError(f"ack: chunk {state.holding.end - 1} of {shape.count} of parcel {state.parcel}")
                 known.append((parcel, parcel.cutter, state))
         self._take_echo(ack.stamp, now_s)
-        over = [parcel for number in dict.fromkeys(ack.done) if (parcel := self._active.get(number)) is not None]
+        over: list[Outgoing] = []
+        for number in ack.done:
+            parcel = self._active.get(number)
+            if parcel is not None:
+                self.finish(parcel)
+                over.append(parcel)
         news = len(over)
-        for parcel in over:
-            self.finish(parcel)
         for parcel, cutter, state in known:
             news += self._take_state(parcel, cutter, state)
         for number in ack.held:
             self._hold(number, now_s)
-        self._flight = {stamp: sent for stamp, sent in self._flight.items() if not self._arrived(sent)}
+        if known:
+            self._flight = {stamp: sent for stamp, sent in self._flight.items() if not self._arrived(sent)}
         if news:
             self._pace.acknowledged(news)
             self._timer_base_s = now_s
-        self._find_lost()
+        if self._flight:
+            self._find_lost()
         return over
 
     def on_refuse(self, number: int) -> Outgoing | None:
@@ -275,7 +291,9 @@ class Sender:
             self._queues[parcel.bulk].remove(parcel)
             return
         self._active.pop(parcel.number, None)
-        self._flight = {stamp: sent for stamp, sent in self._flight.items() if sent.parcel != parcel.number}
+        for sent in list(self._flight.values()):
+            if sent.parcel == parcel.number:
+                del self._flight[sent.stamp]
         self._release(parcel)
 
     def _take_echo(self, stamp: int, now_s: float) -> None:
@@ -333,14 +351,14 @@ class Sender:
         if not self._flight or now_s < self._timer_base_s + self._pace.timeout_s:
             return
         self._stir(now_s)
-        self._pace.timeouts += 1
+        self._pace.timed_out()
         if self._pace.timeouts >= self._settings.park_after:
             self.park()
 
     def reconnected(self, now_s: float) -> None:
         """Ours or the peer's connection is new: what was in flight may be gone. Ask at once."""
         self._generation += 1
-        self._pace.timeouts = 0
+        self._pace.revived()
         if self._flight:
             self._stir(now_s)
 
@@ -349,7 +367,7 @@ class Sender:
         self._flight.clear()
         self._echo = self._probe = _NOTHING
         self._ask = False
-        self._pace.timeouts = 0
+        self._pace.revived()
         for parcel in self._active.values():
             if parcel.cutter is not None:
                 parcel.cutter = Cutter(parcel.cutter.shape)

@@ -57,10 +57,11 @@ class Outbox:
 
     def publish(self) -> None:
         """Hand over what the transport takes now."""
-        for topic, payload in list(self._retained.items()):
-            if not self.put("", topic, payload, retain=True):
-                return
-            del self._retained[topic]
+        if self._retained:
+            for topic, payload in list(self._retained.items()):
+                if not self.put("", topic, payload, retain=True):
+                    return
+                del self._retained[topic]
         while self._control:
             to, packet = self._control[0]
             if not self.put(to, self._topic_of(to), packet):

@@ -93,16 +93,16 @@ class LinkCounters:
 
     def sent_packet(self, peer: str, nbytes: int) -> None:
         """As `add`; every packet comes here."""
-        for traffic in (self.total, self.peer(peer)):
+        for traffic in (self.total, self.peers.get(peer) or self.peer(peer)):
             traffic.packets_sent += 1
             traffic.packet_bytes_sent += nbytes
 
     def sent_message(self, peer: str, nbytes: int) -> None:
-        for traffic in (self.total, self.peer(peer)):
+        for traffic in (self.total, self.peers.get(peer) or self.peer(peer)):
             traffic.messages_sent += 1
             traffic.message_bytes_sent += nbytes
 
     def received_message(self, peer: str, nbytes: int) -> None:
-        for traffic in (self.total, self.peer(peer)):
+        for traffic in (self.total, self.peers.get(peer) or self.peer(peer)):
             traffic.messages_received += 1
             traffic.message_bytes_received += nbytes
