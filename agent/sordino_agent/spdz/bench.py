@@ -131,11 +131,11 @@ class Bench:
         try:
             if task.setup is not None:
                 seat.begin(task.setup)
-            effects = seat.feed(task.events)
+            shares, effects = seat.feed(task.events)
         except Exception:
             self._forget(task.session)
             raise
-        return SpdzFacts(effects=tuple(effects), waiting_for=seat.waiting_for[:400])
+        return SpdzFacts(shares=tuple(shares), effects=tuple(effects), waiting_for=seat.waiting_for[:400])
 
     def end(self, task: SpdzEndTask, check: Check | None) -> SpdzFacts:
         """Ending what is not here does nothing."""

@@ -18,7 +18,7 @@ from sordino_agent.spdz.reading import Named, Reader
 from sordino_agent.spdz.steps import Steps
 from sordino_agent.spdz.tasks import SpdzEffect, SpdzEvent
 from sordino_common.errors import LocalError
-from sordino_common.messages import SpdzOpen, SpdzSetup
+from sordino_common.messages import SpdzOpen, SpdzSetup, SpdzShare
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.ring.prg import Seed
 from sordino_common.spdz.circuit import Wire
@@ -70,6 +70,7 @@ class Seat:
         self._at = command.first_step  # the party is at this step, or at the one after it
         self._attempt = 0
         self._checkpoints = frozenset(command.checkpoints)
+        self._shares: list[SpdzShare] = []  # what this task broadcasts
         self._early: list[SpdzEvent] = []  # inputs of steps that are too far ahead for the party
         self._reader = Reader(command.parties, most=4 * command.ahead + 4)
         self._sums: dict[str, float] = {}
@@ -105,12 +106,14 @@ class Seat:
         elif setup.owner_seed is not None:
             self._owner = InputOwner(self.spec, self._agent, Seed(setup.owner_seed))
 
-    def feed(self, events: Sequence[SpdzEvent]) -> list[SpdzEffect]:
-        """Take the events in order. Raises what the party raises; the session is then over."""
+    def feed(self, events: Sequence[SpdzEvent]) -> tuple[list[SpdzShare], list[SpdzEffect]]:
+        """Take the events in order: what is to be broadcast, and what else is to be done. Raises what the party raises;
+        the session is then over."""
         effects: list[SpdzEffect] = []
         for event in events:
             effects += self._take(event)
-        return effects
+        shares, self._shares = self._shares, []
+        return shares, effects
 
     def end(self, *, finished: bool) -> None:
         if self._party is None:
@@ -244,13 +247,14 @@ class Seat:
         for effect in effects:
             match effect:
                 case Broadcast():
-                    yield SpdzEffect(
-                        what="share",
-                        kind=effect.kind,
-                        step=effect.step,
-                        attempt=effect.attempt,
-                        round=effect.round,
-                        data=effect.payload,
+                    self._shares.append(
+                        SpdzShare(
+                            kind=effect.kind,
+                            step=effect.step,
+                            attempt=effect.attempt,
+                            round=effect.round,
+                            payload=effect.payload,
+                        )
                     )
                     yield from self._reached(effect.step)
                 case Retry():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -110,7 +111,8 @@ class Session:
         self._gifts: dict[str, SpdzEvent] = {}  # sender -> what it gives to that step
         self._words: set[str] = set()  # who was told the same step, in a passive session
         self._waiting_for = ""
-        self._counts = {"rounds": 0, "checks": 0, "retries": 0, "opened_bytes": 0}
+        self._outcomes: Final = tuple((name, partial(self._on_outcome, name)) for name in self.others)
+        self._rounds = self._checks = self._retries = self._opened_bytes = 0
         self._compute_s = 0.0
         self._first_share_s: float | None = None
         self._last_share_s = 0.0
@@ -260,7 +262,7 @@ class Session:
         if message.attempt <= self._attempt:
             raise ProtocolError(f"told to run step {message.step} under attempt {message.attempt} again")
         self._attempt = message.attempt
-        self._counts["retries"] += 1
+        self._retries += 1
         self._parts = {place: parts for place, parts in self._parts.items() if place[1] >= message.attempt}
         self._masked_to = min(self._masked_to, message.step)
         self._put(SpdzEvent(what="restart", step=message.step, attempt=message.attempt))
@@ -353,7 +355,14 @@ class Session:
         ):
             return  # the last of it is on its way
         online_s = 0.0 if self._first_share_s is None else self._last_share_s - self._first_share_s
-        counters = m.SpdzCounters(**self._counts, compute_s=self._compute_s, online_s=online_s)
+        counters = m.SpdzCounters(
+            rounds=self._rounds,
+            checks=self._checks,
+            retries=self._retries,
+            opened_bytes=self._opened_bytes,
+            compute_s=self._compute_s,
+            online_s=online_s,
+        )
         sums = self._sums or SpdzEffect(what="sums")
         answer, self._closing = self._closing, None
         answer(m.SpdzClosed(session=self.id, counters=counters, rows=sums.round, names=sums.names, sums=sums.sums))
@@ -404,23 +413,25 @@ class Session:
             self._end(outcome.code, outcome.reason, tell=True)
             return
         assert isinstance(outcome, Done)
-        assert isinstance(outcome.result, SpdzFacts)
-        self._compute_s += outcome.seconds
-        self._waiting_for = outcome.result.waiting_for
+        facts = outcome.result
+        assert isinstance(facts, SpdzFacts)
         try:
-            self._perform(outcome.result.effects)
+            if facts.shares:
+                self._send_shares(facts.shares)
+            if facts.effects:
+                self._perform(facts.effects)
         except SordinoError as error:
             self.fail(error)
             return
+        self._compute_s += outcome.seconds
+        self._waiting_for = facts.waiting_for
         self._flush()
-        self._try_to_close()
+        if self._closing is not None:
+            self._try_to_close()
 
     # --- what leaves -----------------------------------------------------------------------------------------------
 
     def _perform(self, effects: tuple[SpdzEffect, ...]) -> None:
-        shares = [effect for effect in effects if effect.what == "share"]
-        if shares:
-            self._send_shares(shares)
         inputs: dict[int, list[m.SpdzValues]] = {}
         outputs: dict[str, list[m.SpdzValues]] = {}
         report = False
@@ -450,7 +461,7 @@ class Session:
                     report = True
                 case "checked":
                     self._checked = effect.step
-                    self._counts["checks"] += self.command.security == "active"
+                    self._checks += self.command.security == "active"
                     report |= self._checked - self._reported >= self.command.report_every
                 case "retry":
                     retry = m.SpdzRetry(session=self.id, step=effect.step, attempt=effect.attempt, where=effect.kind)
@@ -463,8 +474,6 @@ class Session:
                     self._model_read |= effect.kind == "model" and effect.step == self.command.steps
                     ending = "" if effect.kind == "model" else f"-{effect.kind}"
                     self._keep_model(self.command.run + ending, effect.data)
-                case "share":
-                    pass
         for attempt, batches in inputs.items():
             message = m.SpdzInput(terms=self._terms, attempt=attempt, batches=tuple(batches))
             for name in self.others:
@@ -477,33 +486,28 @@ class Session:
         if report:
             self._report()
 
-    def _send_shares(self, effects: list[SpdzEffect]) -> None:
-        now_s = self._loop.now_s()
-        self._first_share_s = now_s if self._first_share_s is None else self._first_share_s
-        self._last_share_s = now_s
-        step, attempt = max(effect.step for effect in effects), max(effect.attempt for effect in effects)
-        if step >= self._burnt[0] or attempt > self._burnt[1]:
-            self._burnt = (min(step + BURN_STEPS, self.command.steps), attempt)
-            self._journal.burn_steps(self.id, step=self._burnt[0], attempt=attempt)
-        for first in range(0, len(effects), m.SHARES_AT_ONCE):
-            message = m.SpdzShares(
-                shares=tuple(
-                    m.SpdzShare(
-                        kind=effect.kind,  # type: ignore[arg-type]  # the pipe's other end is ours
-                        step=effect.step,
-                        attempt=effect.attempt,
-                        round=effect.round,
-                        payload=effect.data,
-                    )
-                    for effect in effects[first : first + m.SHARES_AT_ONCE]
-                )
-            )
-            for name in self.others:
-                self._tell_peer(name, message)
-        for effect in effects:
-            if effect.kind == "open":
-                self._counts["rounds"] += 1
-                self._counts["opened_bytes"] += len(effect.data)
+    def _send_shares(self, shares: tuple[m.SpdzShare, ...]) -> None:
+        """Burn what is new, send, count: nothing else stands between a share and its peers."""
+        for share in shares:
+            if share.step >= self._burnt[0] or share.attempt > self._burnt[1]:
+                self._burn(max(one.step for one in shares), max(one.attempt for one in shares))
+                break
+        for first in range(0, len(shares), m.SHARES_AT_ONCE):
+            message = m.SpdzShares(shares=shares[first : first + m.SHARES_AT_ONCE])
+            for name, outcome in self._outcomes:
+                self._port.tell(name, message, context=self.id, on_outcome=outcome)
+        self._last_share_s = self._loop.now_s()
+        if self._first_share_s is None:
+            self._first_share_s = self._last_share_s
+        for share in shares:
+            if share.kind == "open":
+                self._rounds += 1
+                self._opened_bytes += len(share.payload)
+
+    def _burn(self, step: int, attempt: int) -> None:
+        """Shares up to `step`, under `attempt`, are about to leave."""
+        self._burnt = (min(step + BURN_STEPS, self.command.steps), attempt)
+        self._journal.burn_steps(self.id, step=self._burnt[0], attempt=attempt)
 
     def _keep(self, effect: SpdzEffect) -> None:
         assert self._step is not None
@@ -534,11 +538,11 @@ class Session:
             self._port.tell(self.command.dealer, word, context=b"")
 
     def _tell_peer(self, name: str, message: m.Message) -> None:
-        def outcome(delivered: bool, reason: str) -> None:
-            if not delivered and not self.over and not self.finished:
-                self.fail(Silence(f"{name} can't be reached: {reason}"))
+        self._port.tell(name, message, context=self.id, on_outcome=partial(self._on_outcome, name))
 
-        self._port.tell(name, message, context=self.id, on_outcome=outcome)
+    def _on_outcome(self, name: str, delivered: bool, reason: str) -> None:
+        if not delivered and not self.over and not self.finished:
+            self.fail(Silence(f"{name} can't be reached: {reason}"))
 
     # --- time ------------------------------------------------------------------------------------------------------
 

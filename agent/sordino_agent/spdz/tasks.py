@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from sordino_common.messages import Array, SpdzOpen, SpdzSetup
+from sordino_common.messages import Array, SpdzOpen, SpdzSetup, SpdzShare
 
 EventKind = Literal[
     "state", "resume", "input", "correction", "share", "restart", "mask", "provide", "step", "outputs", "masks"
 ]
 EffectKind = Literal[
-    "share", "input", "state", "retry", "checked", "output", "checkpoint", "keep", "moved", "sums", "model", "done"
+    "input", "state", "retry", "checked", "output", "checkpoint", "keep", "moved", "sums", "model", "done"
 ]
 
 
@@ -53,7 +53,6 @@ class SpdzEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class SpdzEffect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that a session wants done, in this order:
 
-    share        kind, step, attempt, round, data: to every other party
     input        step, attempt, names, values: to every other party
     state        names, values: D of the first state, or of what we give to `step`, to every other party
     retry        step, attempt, kind: where
@@ -127,8 +126,10 @@ class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
 
 
 class SpdzFacts(_Value, frozen=True, kw_only=True):
-    """What came of the events. `waiting_for`: what has to come next, for people."""
+    """What came of the events. `shares` go to every other party before anything is done about `effects`. `waiting_for`:
+    what has to come next, for people."""
 
     kind = "spdz-facts"
+    shares: tuple[SpdzShare, ...] = ()
     effects: tuple[SpdzEffect, ...]
     waiting_for: str = ""
