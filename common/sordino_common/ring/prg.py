@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from sordino_common.errors import LocalError
 from sordino_common.ring.seed import SEED_BYTES, Seed
@@ -31,20 +31,24 @@ __all__ = ["SEED_BYTES", "Seed", "Stream", "expand_bytes", "expand_ring", "label
 _MAX_STREAM_BYTES: Final = 1 << 38
 _CHUNK: Final = 1 << 18  # zeros to encrypt at a time: fits the L2 cache beside the output
 _ZEROS: Final = memoryview(bytes(_CHUNK))  # its slices are no copies
+_SHA256: Final = SHA256()
+_NONCE: Final = bytes(16)
+_INTEGER: Final = b"i" + (9).to_bytes(4, "big")
 
 
 def label(*parts: str | int | bytes) -> bytes:
-    """An injective encoding of `parts`: type letter, 4-byte length, content, for each."""
-    out = bytearray()
+    """An injective encoding of `parts`: type letter, 4-byte length, content, for each. Of two rows of parts, one after
+    the other, it is their encodings one after the other."""
+    out = []
     for part in parts:
-        if isinstance(part, str):
-            kind, raw = b"s", part.encode()
-        elif isinstance(part, bytes):
-            kind, raw = b"b", part
+        if isinstance(part, int):
+            out.append(_INTEGER + part.to_bytes(9, "big", signed=True))
+        elif isinstance(part, str):
+            raw = part.encode()
+            out.append(b"s" + len(raw).to_bytes(4, "big") + raw)
         else:
-            kind, raw = b"i", part.to_bytes(9, "big", signed=True)
-        out += kind + len(raw).to_bytes(4, "big") + raw
-    return bytes(out)
+            out.append(b"b" + len(part).to_bytes(4, "big") + part)
+    return b"".join(out)
 
 
 class Stream:
@@ -53,8 +57,9 @@ class Stream:
     __slots__ = ("_encryptor", "_left")
 
     def __init__(self, seed: Seed, info: bytes) -> None:
-        key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"sordino prg v1\0" + info).derive(seed.expose())
-        self._encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+        # HKDF in its two steps: the first is the same for all uses of a seed.
+        key = HKDFExpand(_SHA256, 32, b"sordino prg v1\0" + info).derive(seed.extracted(_extract))
+        self._encryptor = Cipher(ChaCha20(key, _NONCE), mode=None).encryptor()
         self._left = _MAX_STREAM_BYTES
 
     def fill(self, out: memoryview) -> None:
@@ -65,6 +70,10 @@ class Stream:
         for start in range(0, out.nbytes, _CHUNK):
             part = out[start : start + _CHUNK]
             self._encryptor.update_into(_ZEROS[: part.nbytes], part)
+
+
+def _extract(secret: bytes) -> bytes:
+    return HKDF.extract(_SHA256, None, secret)
 
 
 def expand_bytes(seed: Seed, info: bytes, out: memoryview) -> None:
