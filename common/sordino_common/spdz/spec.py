@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Final, Literal
 
@@ -24,6 +24,11 @@ MAX_PARTIES: Final = 4
 PADDING: Final = -1
 ROW_ROLES: Final = frozenset({"x", "y"})
 STATE_ROLES: Final = frozenset({"param", "state"})
+
+# Batches that a schedule holds: as many as are dealt ahead, and some; of large ones fewer.
+_HELD_STEPS_MOST: Final = 128
+_HELD_STEPS: Final = 16
+_HELD_ROWS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Schedule:
     batch_rows: int
     seed: int
     order: Order = "shuffled"
+    _held: dict[int, tuple[Slice, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.rows]
@@ -68,24 +74,27 @@ class Schedule:
 
     def step(self, number: int) -> tuple[Slice, ...]:
         """The batch of step `number` (from 0), owners in their order; those without a row in it are left out."""
-        return _batch(self, number)
+        held = self._held.get(number)
+        if held is None:  # several ask for the same steps: who masks rows ahead, who takes them, who moves on
+            held = self._by_owner(number) if self.order == "by-owner" else self._shuffled(number)
+            if len(self._held) >= max(_HELD_STEPS, min(_HELD_STEPS_MOST, _HELD_ROWS // self.batch_rows)):
+                del self._held[next(iter(self._held))]
+            self._held[number] = held
+        return held
 
     def _shuffled(self, number: int) -> tuple[Slice, ...]:
-        start, total = number * self.batch_rows, self.total
-        parts: list[I64] = []
-        left = self.batch_rows
+        start, total, left = number * self.batch_rows, self.total, self.batch_rows
+        parts = []
         while left:
-            order = _permutation(self.seed, start // total, total)
-            part = order[start % total : start % total + left]
+            part = _pass(self.rows, self.seed, start // total)[:, start % total : start % total + left]
             parts.append(part)
-            start, left = start + len(part), left - len(part)
-        batch = np.concatenate(parts)
-        slices, first = [], 0
-        for name, count in self.rows:
-            positions = np.flatnonzero((batch >= first) & (batch < first + count))
-            if len(positions):
-                slices.append(_slice(name, batch[positions] - first, positions))
-            first += count
+            start, left = start + part.shape[1], left - part.shape[1]
+        owners, rows = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        slices = []
+        for index, (name, _) in enumerate(self.rows):
+            (positions,) = (owners == index).nonzero()
+            if positions.size:
+                slices.append(_slice(name, rows[positions], positions))
         return tuple(slices)
 
     def _by_owner(self, number: int) -> tuple[Slice, ...]:
@@ -99,11 +108,6 @@ class Schedule:
         raise LocalError("schedule: there is no such step, all rows have been")
 
 
-@lru_cache(maxsize=64)  # several ask for the same few steps: who masks rows, who takes them, who moves on
-def _batch(schedule: Schedule, number: int) -> tuple[Slice, ...]:
-    return schedule._by_owner(number) if schedule.order == "by-owner" else schedule._shuffled(number)
-
-
 def _slice(owner: str, rows: I64, positions: I64) -> Slice:
     for array in (rows, positions):
         array.setflags(write=False)
@@ -111,11 +115,14 @@ def _slice(owner: str, rows: I64, positions: I64) -> Slice:
 
 
 @lru_cache(maxsize=8)
-def _permutation(seed: int, number: int, total: int) -> I64:
-    """The order of pass `number`. Public, so a statistical generator will do."""
-    order = np.random.Generator(np.random.PCG64([seed, number])).permutation(total).astype(np.int64)
-    order.setflags(write=False)
-    return order
+def _pass(rows: tuple[tuple[str, int], ...], seed: int, number: int) -> I64:
+    """Pass `number` in its order, [2, total]: the owner of each row, and its number among the owner's. Public, so a
+    statistical generator will do."""
+    ends = np.cumsum([count for _, count in rows], dtype=np.int64)
+    firsts = ends - [count for _, count in rows]
+    order = np.random.Generator(np.random.PCG64([seed, number])).permutation(int(ends[-1])).astype(np.int64)
+    owners = np.searchsorted(ends, order, side="right")
+    return np.stack((owners, order - firsts[owners]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +204,11 @@ class SessionSpec:
         ).digest()  # fmt: skip
 
     @cached_property
+    def stream_prefix(self) -> bytes:
+        """What the `info` of every use of a seed in this session begins with (`stream`)."""
+        return label("sordino spdz stream v1", self.digest)
+
+    @cached_property
     def bound(self) -> bytes:
         """SHA-256 over `digest` and `terms`: what a check is bound to."""
         return hashlib.sha256(label("sordino spdz terms v1", self.digest, self.terms)).digest()
@@ -234,4 +246,4 @@ def origin_of(spec: SessionSpec, step: int, attempt: int, name: str) -> bytes:
 
 def stream(spec: SessionSpec, kind: str, step: int, attempt: int, *more: str | int) -> bytes:
     """The `info` of one use of a seed in this session: no two uses have the same."""
-    return label("sordino spdz stream v1", spec.digest, kind, step, attempt, *more)
+    return spec.stream_prefix + label(kind, step, attempt, *more)
