@@ -108,8 +108,8 @@ class Cheater(Party):
             tags[0, self._tag()] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
         return shares, tags
 
-    def _guard(self, take: Callable[[], None]) -> list[Effect]:
-        return [self._bent(effect) for effect in super()._guard(take)]
+    def _go_on(self) -> list[Effect]:
+        return [self._bent(effect) for effect in super()._go_on()]
 
     def _bent(self, effect: Effect) -> Effect:
         if not isinstance(effect, Broadcast):

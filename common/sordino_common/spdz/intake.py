@@ -7,8 +7,8 @@ a place that already has something must be the same: two contents are refused, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Set
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ _Place = tuple[str, int, int, int]  # kind, step, attempt, round
 
 AHEAD_STEPS: Final = 8  # rows of later steps than this are refused
 AHEAD_CORRECTIONS: Final = 1024  # the driver's byte budget is the tighter bound
+_NONE: Final[Mapping[int, bytes]] = {}
 
 
 class Intake:
@@ -33,8 +34,14 @@ class Intake:
 
     def __init__(self, spec: SessionSpec, layout: Layout, index: int) -> None:
         self._spec = spec
-        self._layout = layout
         self._index = index
+        self._others = {k: name for k, name in enumerate(spec.parties) if k != index}
+        self._row_names = frozenset(entry.name for entry in spec.row_inputs)
+        self._sizes: dict[tuple[str, int], int] = {  # bytes of a message, by kind and round
+            ("open", k): 8 * (place.stop - place.start) for k, place in enumerate(layout.rounds)
+        }
+        if spec.active:
+            self._sizes.update({(kind, 0): size for kind, size in SIZES.items()})
         self._correction_bytes = layout.preprocessing_bytes(active=spec.active)
         self.step = 0
         self.attempt = 0
@@ -52,10 +59,11 @@ class Intake:
         schedule = self._spec.schedule
         self.slices = schedule.step(step) if schedule is not None and step < self._spec.steps else ()
         for table in (self._inputs, self._corrections):
-            for at in [at for at in table if self._is_past(*at)]:
+            for at in [at for at in table if at[0] < step or at[1] < attempt]:
                 del table[at]
-        for place in [place for place in self._messages if self._is_late(*place[:3])]:
-            del self._messages[place]
+        for place in [place for place in self._messages if place[1] < step or place[2] < attempt]:
+            if place[0] == "open" or place[1:3] != self._checking:
+                del self._messages[place]
 
     def begin_check(self) -> None:
         """The check of everything up to the current step begins: its messages are taken until `end_check`."""
@@ -75,9 +83,8 @@ class Intake:
 
     def batches(self) -> Mapping[str, Batch] | None:
         """Owner -> D of its rows of the current batch; None while somebody's are missing."""
-        if not self._spec.row_inputs:
-            return {}
-        return None if self.owners_missing() else self._inputs.get((self.step, self.attempt), {})
+        given = self._inputs.get((self.step, self.attempt), {})
+        return given if len(given) == len(self.slices) or not self._row_names else None
 
     def owners_missing(self) -> list[str]:
         given = self._inputs.get((self.step, self.attempt), {})
@@ -93,26 +100,27 @@ class Intake:
 
     def messages(self, kind: str, round_: int) -> Mapping[int, bytes] | None:
         """All other parties' messages of that kind and round; None while one is missing."""
-        came = self._messages.get(self._place(kind, round_), {})
-        return came if len(came) == len(self._spec.parties) - 1 else None
+        came = self._messages.get(self._place(kind, round_), _NONE)
+        return came if len(came) == len(self._others) else None
 
     def parties_missing(self, kind: str, round_: int) -> list[str]:
-        came = self._messages.get(self._place(kind, round_), {})
-        return [name for k, name in enumerate(self._spec.parties) if k != self._index and k not in came]
+        came = self._messages.get(self._place(kind, round_), _NONE)
+        return [name for k, name in self._others.items() if k not in came]
 
     # --- what arrives ----------------------------------------------------------------------------------------------
 
     def on_input(self, owner: str, step: int, attempt: int, masked: Batch) -> None:
-        if self._is_past(step, attempt):
+        if step < self.step or attempt < self.attempt:
             return
         if step > self.step + AHEAD_STEPS or attempt > self.attempt + 1 or step >= self._spec.steps:
             raise ProtocolError(f"rows of {owner} for step {step} attempt {attempt}, we are at step {self.step}")
-        parts = {part.owner: part for part in self._slices_of(step)}
-        if owner not in parts:
+        rows = self._rows_of(owner, step)
+        if rows is None:
             raise ProtocolError(f"{owner} has no rows in the batch of step {step}")
-        require_names({entry.name for entry in self._spec.row_inputs}, masked, f"rows of {owner}")
+        if masked.keys() != self._row_names:
+            require_names(self._row_names, masked, f"rows of {owner}")
         for entry in self._spec.row_inputs:
-            require_shape(masked[entry.name], (len(parts[owner].positions), *entry.wire.shape[1:]), entry)
+            require_shape(masked[entry.name], (rows, *entry.wire.shape[1:]), entry)
         given = self._inputs.setdefault((step, attempt), {})
         if owner not in given:
             given[owner] = {name: np.array(value) for name, value in masked.items()}
@@ -120,7 +128,9 @@ class Intake:
             raise ProtocolError(f"{owner} sent two different batches for step {step} attempt {attempt}")
 
     def on_correction(self, step: int, attempt: int, data: bytes) -> None:
-        if self._is_past(step, attempt) or (self.running and (step, attempt) == (self.step, self.attempt)):
+        if step < self.step or attempt < self.attempt:
+            return
+        if self.running and step == self.step and attempt == self.attempt:
             return
         if self._spec.corrected(step, attempt) != self._index:
             raise CorrectionError(f"the correction of step {step} attempt {attempt} is another party's")
@@ -135,55 +145,55 @@ class Intake:
         self._corrections[(step, attempt)] = data
 
     def on_message(self, sender: int, kind: str, step: int, attempt: int, round_: int, payload: bytes) -> None:
-        if not 0 <= sender < len(self._spec.parties) or sender == self._index:
+        if sender not in self._others:
             raise ProtocolError(f"there is no other party {sender}")
-        name = self._spec.parties[sender]
+        if not (
+            len(payload) == self._sizes.get((kind, round_))
+            and 0 <= step <= self.step + 1
+            and step < self._spec.steps
+            and 0 <= attempt <= self.attempt + 1
+        ):
+            self._refuse(self._others[sender], kind, step, attempt, round_, len(payload))
+        if (step < self.step or attempt < self.attempt) and (kind == "open" or (step, attempt) != self._checking):
+            return  # it is late
+        came = self._messages.setdefault((kind, step, attempt, round_), {})
+        before = came.get(sender)
+        if before is not None and before != payload:
+            raise ProtocolError(
+                f"{self._others[sender]} sent two different messages: {kind} of step {step} round {round_}"
+            )
+        came[sender] = payload
+
+    def _refuse(self, name: str, kind: str, step: int, attempt: int, round_: int, size: int) -> NoReturn:
+        """Say what is wrong with a message."""
         if kind not in KINDS:
             raise ProtocolError(f"{name} sent a message of unknown kind {kind[:20]!r}")
         if not (0 <= step <= self.step + 1 and step < self._spec.steps and 0 <= attempt <= self.attempt + 1):
             raise ProtocolError(f"{name} sent {kind} of step {step} attempt {attempt}, we are at step {self.step}")
-        self._require_size(name, kind, round_, len(payload))
-        if self._is_late(kind, step, attempt):
-            return
-        came = self._messages.setdefault((kind, step, attempt, round_), {})
-        before = came.get(sender)
-        if before is not None and before != payload:
-            raise ProtocolError(f"{name} sent two different messages: {kind} of step {step} round {round_}")
-        came[sender] = payload
-
-    def _require_size(self, name: str, kind: str, round_: int, size: int) -> None:
-        if kind == "open":
-            rounds = self._layout.rounds
-            if not 0 <= round_ < len(rounds):
-                raise ProtocolError(f"{name} opened round {round_}, there are {len(rounds)}")
-            expected = 8 * (rounds[round_].stop - rounds[round_].start)
-        else:
-            if round_ != 0 or not self._spec.active:
-                raise ProtocolError(f"{name} sent {kind} of round {round_} in a session that has no such message")
-            expected = SIZES[kind]
-        if size != expected:
+        expected = self._sizes.get((kind, round_))
+        if expected is not None:
             raise ProtocolError(f"{name} sent {size} bytes as {kind} of round {round_}, expected {expected}")
+        if kind == "open":
+            rounds = sum(known == "open" for known, _ in self._sizes)
+            raise ProtocolError(f"{name} opened round {round_}, there are {rounds}")
+        raise ProtocolError(f"{name} sent {kind} of round {round_} in a session that has no such message")
 
-    def _slices_of(self, step: int) -> tuple[Slice, ...]:
-        if step == self.step:
-            return self.slices
+    def _rows_of(self, owner: str, step: int) -> int | None:
+        """How many rows `owner` has in the batch of `step`."""
         schedule = self._spec.schedule
-        return schedule.step(step) if schedule is not None else ()
+        slices = self.slices if step == self.step else schedule.step(step) if schedule is not None else ()
+        for part in slices:
+            if part.owner == owner:
+                return len(part.positions)
+        return None
 
     def _place(self, kind: str, round_: int) -> _Place:
         """Where messages of that kind stand that are wanted now."""
         step, attempt = (self.step, self.attempt) if kind == "open" or self._checking is None else self._checking
         return kind, step, attempt, round_
 
-    def _is_late(self, kind: str, step: int, attempt: int) -> bool:
-        """Whether a message of that kind is wanted no more."""
-        return self._is_past(step, attempt) and (kind == "open" or (step, attempt) != self._checking)
 
-    def _is_past(self, step: int, attempt: int) -> bool:
-        return step < self.step or attempt < self.attempt
-
-
-def require_names(expected: set[str], given: Mapping[str, Any], what: str) -> None:
+def require_names(expected: Set[str], given: Mapping[str, Any], what: str) -> None:
     """Raise `ProtocolError` unless exactly these names are there."""
     if set(given) != expected:
         raise ProtocolError(f"{what}: expected {sorted(expected)}, got {sorted(given)[:20]}")

@@ -26,7 +26,7 @@ Per step and party: R messages of 8 bytes for every opened element; per check 4 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ from sordino_common.spdz.transcript import Transcript
 from sordino_common.spdz.verification import Verification
 
 I64 = npt.NDArray[np.int64]
+P = ParamSpec("P")
 
 
 class Party:
@@ -124,33 +125,33 @@ class Party:
 
     def on_state(self, masked: Mapping[str, I64]) -> list[Effect]:
         """The first state, masked by whoever provides it: input name -> D."""
-        return self._guard(lambda: self._take_state(masked))
+        return self._guard(self._take_state, masked)
 
     def resume(self, step: int, state: Mapping[str, I64]) -> list[Effect]:
         """Begin at `step` with the m of a checkpoint. Every party must resume with the same: the first check tells."""
-        return self._guard(lambda: self._resume(step, state))
+        return self._guard(self._resume, step, state)
 
     def feed(self, step: int, terms: bytes, kept: Mapping[str, I64], given: Mapping[str, I64]) -> list[Effect]:
         """All inputs of the next step of a stepwise session: m of what is kept, D of what is given to it.
 
         `terms`: a hash of all that was said of the step; parties that were told different things fail its check."""
-        return self._guard(lambda: self._feed(step, terms, kept, given))
+        return self._guard(self._feed, step, terms, kept, given)
 
     def on_input(self, owner: str, step: int, attempt: int, masked: Mapping[str, I64]) -> list[Effect]:
         """`owner`'s rows of the step's batch: input name -> D, rows in the order of its `Slice`."""
-        return self._guard(lambda: self._intake.on_input(owner, step, attempt, masked))
+        return self._guard(self._intake.on_input, owner, step, attempt, masked)
 
     def on_correction(self, step: int, attempt: int, data: bytes) -> list[Effect]:
         """The dealer's correction for this attempt, if this party is the corrected one."""
-        return self._guard(lambda: self._intake.on_correction(step, attempt, data))
+        return self._guard(self._intake.on_correction, step, attempt, data)
 
     def on_message(self, sender: int, kind: str, step: int, attempt: int, round: int, payload: bytes) -> list[Effect]:
         """A `Broadcast` of party `sender`, whose identity the channel has proved."""
-        return self._guard(lambda: self._intake.on_message(sender, kind, step, attempt, round, payload))
+        return self._guard(self._intake.on_message, sender, kind, step, attempt, round, payload)
 
     def on_restart(self, step: int, attempt: int) -> list[Effect]:
         """Everybody met the edge at `step`: it runs again under `attempt`."""
-        return self._guard(lambda: self._restart(step, attempt))
+        return self._guard(self._restart, step, attempt)
 
     def close(self) -> None:
         """Forget everything. Raises `UncheckedOpenings` if openings were never checked, unless the session is dead."""
@@ -165,14 +166,14 @@ class Party:
 
     # --- guard -----------------------------------------------------------------------------------------------------
 
-    def _guard(self, take: Callable[[], None]) -> list[Effect]:
+    def _guard(self, take: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> list[Effect]:
         if self._finished:
             return []  # a late duplicate
         if self._dead:
             raise SessionDead(f"the session has ended: {self._dead}")
         try:
             with np.errstate(over="ignore"):  # Z_2^64 wraps on purpose; NumPy warns of it for single numbers
-                take()
+                take(*arguments, **named)
                 return self._go_on()
         except LocalError:
             raise  # the caller's mistake, found before anything changed
@@ -261,16 +262,19 @@ class Party:
     def _go_on(self) -> list[Effect]:
         effects: list[Effect] = []
         while not self._finished and self._state is not None:
-            if not (self._go_on_checking(effects) or self._go_on_computing(effects)):
+            if self._check is not None and self._go_on_checking(effects, self._check):
+                continue
+            if self._stopped or self._ended:
+                break
+            if self._check_is_due:
+                moved = self._begin_check(effects)
+            elif self._run is None:
+                moved = self._begin(effects)
+            else:
+                moved = self._open(effects, self._run)
+            if not moved:
                 break
         return effects
-
-    def _go_on_computing(self, effects: list[Effect]) -> bool:
-        if self._stopped or self._ended:
-            return False
-        if self._check_is_due:
-            return self._begin_check(effects)
-        return self._begin(effects) if self._run is None else self._open(effects)
 
     def _begin(self, effects: list[Effect]) -> bool:
         """Start the step, if inputs and preprocessing are there."""
@@ -322,11 +326,9 @@ class Party:
         payload = shares.astype("<i8", copy=False).tobytes()
         effects.append(Broadcast(kind="open", step=self._step, attempt=self._attempt, round=run.round, payload=payload))
 
-    def _open(self, effects: list[Effect]) -> bool:
-        """Add up the current round's shares, if all are there."""
-        run = self._run
-        assert run is not None
-        if run.round < len(self._layout.rounds):
+    def _open(self, effects: list[Effect], run: _Run) -> bool:
+        """Add up the shares of one round after the other, as far as all are there. Whether the step is done."""
+        while run.round < len(self._layout.rounds):
             came = self._intake.messages("open", run.round)
             if came is None:
                 return False
@@ -343,7 +345,6 @@ class Party:
             self._arithmetic.locals_after(run.round, run.values)
             if run.round < len(self._layout.rounds):
                 self._send_round(effects)
-                return True
         self._end_step(effects)
         return True
 
@@ -412,10 +413,9 @@ class Party:
         self._next_step()
         return True
 
-    def _go_on_checking(self, effects: list[Effect]) -> bool:
-        check = self._check
-        came = self._intake.messages(check.machine.awaits, 0) if check is not None else None
-        if check is None or came is None:
+    def _go_on_checking(self, effects: list[Effect], check: _Pending) -> bool:
+        came = self._intake.messages(check.machine.awaits, 0)
+        if came is None:
             return False
         said = check.machine.advance(came)
         if said is not None:
