@@ -69,7 +69,7 @@ class Cutter:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self._state = bytearray(shape.count)
+        self._state = bytearray(1 if shape.size <= shape.chunk_bytes else shape.count)
         self._cursor = 0  # nothing below it is unsent
         self._acknowledged = 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -22,8 +21,7 @@ from sordino_common.messages.protocol import PROTOCOL
 _FIELD_BYTES: Final = 9  # CBOR's longest head; an estimate needs no more
 
 
-@dataclass(slots=True)
-class Encoded:
+class Encoded(msgspec.Struct):
     """A message's bytes, held for `users` parcels."""
 
     message: Message
@@ -83,8 +81,8 @@ def estimate_bytes(value: object) -> int:
     if isinstance(value, bytes | str):
         return len(value) + _FIELD_BYTES
     if isinstance(value, msgspec.Struct):
-        names, total = _fields(type(value))
-        items: Iterable[object] = [getattr(value, name) for name in names]
+        total = _names_bytes(type(value))
+        items: Iterable[object] = msgspec.structs.astuple(value)
     elif isinstance(value, tuple | list):
         total, items = _FIELD_BYTES, value
     elif isinstance(value, Array):
@@ -101,7 +99,6 @@ def estimate_bytes(value: object) -> int:
 
 
 @cache
-def _fields(kind: type[msgspec.Struct]) -> tuple[tuple[str, ...], int]:
-    """The fields of a struct, and how long their names are together."""
-    names = kind.__struct_fields__
-    return names, sum(map(len, names))
+def _names_bytes(kind: type[msgspec.Struct]) -> int:
+    """How long the names of a struct's fields are together."""
+    return sum(map(len, kind.__struct_fields__))

@@ -160,8 +160,11 @@ def _whole(data: bytes, at: int) -> tuple[Frame, int]:
         _require_numbers(stamp, floor, parcel)
     if not length:
         raise CodecError(f"packet: parcel {parcel} at byte {at} is empty")
-    content, at = _take(data, at + _WHOLE.size, length)
-    return Whole(stamp=stamp, floor=floor, parcel=parcel, correlation=correlation, data=content), at
+    at += _WHOLE.size
+    content = data[at : at + length]
+    if len(content) != length:
+        _take(data, at, length)
+    return Whole(stamp=stamp, floor=floor, parcel=parcel, correlation=correlation, data=content), at + length
 
 
 def _part(data: bytes, at: int) -> tuple[Frame, int]:

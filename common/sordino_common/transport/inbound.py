@@ -120,7 +120,8 @@ class Receiver:
     def on_whole(self, whole: Whole, now_s: float) -> bool:
         """Whether the parcel is wanted. Raises as `on_part` does."""
         number = whole.parcel
-        self._check_place(number, whole.floor)
+        if not whole.floor <= number < self._floor + _SPREAD:
+            self._check_place(number, whole.floor)
         if number in self.parcels:
             raise CodecError(f"part: parcel {number} has changed its size, digest or correlation on the way")
         if not self._is_news(number, whole.stamp, whole.floor, now_s):

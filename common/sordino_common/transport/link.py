@@ -273,7 +273,8 @@ class Link:
             if lane.sender.starved:
                 self._starved[lane] = None
             if plaintext is not None:
-                self._enter(lane)  # there may be more
+                if lane.sender.has_more or lane.receiver.pending:
+                    self._enter(lane)
                 self._schedule(lane, now_s)
                 return lane.peer, lane.context, plaintext
         return None
@@ -359,7 +360,7 @@ class Link:
 
     def _touch(self, lane: _Lane, now_s: float) -> None:
         """Something has changed: the lane gets its turn, and its next deadline goes on the heap."""
-        if lane.up and self._connected:
+        if lane.up and self._connected and (lane.receiver.due_s <= now_s or lane.sender.has_more):
             self._enter(lane)
         self._schedule(lane, now_s)
 

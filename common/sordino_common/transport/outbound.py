@@ -96,6 +96,13 @@ class Sender:
         return not self._active and not any(self._queues.values())
 
     @property
+    def has_more(self) -> bool:
+        """Whether anything waits that was not sent, or was lost: `choose` says what."""
+        if self._queues[False] or self._queues[True] or self._ask:
+            return True
+        return any(parcel.cutter is None or parcel.cutter.unsent for parcel in self._active.values())
+
+    @property
     def floor(self) -> int:
         return next(iter(self._active), self._next_number)
 
@@ -144,8 +151,9 @@ class Sender:
         if choice is _ASK:
             self._ask = False
             self._probe = msgspec.structs.replace(
-                _NOTHING, stamp=self._stamp(), sent_s=now_s, generation=self._generation
+                _NOTHING, stamp=self._next_stamp, sent_s=now_s, generation=self._generation
             )
+            self._next_stamp += 1
             flying = dict.fromkeys(sent.parcel for sent in self._flight.values())
             return Probe(stamp=self._probe.stamp, floor=self.floor, parcels=tuple(flying)[:MAX_PROBED])
         parcel: Outgoing | None = choice
@@ -218,7 +226,8 @@ class Sender:
         cutter.sent(index)
         if not self._flight:
             self._timer_base_s = now_s
-        stamp, number, floor = self._stamp(), parcel.number, self.floor
+        stamp, number, floor = self._next_stamp, parcel.number, self.floor
+        self._next_stamp = stamp + 1
         self._flight[stamp] = _Sent(
             stamp=stamp, parcel=number, index=index, nbytes=nbytes, sent_s=now_s, generation=self._generation
         )
@@ -234,10 +243,6 @@ class Sender:
             correlation=parcel.correlation,
             data=data,
         )
-
-    def _stamp(self) -> int:
-        self._next_stamp += 1
-        return self._next_stamp - 1
 
     # --- what comes back -------------------------------------------------------------------------------------------
 
@@ -294,7 +299,8 @@ class Sender:
         for sent in list(self._flight.values()):
             if sent.parcel == parcel.number:
                 del self._flight[sent.stamp]
-        self._release(parcel)
+        if parcel.encoded is not None:
+            self._release(parcel)
 
     def _take_echo(self, stamp: int, now_s: float) -> None:
         sent = self._probe if stamp == self._probe.stamp else self._flight.get(stamp)

@@ -60,7 +60,8 @@ class Pace:
         self._set_timeout()
 
     def acknowledged(self, packets: int) -> None:
-        self.revived()
+        if self.timeouts:
+            self.revived()
         most = self._settings.window_chunks
         if self._width < most:
             self._set_width(min(most, self._width + packets / self._width))
