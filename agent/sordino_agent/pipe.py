@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -41,7 +41,7 @@ def decode_setup(data: bytes) -> WorkerSetup:
         raise CodecError(f"worker set-up: {error}") from None
 
 
-def header(payload: bytes) -> bytes:
+def header(payload: bytes | bytearray) -> bytes:
     """What goes before `payload` on the pipe."""
     return _HEADER.pack(len(payload))
 
@@ -53,7 +53,14 @@ class FrameReader:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterable[bytes]:
+        if not self._buffer and len(data) >= _HEADER.size:  # nearly always: one frame, whole
+            (length,) = _HEADER.unpack_from(data)
+            if length == len(data) - _HEADER.size and length <= self._max_bytes:
+                return (data[_HEADER.size :],)
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)

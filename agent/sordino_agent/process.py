@@ -15,7 +15,10 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
+
+import msgspec
 
 from sordino_agent.errors import WorkerDied
 from sordino_agent.executor import CANCELLED, NOT_BEGUN, Cancel, OnDone, log_failure, too_long
@@ -44,13 +47,10 @@ class FileLoop(Loop, Protocol):
     def unregister(self, fileobj: int) -> None: ...
 
 
-class _Job:
-    __slots__ = ("on_done", "stopped", "task")
-
-    def __init__(self, task: Task, on_done: OnDone) -> None:
-        self.task = task
-        self.on_done = on_done
-        self.stopped: Failure | None = None  # why we ended it
+class _Job(msgspec.Struct, kw_only=True, eq=False):
+    task: Task
+    on_done: OnDone
+    stopped: Failure | None = None  # why we ended it
 
 
 class ProcessExecutor:
@@ -77,8 +77,12 @@ class ProcessExecutor:
         self._running: _Job | None = None
         self._holds = 0
         self._worker: _Worker | None = None
-        self._timer: Timer | None = None  # the running task's deadline, or the idle worker's end
-        self._due_s: float | None = None  # when that timer comes
+        self._due_s: float | None = None  # the running task's deadline, or the idle worker's end
+        self._when_due: Callable[[], None] = lambda: None
+        # Deadlines are far away, and most are lifted at once (a task is a round): the timer is set again only for an
+        # earlier one, and looks when it comes.
+        self._timer: Timer | None = None
+        self._timer_s = 0.0
 
     @property
     def worker_pid(self) -> int | None:
@@ -95,18 +99,18 @@ class ProcessExecutor:
         )
 
     def submit(self, task: Task, on_done: OnDone) -> Cancel:
-        job = _Job(task, on_done)
+        job = _Job(task=task, on_done=on_done)
         self._queue.append(job)
         if self._running is None:
             self._begin_next()
-        return lambda: self._cancel(job)
+        return partial(self._cancel, job)
 
     def hold(self) -> Callable[[], None]:
         """An idle worker does not end while anybody holds it: not for its age, nor for a new set-up."""
         self._holds += 1
         held = True
         if self._running is None:
-            self._set_timer(None)
+            self._due_s = None
 
         def release() -> None:
             nonlocal held
@@ -130,8 +134,10 @@ class ProcessExecutor:
     def close(self) -> None:
         running, waiting = self._running, tuple(self._queue)
         self._queue.clear()
-        self._running = None
-        self._set_timer(None)
+        self._running = self._due_s = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._worker is not None:
             self._worker.kill()
             self._worker.bury()
@@ -149,7 +155,7 @@ class ProcessExecutor:
             return
         job = self._running = self._queue.popleft()
         if self._worker is not None and self._worker.ending:
-            self._set_timer(GRACE_S, self._worker.kill)
+            self._set_due(GRACE_S, self._worker.kill)
             return  # `_on_end` begins it with a fresh worker
         try:
             if self._worker is None:
@@ -161,7 +167,7 @@ class ProcessExecutor:
                     on_frame=self._on_frame,
                     on_end=self._on_end,
                 )
-            self._hand_over(job)
+            self._hand_over(job, self._worker)
         except OSError as error:
             self._running = None
             died = WorkerDied(f"no worker process can be started: {error.strerror}")
@@ -169,14 +175,12 @@ class ProcessExecutor:
             self._deliver_soon(job, failure)
             self._loop.call_at(self._loop.now_s(), self._begin_next)
 
-    def _hand_over(self, job: _Job) -> None:
-        assert self._worker is not None
-        self._worker.send(encode_task(job.task))
-        if self._worker.ready:
-            self._set_timer(self._limit_s, lambda: self._stop(job, too_long_failure(job, self._limit_s)))
+    def _hand_over(self, job: _Job, worker: _Worker) -> None:
+        worker.send(encode_task(job.task))
+        if worker.ready:
+            self._set_due(self._limit_s, self._stop)
         else:
-            late = WorkerDied(f"the worker process was not ready after {START_S:g} s")
-            self._set_timer(START_S, lambda: self._stop(job, failure_of(late, job.task.kind, began=False)))
+            self._set_due(START_S, self._stop)
 
     def _rest(self) -> None:
         worker = self._worker
@@ -184,12 +188,12 @@ class ProcessExecutor:
             if worker.outdated:
                 self._retire(worker)
             else:
-                self._set_timer(self._idle_s, lambda: self._retire(worker))
+                self._set_due(self._idle_s, partial(self._retire, worker))
 
     def _retire(self, worker: _Worker) -> None:
         """Ask it to end. One that does not (it was stopped, or hangs in a library's end) must not keep its memory."""
         worker.end()
-        self._set_timer(GRACE_S, worker.kill)
+        self._set_due(GRACE_S, worker.kill)
 
     def _cancel(self, job: _Job) -> None:
         if job in self._queue:
@@ -199,34 +203,41 @@ class ProcessExecutor:
             job.stopped = CANCELLED
             assert self._worker is not None
             self._worker.interrupt()
-            self._set_timer(GRACE_S, self._worker.kill)
+            self._set_due(GRACE_S, self._worker.kill)
 
-    def _stop(self, job: _Job, failure: Failure) -> None:
-        job.stopped = failure
-        assert self._worker is not None
-        self._worker.kill()
+    def _stop(self) -> None:
+        """The running task's time is over, or its worker's before it was ready."""
+        job, worker = self._running, self._worker
+        assert job is not None
+        assert worker is not None
+        kind = job.task.kind
+        if worker.ready:
+            job.stopped = failure_of(too_long(kind, self._limit_s), kind)
+        else:
+            late = WorkerDied(f"the worker process was not ready after {START_S:g} s")
+            job.stopped = failure_of(late, kind, began=False)
+        worker.kill()
 
     # --- from the worker -------------------------------------------------------------------------------------------
 
     def _on_frame(self, frame: bytes) -> None:
-        assert self._worker is not None
-        job = self._running
-        if not self._worker.ready:
-            self._worker.ready = True
+        worker, job = self._worker, self._running
+        assert worker is not None
+        if not worker.ready:
+            worker.ready = True
             if job is not None and job.stopped is None:
-                self._set_timer(self._limit_s, lambda: self._stop(job, too_long_failure(job, self._limit_s)))
+                self._set_due(self._limit_s, self._stop)
             return
         if job is None:
             raise CodecError("pipe: an outcome that nobody waits for")
         outcome = decode_outcome(frame)
         if outcome == CANCELLED and job.stopped is None:
-            self._hand_over(job)  # the signal was for the task before, which had just ended by itself
+            self._hand_over(job, worker)  # the signal was for the task before, which had just ended by itself
         else:
             self._finish(job, outcome)
 
     def _on_end(self, reason: str) -> None:
-        self._worker = None
-        self._set_timer(None)
+        self._worker = self._due_s = None
         job = self._running
         if job is None:
             self._begin_next()
@@ -241,23 +252,35 @@ class ProcessExecutor:
             self._finish(job, failure)
 
     def _finish(self, job: _Job, outcome: Outcome) -> None:
-        self._running = None
-        self._set_timer(None)
+        self._running = self._due_s = None
         job.on_done(outcome)
-        self._begin_next()
+        if self._running is None and (self._queue or not self._holds):  # else it waits where it is
+            self._begin_next()
 
     def _deliver_soon(self, job: _Job, outcome: Outcome) -> None:
         self._loop.call_at(self._loop.now_s(), lambda: job.on_done(outcome))
 
-    def _set_timer(self, after_s: float | None, callback: Callable[[], None] = lambda: None) -> None:
+    def _set_due(self, after_s: float, callback: Callable[[], None]) -> None:
+        """Call `callback` in `after_s`, unless `_due_s` is another by then."""
+        self._due_s = due_s = self._loop.now_s() + after_s
+        self._when_due = callback
+        if self._timer is None or due_s < self._timer_s:
+            self._arm(due_s)
+
+    def _arm(self, due_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._due_s = None if after_s is None else self._loop.now_s() + after_s
-        self._timer = None if self._due_s is None else self._loop.call_at(self._due_s, callback)
+        self._timer = self._loop.call_at(due_s, self._look)
+        self._timer_s = due_s
 
-
-def too_long_failure(job: _Job, limit_s: float) -> Failure:
-    return failure_of(too_long(job.task.kind, limit_s), job.task.kind)
+    def _look(self) -> None:
+        self._timer = None
+        if self._due_s is None:
+            return
+        if self._loop.now_s() < self._due_s:
+            self._arm(self._due_s)
+        else:
+            self._when_due()
 
 
 _ENDED: Final = "ended as asked"
@@ -283,7 +306,7 @@ class _Worker:
         self._on_frame = on_frame
         self._on_end = on_end
         self._frames = FrameReader(max_bytes=max_bytes)
-        self._outbox: deque[memoryview] = deque()
+        self._outbox: deque[bytes | bytearray | memoryview] = deque()
         self._writing = False
         count = str(threads)
         names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -312,8 +335,9 @@ class _Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, payload: bytes) -> None:
-        self._outbox += (memoryview(header(payload)), memoryview(payload))
+    def send(self, payload: bytes | bytearray) -> None:
+        # Header and payload at once: two writes would wake the worker twice.
+        self._outbox += (header(payload), payload)
         self._write()
 
     def interrupt(self) -> None:
@@ -348,12 +372,11 @@ class _Worker:
     def _write(self) -> None:
         try:
             while self._outbox:
-                # Header and payload at once: two writes would wake the worker twice.
                 written = os.writev(self._in, list(self._outbox)[:_WRITE_PARTS])
                 while self._outbox and written >= len(self._outbox[0]):
                     written -= len(self._outbox.popleft())
                 if written:
-                    self._outbox[0] = self._outbox[0][written:]
+                    self._outbox[0] = memoryview(self._outbox[0])[written:]
         except BlockingIOError:
             if not self._writing:
                 self._writing = True
@@ -361,7 +384,8 @@ class _Worker:
             return
         except BrokenPipeError:  # it died; the end of its output tells
             self._outbox.clear()
-        self._stop_writing()
+        if self._writing:
+            self._stop_writing()
 
     def _stop_writing(self) -> None:
         if self._writing:

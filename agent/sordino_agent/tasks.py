@@ -5,6 +5,7 @@ All are frozen values without NumPy, so that they pass through a pipe, in a regi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, TypeVar
 
 import msgspec
@@ -253,44 +254,35 @@ _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=lambda value: _pack_array(val
 _SEPARATOR: Final = b"\n"
 
 
-def encode_task(task: Task) -> bytes:
+def encode_task(task: Task) -> bytearray:
     return _frame(task.kind, task)
 
 
-def decode_task(data: bytes) -> Task:
+def decode_task(data: bytes | bytearray) -> Task:
     """Raises `CodecError`."""
-    kind, body = _pair(data)
-    if kind not in _TASKS:
-        raise CodecError(f"pipe: unknown task {kind[:80]!r}")
-    return _unpack(body, _TASK_DECODERS[kind])
+    return _unpack(data, _TASK_DECODERS, "task")
 
 
-def encode_outcome(outcome: Outcome) -> bytes:
+def encode_outcome(outcome: Outcome) -> bytearray:
     if isinstance(outcome, Failure):
         return _frame(outcome.kind, outcome)
     return _frame(outcome.result.kind, (outcome.seconds, outcome.result))
 
 
-def decode_outcome(data: bytes) -> Outcome:
+def decode_outcome(data: bytes | bytearray) -> Outcome:
     """Raises `CodecError`."""
-    kind, body = _pair(data)
-    if kind == Failure.kind:
-        return _unpack(body, _FAILURE_DECODER)
-    if kind not in _FACTS:
-        raise CodecError(f"pipe: unknown outcome {kind[:80]!r}")
-    seconds, facts = _unpack(body, _FACTS_DECODERS[kind])
+    outcome = _unpack(data, _OUTCOME_DECODERS, "outcome")
+    if isinstance(outcome, Failure):
+        return outcome
+    seconds, facts = outcome
     return Done(result=facts, seconds=seconds)
 
 
-def _frame(kind: str, value: object) -> bytes:
-    return kind.encode("ascii") + _SEPARATOR + _ENCODER.encode(value)
-
-
-def _pair(data: bytes) -> tuple[str, memoryview]:
-    end = data.find(_SEPARATOR, 0, 64)
-    if end < 0:
-        raise CodecError("pipe: expected a kind and a value")
-    return data[:end].decode("ascii", "replace"), memoryview(data)[end + 1 :]
+def _frame(kind: str, value: object) -> bytearray:
+    frame = bytearray(kind, "ascii")
+    frame += _SEPARATOR
+    _ENCODER.encode_into(value, frame, -1)
+    return frame
 
 
 def _pack_array(value: object) -> tuple[str, tuple[int, ...], bytes]:
@@ -309,16 +301,26 @@ def _unpack_array(expected: type, value: object) -> object:
 T = TypeVar("T")
 
 
-def _unpack(body: memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def _unpack(data: bytes | bytearray, decoders: Mapping[bytes, msgspec.msgpack.Decoder[T]], what: str) -> T:
+    end = data.find(_SEPARATOR, 0, 64)
+    if end < 0:
+        raise CodecError("pipe: expected a kind and a value")
+    decoder = decoders.get(bytes(data[:end]))
+    if decoder is None:
+        raise CodecError(f"pipe: unknown {what} {data[:end].decode('ascii', 'replace')!r}")
     try:
-        return decoder.decode(body)
+        return decoder.decode(memoryview(data)[end + 1 :])
     except (msgspec.DecodeError, LocalError) as error:
         raise CodecError(f"pipe: {error}") from None
 
 
-_TASK_DECODERS: Final = {kind: msgspec.msgpack.Decoder(cls, dec_hook=_unpack_array) for kind, cls in _TASKS.items()}
-_FACTS_DECODERS: Final[dict[str, msgspec.msgpack.Decoder[tuple[float, Facts]]]] = {
-    kind: msgspec.msgpack.Decoder(tuple[float, cls], dec_hook=_unpack_array)  # type: ignore[valid-type]
-    for kind, cls in _FACTS.items()
+_TASK_DECODERS: Final = {
+    kind.encode(): msgspec.msgpack.Decoder(cls, dec_hook=_unpack_array) for kind, cls in _TASKS.items()
 }
-_FAILURE_DECODER: Final = msgspec.msgpack.Decoder(Failure)
+_OUTCOME_DECODERS: Final[dict[bytes, msgspec.msgpack.Decoder[Failure | tuple[float, Facts]]]] = {
+    Failure.kind.encode(): msgspec.msgpack.Decoder(Failure),
+    **{
+        kind.encode(): msgspec.msgpack.Decoder(tuple[float, cls], dec_hook=_unpack_array)  # type: ignore[valid-type]
+        for kind, cls in _FACTS.items()
+    },
+}

@@ -125,7 +125,7 @@ def _data_bytes() -> int:
     return 0
 
 
-def _write(output: io.FileIO, payload: bytes) -> None:
+def _write(output: io.FileIO, payload: bytes | bytearray) -> None:
     try:
         parts = [memoryview(header(payload)), memoryview(payload)]
         while parts:  # both at once: two writes would wake the daemon twice

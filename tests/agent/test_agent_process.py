@@ -34,6 +34,7 @@ from sordino_agent.tasks import (
 )
 from sordino_agent.workshop import Programs, Workshop, plan_limits
 from sordino_common import messages as m
+from sordino_common.clock import Timer
 from sordino_common.errors import CodecError
 from sordino_common.plan.arrays import to_numpy
 from sordino_common.transport.reactor import Reactor
@@ -331,6 +332,33 @@ def test_slow_is_not_overdue_and_a_worker_that_survives_its_kill_is(
     assert executor.overdue() is None
 
 
+def test_one_timer_does_for_many_tasks_and_each_has_its_whole_time(
+    reactor: Reactor, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_s, asked = 0.5, list[float]()
+    executor, outcomes = make(limit_s=limit_s), list[Outcome]()
+    executor.submit(DescribeTask(), outcomes.append)
+    wait(reactor, outcomes)  # the worker is ready
+    call_at = reactor.call_at
+
+    def count(when_s: float, callback: Callable[[], None]) -> Timer:
+        asked.append(when_s)
+        return call_at(when_s, callback)
+
+    monkeypatch.setattr(reactor, "call_at", count)
+    release, began_s = executor.hold(), reactor.now_s()
+    while reactor.now_s() < began_s + 1.5 * limit_s:  # in the middle of what a timer per task would take
+        executor.submit(DescribeTask(), outcomes.append)
+        wait(reactor, outcomes, len(outcomes) + 1)
+    assert len(asked) <= 4 < len(outcomes)
+    submitted_s = reactor.now_s()
+    executor.submit(train_task(steps=FOREVER), outcomes.append)
+    wait(reactor, outcomes, len(outcomes) + 1)
+    assert reactor.now_s() >= submitted_s + limit_s
+    assert failure(outcomes[-1]).code == "limit"
+    release()
+
+
 def test_a_worker_that_is_held_stays(reactor: Reactor, make: Maker, datasets: tuple[DatasetSpec, ...]) -> None:
     """What a session leaves in it would be lost: neither idleness nor another set-up ends it, until it is let go."""
     executor = make(idle_s=0.0)
@@ -508,3 +536,13 @@ def test_frames_in_any_pieces() -> None:
         assert found == frames
     with pytest.raises(CodecError, match="1001 bytes"):
         list(FrameReader(max_bytes=1000).feed(header(bytes(1001))))
+
+
+def test_a_whole_frame_is_taken_as_one_in_pieces_is() -> None:
+    reader = FrameReader(max_bytes=1000)
+    for frame in (b"", b"one", bytes(1000)):
+        whole = header(frame) + frame
+        assert list(reader.feed(whole)) == [frame]
+        assert list(reader.feed(whole[:-1])) + list(reader.feed(whole[-1:] + whole)) == [frame, frame]
+    with pytest.raises(CodecError, match="1001 bytes"):
+        list(reader.feed(header(bytes(1001)) + bytes(1001)))
