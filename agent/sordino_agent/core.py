@@ -24,15 +24,14 @@ from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.aggregate.metered import Metered
 from sordino_agent.budget import BudgetSpec
 from sordino_agent.costs import expected_cost
-from sordino_agent.desk import Asker, Desk, coarse, payload_bytes
+from sordino_agent.desk import Asker, Desk, asker_of, coarse, payload_bytes
 from sordino_agent.errors import BadCommand, Busy, UnknownPlan
 from sordino_agent.executor import Executor
 from sordino_agent.ledger import LOST, Charge, Ledger
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
-from sordino_agent.spdz.room import KINDS as SPDZ_KINDS
-from sordino_agent.spdz.room import Room
+from sordino_agent.spdz.room import SESSION_KINDS, UNANSWERED, Room
 from sordino_agent.store import ByteCache, TensorStore
 from sordino_agent.tasks import (
     DatasetList,
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sordino.agent")
 
-_ANSWERS: Final = (
+_ANSWERS: Final[frozenset[type[m.Message]]] = frozenset((
     m.Described,
     m.HealthReport,
     m.PlanReady,
@@ -84,7 +83,7 @@ _ANSWERS: Final = (
     m.Contribution,
     m.SumSeedsChecked,
     m.SumShare,
-)
+))  # fmt: skip
 _REASON_CHARS: Final = 1000
 NOT_YET: Final = "not connected yet"  # the reason before the first attempt has ended
 _TELL_MOST: Final = 20  # refused packets that the log names, in
@@ -239,24 +238,25 @@ class AgentCore:
     # --- EndpointHandler -------------------------------------------------------------------------------------------
 
     def on_message(self, incoming: Incoming) -> None:
-        message = incoming.message
-        asker = Asker(incoming.sender, incoming.correlation, incoming.context)
-        if isinstance(message, _ANSWERS):
-            self.refusals += 1
-            log.warning("event=unexpected-answer kind=%s from=%s", message.kind, incoming.sender)
-            return
+        message, kind = incoming.message, type(incoming.message)
         try:
-            if isinstance(message, SPDZ_KINDS) and not isinstance(message, m.SpdzOpen):
-                self._shares(message, asker)
-                return
-            self._require_server(incoming.sender)
-            self._command(message, asker)
+            if kind in SESSION_KINDS:
+                self.room.on_message(incoming)
+            elif kind in _ANSWERS:
+                self.refusals += 1
+                log.warning("event=unexpected-answer kind=%s from=%s", message.kind, incoming.sender)
+            else:
+                self._require_server(incoming.sender)
+                self._command(message, asker_of(incoming))
         except SordinoError as error:
-            self._refuse(message.kind, asker, error.code, str(error))
+            if kind in UNANSWERED:
+                self._count_refusal(incoming.sender, error)
+            else:
+                self._refuse(message.kind, asker_of(incoming), error.code, str(error))
         except Exception as error:  # a bug here must not end the daemon: the server is told, the log has the trace
             log.exception("event=bug command=%s", message.kind)
             reason = f"a bug in the agent ({type(error).__name__}); its log has the trace"
-            self._refuse(message.kind, asker, LocalError.code, reason)
+            self._refuse(message.kind, asker_of(incoming), LocalError.code, reason)
 
     def on_presence(self, name: str, online: bool, boot: int) -> None:
         log.info("event=presence name=%s online=%s boot=%d", name, online, boot)
@@ -285,16 +285,6 @@ class AgentCore:
         self._count_refusal(sender, error)
         if isinstance(error, ProtocolMismatch):
             self._on_change()  # the status file tells it
-
-    def _shares(self, message: m.Message, asker: Asker) -> None:
-        """A session's messages are not answered, but for what the server asks (`SpdzClose`, `SpdzStep`): what is
-        refused is counted."""
-        try:
-            self.room.on_message(message, asker)
-        except SordinoError as error:
-            if isinstance(message, m.SpdzClose | m.SpdzStep):
-                raise
-            self._count_refusal(asker.name, error)
 
     def _count_refusal(self, sender: str, error: SordinoError) -> None:
         self.refusals += 1
@@ -376,7 +366,7 @@ class AgentCore:
             case m.SpdzOpen():
                 if message.data is not None:  # what opens at the end is without noise
                     self._ledger.require_exact(message.data.dataset, message.kind)
-                self.room.on_message(message, asker)
+                self.room.open(message, asker)
             case _ if isinstance(message, SUM_KINDS):
                 self.circle.on_message(message, asker, policy=self._policy)
             case _:

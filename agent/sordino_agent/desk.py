@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Collection
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sordino_agent.errors import Busy, Conflict, Draining
 from sordino_agent.executor import Executor
@@ -21,6 +21,9 @@ from sordino_agent.tasks import Done, Facts, Outcome, Task
 from sordino_common import messages as m
 from sordino_common.errors import LimitExceeded, SordinoError
 from sordino_common.messages.base import to_plain
+
+if TYPE_CHECKING:
+    from sordino_common.transport.endpoint import Incoming
 
 log = logging.getLogger("sordino.agent")
 
@@ -35,6 +38,10 @@ class Asker(NamedTuple):
     name: str
     correlation: bytes
     context: bytes
+
+
+def asker_of(incoming: Incoming) -> Asker:
+    return Asker(incoming.sender, incoming.correlation, incoming.context)
 
 
 class _Pending:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from sordino_agent.spdz.tasks import SpdzEvent
+from sordino_common.messages import SpdzShare
 from sordino_common.spdz.errors import ProtocolError
 
 MOST_ROUNDS: Final = 64  # of incomplete rounds: an honest party is at most two rounds ahead of another
@@ -17,38 +18,50 @@ _Round = tuple[str, int, int, int]  # kind, step, attempt, round
 
 
 class Mailbox:
-    """Of a session with `others` other parties. Raises `ProtocolError` when somebody sends more than fits."""
+    """Of a session with `others` other parties. `ready`: what the next task takes. Raises `ProtocolError` when somebody
+    sends more than fits."""
 
     def __init__(self, *, others: int) -> None:
+        self.ready: list[SpdzEvent] = []
         self._others = others
-        self._ready: list[SpdzEvent] = []
         self._rounds: dict[_Round, dict[str, SpdzEvent]] = {}
-        self._bytes = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether `take` would give something."""
-        return bool(self._ready)
 
     def put(self, event: SpdzEvent) -> None:
-        if len(self._ready) >= MOST_EVENTS:
-            raise ProtocolError(f"{len(self._ready)} messages wait for this device, no more are taken")
-        if event.what != "share":
-            self._ready.append(event)
-            return
+        """All but shares."""
+        if len(self.ready) >= MOST_EVENTS:
+            raise self._full()
+        self.ready.append(event)
+
+    def put_shares(self, sender: str, shares: tuple[SpdzShare, ...]) -> None:
+        for share in shares:
+            if len(self.ready) >= MOST_EVENTS:
+                raise self._full()
+            event = SpdzEvent(
+                what="share", sender=sender, kind=share.kind, step=share.step, attempt=share.attempt,
+                round=share.round, data=share.payload,
+            )  # fmt: skip
+            if self._others == 1:  # there is nobody else to wait for
+                self.ready.append(event)
+            else:
+                self._gather(event)
+
+    def _gather(self, event: SpdzEvent) -> None:
         place = (event.kind, event.step, event.attempt, event.round)
         waiting = self._rounds.setdefault(place, {})
         if event.sender in waiting:  # twice, or a contradiction: the party decides
-            self._ready.append(event)
+            self.ready.append(event)
             return
         waiting[event.sender] = event
         if len(waiting) == self._others:
-            self._ready += self._rounds.pop(place).values()
+            self.ready += self._rounds.pop(place).values()
         elif len(self._rounds) > MOST_ROUNDS:
             raise ProtocolError(f"{event.sender} sends shares of round after round that others have not reached")
 
+    def _full(self) -> ProtocolError:
+        return ProtocolError(f"{len(self.ready)} messages wait for this device, no more are taken")
+
     def take(self) -> tuple[SpdzEvent, ...]:
-        ready, self._ready = tuple(self._ready), []
+        ready, self.ready = tuple(self.ready), []
         return ready
 
     def missing(self) -> dict[str, tuple[str, ...]]:

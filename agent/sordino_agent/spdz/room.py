@@ -10,10 +10,10 @@ A member that breaks the protocol ends the session, and is named. Somebody who i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from sordino_agent.desk import Asker
+from sordino_agent.desk import Asker, asker_of
 from sordino_agent.errors import Busy, Cancelled, CircuitDiffers, Draining, UnknownSession
 from sordino_agent.executor import Executor
 from sordino_agent.policy import Limits, Policy
@@ -33,15 +33,28 @@ from sordino_common.spdz.errors import EquivocationError, ProtocolError
 if TYPE_CHECKING:
     from sordino_common.channel.roster import Roster
     from sordino_common.messages import Array
+    from sordino_common.transport.endpoint import Incoming
 
 log = logging.getLogger("sordino.agent")
 
 LINGER_S: Final = 10.0  # how long a session's channels stay, for what was said last
 LINGER_MOST: Final = 8  # sessions whose channels stay: an endpoint has few, and somebody may open many short sessions
-KINDS: Final = (
-    m.SpdzOpen, m.SpdzSetup, m.SpdzCorrection, m.SpdzState, m.SpdzInput, m.SpdzShares, m.SpdzOutputs, m.SpdzMasks,
-    m.SpdzStep, m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort, m.SpdzClose,
-)  # fmt: skip
+# What is for a session, and who of it takes it: from other agents (a state from the server, too), from the dealer.
+_OF_PEERS: Final[Mapping[type[m.Message], Callable[[Session, str, Any], None]]] = {
+    m.SpdzShares: Session.on_shares,
+    m.SpdzInput: Session.on_input,
+    m.SpdzOutputs: Session.on_outputs,
+    m.SpdzState: Session.on_state,
+}
+_OF_THE_DEALER: Final[Mapping[type[m.Message], Callable[[Session, str, Any], None]]] = {
+    m.SpdzCorrection: Session.on_correction,
+    m.SpdzSetup: Session.on_setup,
+    m.SpdzMasks: Session.on_masks,
+    m.SpdzState: Session.on_state,
+}
+_ASKED: Final[frozenset[type[m.Message]]] = frozenset((m.SpdzStep, m.SpdzClose))  # by the server
+UNANSWERED: Final = frozenset((*_OF_PEERS, *_OF_THE_DEALER, m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort))
+SESSION_KINDS: Final = UNANSWERED | _ASKED  # all but `SpdzOpen`
 
 
 class Room:
@@ -107,30 +120,25 @@ class Room:
 
     # --- what comes ------------------------------------------------------------------------------------------------
 
-    def on_message(self, message: m.Message, asker: Asker) -> None:
-        """Raises for what is refused; the caller answers a refused command of the server, and nothing else."""
-        if isinstance(message, m.SpdzOpen):
-            self._open(message, asker)
+    def on_message(self, incoming: Incoming) -> None:
+        """What is for a session (`SESSION_KINDS`). Raises for what is refused; the caller answers what the server asks,
+        and nothing of `UNANSWERED`.
+
+        What agents say to one another is taken in the session's own context only: no other channel's keys are bound to
+        it."""
+        message, sender = incoming.message, incoming.sender
+        takes = _OF_PEERS.get(type(message))
+        if takes is None or (type(message) is m.SpdzState and sender == self._server):
+            self._from_above(incoming)
             return
-        from_agent = isinstance(message, m.SpdzState) and asker.name != self._server
-        if from_agent or isinstance(message, m.SpdzInput | m.SpdzShares | m.SpdzOutputs):
-            self._from_peer(message, asker)
-            return
-        session = self._sessions.get(getattr(message, "session", b""))
+        if sender == self._server:
+            raise PolicyRefusal(f"{message.kind} from the server: it must never hold, nor send, masked values")
+        session = self._sessions.get(incoming.context)
         if session is None:
-            if isinstance(message, m.SpdzAbort):
-                return  # it is over here, too
-            raise UnknownSession(f"{message.kind}: this session is not open here")
-        if isinstance(message, m.SpdzAbort):
-            if asker.name not in self._members(session):
-                raise PolicyRefusal(f"{asker.name} is no member of the session that it wants to end")
-            session.on_abort(asker.name, message)
-            return
-        if isinstance(message, m.SpdzStep):
-            self._from_server(session, message, asker)
-            return
+            self._tell_over(sender, incoming.context)
+            raise UnknownSession(f"{message.kind} of {sender} in a context that is no open session's")
         try:
-            self._from_above(session, message, asker)
+            takes(session, sender, message)
         except PolicyRefusal:
             raise  # not from who may say it: nothing has changed
         except SordinoError as error:
@@ -145,67 +153,64 @@ class Room:
                 session.fail(UnknownSession(f"{name} has restarted"))
         self._server_boot = boot
 
-    def _from_server(self, session: Session, message: m.SpdzStep, asker: Asker) -> None:
-        """What this device does not allow, or has not, is refused, and the session goes on without that step."""
-        if asker.name != self._server:
-            raise PolicyRefusal(f"{message.kind} comes from {self._server} only, not from {asker.name}")
-        try:
-            session.on_step(message)
-        except (ProtocolError, EquivocationError) as error:
-            session.fail(error)
-            raise
-        self._answer(asker, m.SpdzTaken(session=message.session, step=message.step))
-
-    def _from_above(self, session: Session, message: m.Message, asker: Asker) -> None:
-        match message:
-            case m.SpdzSetup():
-                session.on_setup(asker.name, message)
-            case m.SpdzCorrection():
-                session.on_correction(asker.name, message)
-            case m.SpdzState():
-                session.on_state(asker.name, message)
-            case m.SpdzMasks():
-                session.on_masks(asker.name, message)
-            case m.SpdzConfirm() | m.SpdzRestart() | m.SpdzClose():
-                if asker.name != self._server:
-                    raise PolicyRefusal(f"{message.kind} comes from {self._server} only, not from {asker.name}")
-                match message:
-                    case m.SpdzConfirm():
-                        session.on_confirm(message)
-                    case m.SpdzRestart():
-                        session.on_restart(message)
-                    case m.SpdzClose():
-                        session.on_close(lambda closed: self._answer(asker, closed))
-            case _:
-                raise LocalError(f"{message.kind} in the room for shares")
-
-    def _from_peer(self, message: m.Message, asker: Asker) -> None:
-        """Only in the session's own context: no other channel's keys are bound to it."""
-        if asker.name == self._server:
-            raise PolicyRefusal(f"{message.kind} from the server: it must never hold, nor send, masked values")
-        session = self._sessions.get(asker.context)
+    def _from_above(self, incoming: Incoming) -> None:
+        """From server or dealer, about the session that the message names; or any member's word that it is over."""
+        message, sender = incoming.message, incoming.sender
+        session = self._sessions.get(getattr(message, "session", b""))
         if session is None:
-            if asker.context:
-                self._tell_over(asker)
-            raise UnknownSession(f"{message.kind} of {asker.name} in a context that is no open session's")
+            if isinstance(message, m.SpdzAbort):
+                return  # it is over here, too
+            raise UnknownSession(f"{message.kind}: this session is not open here")
+        if isinstance(message, m.SpdzAbort):
+            if sender not in self._members(session):
+                raise PolicyRefusal(f"{sender} is no member of the session that it wants to end")
+            session.on_abort(sender, message)
+            return
+        if isinstance(message, m.SpdzStep):
+            self._told_step(session, message, incoming)
+            return
+        takes = _OF_THE_DEALER.get(type(message))
         try:
-            match message:
-                case m.SpdzState():
-                    session.on_state(asker.name, message)
-                case m.SpdzInput():
-                    session.on_input(asker.name, message)
-                case m.SpdzShares():
-                    session.on_shares(asker.name, message)
-                case m.SpdzOutputs():
-                    session.on_outputs(asker.name, message)
+            if takes is not None:
+                takes(session, sender, message)
+            else:
+                self._from_server(session, incoming)
         except PolicyRefusal:
             raise
         except SordinoError as error:
             session.fail(error)
 
+    def _told_step(self, session: Session, message: m.SpdzStep, incoming: Incoming) -> None:
+        """What this device does not allow, or has not, is refused, and the session goes on without that step."""
+        self._require_server(incoming)
+        try:
+            session.on_step(message)
+        except (ProtocolError, EquivocationError) as error:
+            session.fail(error)
+            raise
+        self._answer(asker_of(incoming), m.SpdzTaken(session=message.session, step=message.step))
+
+    def _from_server(self, session: Session, incoming: Incoming) -> None:
+        self._require_server(incoming)
+        match incoming.message:
+            case m.SpdzConfirm() as message:
+                session.on_confirm(message)
+            case m.SpdzRestart() as message:
+                session.on_restart(message)
+            case m.SpdzClose():
+                session.on_close(lambda closed: self._answer(asker_of(incoming), closed))
+            case message:
+                raise LocalError(f"{message.kind} in the room for shares")
+
+    def _require_server(self, incoming: Incoming) -> None:
+        if incoming.sender != self._server:
+            kind = incoming.message.kind
+            raise PolicyRefusal(f"{kind} comes from {self._server} only, not from {incoming.sender}")
+
     # --- opening ---------------------------------------------------------------------------------------------------
 
-    def _open(self, command: m.SpdzOpen, asker: Asker) -> None:
+    def open(self, command: m.SpdzOpen, asker: Asker) -> None:
+        """Raises for what is refused; else `SpdzReady` or `Refused` goes to the asker, once it is lowered."""
         if self._draining:
             raise Draining("this agent is about to stop and takes no new session")
         held = self._require(command)
@@ -328,13 +333,13 @@ class Room:
         except SordinoError as error:
             log.warning("event=answer-lost kind=%s to=%s code=%s", message.kind, asker.name, error.code)
 
-    def _tell_over(self, asker: Asker) -> None:
+    def _tell_over(self, name: str, session: bytes) -> None:
         """Who speaks in a session that is not here (this device has restarted, say) need not wait for the deadline."""
-        if len(asker.context) != 16:
+        if len(session) != 16:
             return
         reason = f"the session is not open at {self._name}: it has restarted, or ended it"
-        abort = m.SpdzAbort(session=asker.context, code=UnknownSession.code, reason=reason)
-        self.tell(asker.name, abort, context=asker.context)
+        abort = m.SpdzAbort(session=session, code=UnknownSession.code, reason=reason)
+        self.tell(name, abort, context=session)
 
     def _members(self, session: Session) -> set[str]:
         command = session.command

@@ -167,7 +167,7 @@ class Session:
         if len(parts) == message.parts:
             del self._parts[message.step, message.attempt]
             data = b"".join(parts[k] for k in range(message.parts)) if message.parts > 1 else message.data
-            self._put(SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data))
+            self._mailbox.put(SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data))
         self._hear()
 
     def on_step(self, message: m.SpdzStep) -> None:
@@ -202,7 +202,7 @@ class Session:
             return
         self._begins = None
         for event in (begins, *self._gifts.values()):
-            self._put(event)
+            self._mailbox.put(event)
 
     def _give(self, sender: str, message: m.SpdzState) -> None:
         """Something that `sender` puts into a step of a stepwise session."""
@@ -225,7 +225,7 @@ class Session:
             return
         gift = SpdzEvent(what="state", sender=sender, step=message.step, names=message.names, values=message.values)
         if self._begins is None:
-            self._put(gift)
+            self._mailbox.put(gift)
         elif self._gifts.setdefault(sender, gift) is not gift:
             raise ProtocolError(f"{sender} gives twice to step {message.step}")
 
@@ -236,13 +236,13 @@ class Session:
             return
         self._require(sender, self.command.state_from or "", "first parameters")
         self._require_terms(sender, message.terms)
-        self._put(SpdzEvent(what="state", sender=sender, names=message.names, values=message.values))
+        self._mailbox.put(SpdzEvent(what="state", sender=sender, names=message.names, values=message.values))
         self._hear()
 
     def on_masks(self, sender: str, message: m.SpdzMasks) -> None:
         self._require(sender, self.command.dealer, "masks of outputs")
         for value in message.outputs:
-            self._put(SpdzEvent(what="masks", step=value.step, names=value.names, values=value.values))
+            self._mailbox.put(SpdzEvent(what="masks", step=value.step, names=value.names, values=value.values))
         self._hear()
 
     def on_confirm(self, message: m.SpdzConfirm) -> None:
@@ -254,7 +254,7 @@ class Session:
             self._journal.forget_before(self.command.run, self.id, self._checkpoint)
         if self.provides and not self._provided:
             self._provided = True
-            self._put(SpdzEvent(what="provide"))
+            self._mailbox.put(SpdzEvent(what="provide"))
         self._ask_for_rows()
         self._hear()
 
@@ -265,7 +265,7 @@ class Session:
         self._retries += 1
         self._parts = {place: parts for place, parts in self._parts.items() if place[1] >= message.attempt}
         self._masked_to = min(self._masked_to, message.step)
-        self._put(SpdzEvent(what="restart", step=message.step, attempt=message.attempt))
+        self._mailbox.put(SpdzEvent(what="restart", step=message.step, attempt=message.attempt))
         self._ask_for_rows()
         self._hear()
 
@@ -282,7 +282,7 @@ class Session:
             raise PolicyRefusal(f"{sender} owns no rows in this session, or this device is no party of it")
         self._require_terms(sender, message.terms)
         for batch in message.batches:
-            self._put(
+            self._mailbox.put(
                 SpdzEvent(
                     what="input", sender=sender, step=batch.step, attempt=message.attempt, names=batch.names,
                     values=batch.values,
@@ -293,20 +293,16 @@ class Session:
     def on_shares(self, sender: str, message: m.SpdzShares) -> None:
         if sender not in self.others or not self.is_party:
             raise PolicyRefusal(f"shares are taken from the session's parties, {sender} is none")
-        for share in message.shares:
-            self._put(
-                SpdzEvent(
-                    what="share", sender=sender, kind=share.kind, step=share.step, attempt=share.attempt,
-                    round=share.round, data=share.payload,
-                )
-            )  # fmt: skip
+        self._mailbox.put_shares(sender, message.shares)
         self._hear()
 
     def on_outputs(self, sender: str, message: m.SpdzOutputs) -> None:
         if sender not in self.command.parties:
             raise PolicyRefusal(f"outputs are taken from the session's parties, {sender} is none")
         for value in message.outputs:
-            self._put(SpdzEvent(what="outputs", sender=sender, step=value.step, names=value.names, values=value.values))
+            self._mailbox.put(
+                SpdzEvent(what="outputs", sender=sender, step=value.step, names=value.names, values=value.values)
+            )
         self._hear()
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -387,11 +383,8 @@ class Session:
         until = min(self.command.steps, self._confirmed + self.command.ahead)
         while self._masked_to < until:
             upto = min(until, self._masked_to + MASK_STEPS)
-            self._put(SpdzEvent(what="mask", step=self._masked_to, until=upto, attempt=self._attempt))
+            self._mailbox.put(SpdzEvent(what="mask", step=self._masked_to, until=upto, attempt=self._attempt))
             self._masked_to = upto
-
-    def _put(self, event: SpdzEvent) -> None:
-        self._mailbox.put(event)
 
     def _hear(self) -> None:
         self._heard_s = self._loop.now_s()

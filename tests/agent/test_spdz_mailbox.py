@@ -1,0 +1,63 @@
+"""What waits in a session's mailbox, and for whom."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sordino_agent.spdz.mailbox import MOST_EVENTS, MOST_ROUNDS, Mailbox
+from sordino_agent.spdz.tasks import SpdzEvent
+from sordino_common.messages import SpdzShare
+from sordino_common.spdz.errors import ProtocolError
+
+
+def share(round_: int, *, kind: str = "open", step: int = 0, payload: bytes = b"") -> SpdzShare:
+    return SpdzShare(kind=kind, step=step, attempt=0, round=round_, payload=payload)  # type: ignore[arg-type]
+
+
+def test_a_round_waits_for_every_other_party_and_all_else_for_nobody() -> None:
+    mailbox = Mailbox(others=2)
+    mailbox.put_shares("b", (share(0), share(1)))
+    assert mailbox.take() == ()
+    assert mailbox.missing() == {"open of step 0 round 0": ("b",), "open of step 0 round 1": ("b",)}
+    mailbox.put(SpdzEvent(what="correction", step=1))
+    mailbox.put_shares("c", (share(1),))
+    assert [(event.what, event.sender, event.round) for event in mailbox.take()] == [
+        ("correction", "", 0),
+        ("share", "b", 1),
+        ("share", "c", 1),
+    ]
+    assert mailbox.missing() == {"open of step 0 round 0": ("b",)}
+    mailbox.put_shares("b", (share(0, payload=b"another"),))  # the party decides
+    assert [event.data for event in mailbox.take()] == [b"another"]
+
+
+def test_with_one_other_party_a_share_is_ready_as_if_it_had_been_waited_for() -> None:
+    """The way of pairs is the general one for one other party."""
+    drawn = random.Random(1)
+    for _ in range(50):
+        pair, general = Mailbox(others=1), Mailbox(others=1)
+        for _ in range(drawn.randrange(40)):
+            one = share(drawn.randrange(3), kind=drawn.choice(("open", "check-1")), payload=drawn.randbytes(2))
+            pair.put_shares("b", (one,))
+            general._gather(
+                SpdzEvent(what="share", sender="b", kind=one.kind, round=one.round, data=one.payload),
+            )
+            assert pair.missing() == general.missing() == {}
+        assert pair.take() == general.take()
+
+
+def test_no_more_waits_than_fits() -> None:
+    for others in (1, 2):
+        mailbox = Mailbox(others=others)
+        for _ in range(MOST_EVENTS):
+            mailbox.put(SpdzEvent(what="masks"))
+        with pytest.raises(ProtocolError, match="4096 messages wait for this device, no more are taken"):
+            mailbox.put(SpdzEvent(what="masks"))
+        with pytest.raises(ProtocolError, match="4096 messages wait"):
+            mailbox.put_shares("b", (share(0),))
+        assert len(mailbox.take()) == MOST_EVENTS
+    mailbox.put_shares("b", tuple(share(k) for k in range(MOST_ROUNDS)))
+    with pytest.raises(ProtocolError, match="b sends shares of round after round that others have not reached"):
+        mailbox.put_shares("b", (share(MOST_ROUNDS),))
