@@ -159,6 +159,25 @@ def test_how_a_backend_is_chosen() -> None:
         TorchBackend("meta", kernel="integer")
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_what_torch_does_on_a_cpu_depends_on_its_instructions(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    """It has the larger products where there is AVX-512, and none elsewhere: to the same bits."""
+    done: list[tuple[int, ...]] = []
+    exact = torch.matmul
+
+    def noted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        done.append(tuple(a.shape))
+        return exact(a, b)
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    backend, rng = TorchBackend(), np.random.default_rng(6)
+    monkeypatch.setattr(torch, "matmul", noted)
+    for shape in ((32, 13), (64, 64)):
+        a, b = integers(rng, shape), integers(rng, (shape[1], 64))
+        assert np.array_equal(backend.matmul(a, b), np.matmul(a, b))
+    assert done == ([(64, 64)] if capability == "AVX512" else [])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named() -> None:
     with pytest.raises(LocalError, match="torch sees no CUDA device, asked for 'cuda'; use 'cpu'"):

@@ -39,7 +39,7 @@ from sordino_common.spdz.check import (
     kappas,
     steps_together,
 )
-from sordino_common.spdz.circuit import Gate, Product, gate_of
+from sordino_common.spdz.circuit import Circuit, Product, gate_of
 from sordino_common.spdz.field import Field, Fp, Mersenne127
 from sordino_common.spdz.layout import Layout, Values, layout_of, local_functions
 from sordino_common.spdz.owner import row_mask, state_mask
@@ -64,6 +64,17 @@ class Deal:
         return (
             f"Deal(step={self.step}, attempt={self.attempt}, corrected={self.corrected}, {len(self.correction)} bytes)"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GateAt:
+    """What a gate's λ and γ are made of. Its addend is public: no mask has it. `place`: in the gates' flat array."""
+
+    place: slice
+    shape: tuple[int, ...]
+    shift: np.int64
+    terms: tuple[tuple[int, np.int64], ...]  # operand, coefficient
+    products: tuple[Product, ...]
 
 
 @dataclass(slots=True)
@@ -105,7 +116,14 @@ class Dealer:
         self._field: Field = field or Mersenne127(backend)
         self._matmul = backend.matmul
         self._layout: Layout = layout_of(spec.circuit)
-        self._locals = local_functions(spec.circuit, constants=False)
+        self._row_numbers = {n for n, entry in enumerate(spec.circuit.inputs) if entry in spec.row_inputs}
+        locals_, first = local_functions(spec.circuit, constants=False), len(spec.circuit.inputs)
+        self._path = [
+            locals_[number] if number in locals_ else _gate_at(spec.circuit, self._layout, number)
+            for number in range(first, first + len(spec.circuit.nodes))
+        ]
+        self._gates = [gate for gate in self._path if isinstance(gate, _GateAt)]
+        self._scratch = np.empty(self._layout.root_elements + self._layout.gate_elements, dtype=np.int64)
         self._owner_seeds: dict[str, Seed] = {}
         self._seeds = [derived_seed(root, "party", index) for index in range(len(spec.parties))]
         self._keys = self._mac_keys() if spec.active else []
@@ -189,34 +207,31 @@ class Dealer:
 
     def _deal_ahead(self, step: int, attempt: int) -> None:
         """Deal this step, and some more with it."""
-        spec, layout = self.spec, self._layout
+        spec, layout, roots = self.spec, self._layout, self._layout.root_elements
         count = 1 if spec.stepwise or not spec.active else min(steps_together(layout), _AHEAD, spec.steps - step)
         state, drafts = self._state, []
         for number in range(step, step + count):
-            gate_r = expand_ring(self._root, stream(spec, "r", number, attempt), (layout.gate_elements,))
+            words = np.empty(layout.preprocessing_bytes(active=spec.active) // 8, dtype=np.int64)
+            shares = words[: len(self._scratch)]  # λ of the roots and r of the gates; what is behind: the tags
+            expand_ring(self._root, stream(spec, "r", number, attempt), (layout.gate_elements,), shares[roots:])
             values = self._input_masks(number, attempt, state)
-            self._follow(values, gate_r)
+            self._follow(values, shares[roots:])
             after = {name: values[wire] for name, wire in spec.state_outputs.items()}
             outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
-            drafts.append((number, values, gate_r, _Dealt(attempt, state, after, outputs)))
+            drafts.append((number, values, words, _Dealt(attempt, state, after, outputs)))
             state = after
-        tags: list[Fp | None] = [None] * count
         if self._sums is not None:
-            tags = [np.empty((2, layout.tagging.tags), dtype=np.uint64) for _ in drafts]
-            self._sums.deal(
-                self._field,
-                [
-                    self._numbers(number, attempt, values, gate_r, each)
-                    for (number, values, gate_r, _), each in zip(drafts, tags, strict=True)
-                ],
-                self._alpha,
-            )
-        for (number, values, gate_r, dealt), each in zip(drafts, tags, strict=True):
-            self._add_parts(values, gate_r)
-            roots = np.empty(layout.root_elements, dtype=np.int64)
+            numbers = [
+                self._numbers(number, attempt, values, words[roots : len(self._scratch)], self._tags(words))
+                for number, values, words, _ in drafts
+            ]
+            self._sums.deal(self._field, numbers, self._alpha)
+        for number, values, words, dealt in drafts:
+            self._add_parts(values, words[roots : len(self._scratch)])
             for wire, place in layout.roots.items():
-                roots[place] = values[wire].reshape(-1)
-            self._ahead.append((dealt, self._correct(number, attempt, roots, gate_r, each)))
+                words[place] = values[wire].reshape(-1)
+            self._correct(number, attempt, words)
+            self._ahead.append((dealt, words.astype("<i8", copy=False).tobytes()))
 
     @property
     def next_attempt(self) -> int:
@@ -262,7 +277,7 @@ class Dealer:
         values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))
         slices = spec.schedule.step(step) if spec.schedule is not None else ()
         for number, entry in enumerate(spec.circuit.inputs):
-            if entry in spec.row_inputs:
+            if number in self._row_numbers:
                 r = np.zeros(entry.wire.shape, dtype=np.int64)
                 for part in slices:
                     seed = self.owner_seed(part.owner)
@@ -274,29 +289,29 @@ class Dealer:
 
     def _follow(self, values: Values, gate_r: I64) -> None:
         """λ of every wire."""
-        circuit, layout = self.spec.circuit, self._layout
-        for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
-            if isinstance(node, Gate):
-                r = gate_r[layout.gates[number]].reshape(node.wire.shape)
-                values[number] = np.asarray(np.right_shift(r, np.int64(node.shift)))
+        for number, node in enumerate(self._path, start=len(self.spec.circuit.inputs)):
+            if isinstance(node, _GateAt):
+                values[number] = np.asarray(np.right_shift(gate_r[node.place].reshape(node.shape), node.shift))
             else:
-                values[number] = self._locals[number](values)
+                values[number] = node(values)
 
     def _add_parts(self, values: Values, gammas: I64) -> None:
         """r of all gates becomes γ mod 2^64."""
-        for number, place in self._layout.gates.items():
-            gate = gate_of(self.spec.circuit, number)  # its addend is public: no mask has it
-            whole = gammas[place].reshape(gate.wire.shape)
-            for term in gate.terms:
-                whole -= values[term.operand] * np.int64(term.coefficient)
+        for gate in self._gates:
+            whole = gammas[gate.place].reshape(gate.shape)
+            for operand, coefficient in gate.terms:
+                whole -= values[operand] * coefficient
             for product in gate.products:
                 whole += self._product(product, values)
 
-    def _numbers(self, step: int, attempt: int, values: Values, gate_r: I64, tags: Fp | None) -> Numbers:
-        assert tags is not None
+    def _numbers(self, step: int, attempt: int, values: Values, gate_r: I64, tags: Fp) -> Numbers:
         joint, scales = self._coefficients_of(self.spec.check_of(step))
         drawn = coefficients(self.spec, self._layout, joint, step, attempt)
         return Numbers(values=values, opened=gate_r, coefficients=drawn, kappas=scales, tags=tags)
+
+    def _tags(self, words: I64) -> Fp:
+        """Where they stand in the words of a correction."""
+        return words[len(self._scratch) :].view(np.uint64).reshape(2, -1)
 
     def _coefficients_of(self, check: int) -> tuple[Seed, list[int]]:
         """The joint seed of the check after step `check`, and its κ: what members will find together."""
@@ -317,20 +332,29 @@ class Dealer:
 
     # --- shares ----------------------------------------------------------------------------------------------------
 
-    def _correct(self, step: int, attempt: int, roots: I64, gammas: I64, tags: Fp | None) -> bytes:
-        """What is left for the corrected party when the others have expanded their seeds."""
+    def _correct(self, step: int, attempt: int, words: I64) -> None:
+        """Whole values become what is left for the corrected party when the others have expanded their seeds."""
         others = [seed for index, seed in enumerate(self._seeds) if index != self.spec.corrected(step, attempt)]
-        shares = np.concatenate((roots, gammas))
+        shares = words[: len(self._scratch)]
         info = stream(self.spec, "share", step, attempt)
-        scratch = np.empty_like(shares)
         for seed in others:
-            np.subtract(shares, expand_ring(seed, info, shares.shape, scratch), out=shares)
-        if tags is None:
-            return shares.astype("<i8", copy=False).tobytes()
-        info = stream(self.spec, "tags", step, attempt)
+            np.subtract(shares, expand_ring(seed, info, shares.shape, self._scratch), out=shares)
+        if not self.spec.active:
+            return
+        tags, info = self._tags(words), stream(self.spec, "tags", step, attempt)
         for seed in others:
-            tags = self._field.sub(tags, self._field.expand(seed, info, tags.shape[1]))
-        return shares.astype("<i8", copy=False).tobytes() + tags.astype("<u8", copy=False).tobytes()
+            tags[...] = self._field.sub(tags, self._field.expand(seed, info, tags.shape[1]))
+
+
+def _gate_at(circuit: Circuit, layout: Layout, number: int) -> _GateAt:
+    gate = gate_of(circuit, number)
+    return _GateAt(
+        place=layout.gates[number],
+        shape=gate.wire.shape,
+        shift=np.int64(gate.shift),
+        terms=tuple((term.operand, np.int64(term.coefficient)) for term in gate.terms),
+        products=gate.products,
+    )
 
 
 def fresh_root() -> Seed:

@@ -1,7 +1,7 @@
 """Products of masks by torch, on the CPU or on CUDA, to the same bits as NumPy's (`sordino_common.ring.backend`).
 
-Z_2^64. On the CPU torch multiplies int64 matrices itself, with AVX-512's instruction where there is one. CUDA has no
-such product, and two ways around it, both exact:
+Z_2^64. On the CPU torch multiplies int64 matrices itself, with AVX-512's instruction where there is one; where there is
+none, or the product is small, NumPy is quicker. CUDA has no such product, and two ways around it, both exact:
 
 `float64`  three balanced 22-bit limbs, as in `ring.limbs`: 6 products on 3 diagonals.
 `int8`     eight balanced 8-bit limbs on the tensor cores, `torch._int_mm`: 36 products on 8 diagonals, each one call.
@@ -44,12 +44,13 @@ _BYTES_OFFSET: Final = as_int64(0x8080808080808080)
 _INT8_INNER: Final = 8192
 _INT8_ROWS: Final = 32  # torch._int_mm wants more than 16
 _INT8_MULTIPLE: Final = 8  # and other sizes in multiples of this
+_CPU_PRODUCTS: Final = 1 << 16  # fewer scalar products than this take less than torch's call and its transposing
 _GPU_PRODUCTS: Final = 1 << 20  # fewer scalar products than this are done before the data has reached a GPU
 _GPU_ELEMENTS: Final = 1 << 16  # likewise, elementwise
 
 
 def best_backend() -> TorchBackend:
-    """On the first CUDA device if there is one, otherwise on the CPU, where torch's int64 product is the faster one."""
+    """On the first CUDA device if there is one, otherwise on the CPU."""
     return TorchBackend("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -57,8 +58,9 @@ class TorchBackend:
     """`RingBackend` on a torch device. `kernel`: how Z_2^64 products are made; by default `integer` on the CPU, `int8`
     elsewhere.
 
-    What torch would do more slowly stays with NumPy: on the CPU all of F_p (measured: half as fast in torch), elsewhere
-    what is small. `all_on_device` leaves nothing to NumPy (tests do that, to see the device's code without a GPU).
+    What torch would do more slowly stays with NumPy: on the CPU all of F_p (measured: half as fast in torch) and all of
+    Z_2^64 without AVX-512 (measured from 8^3 to 256^3: half to a seventh as fast in torch), elsewhere what is small.
+    `all_on_device` leaves nothing to NumPy (tests do that, to see the device's code without a GPU).
 
     Raises `LocalError` if the device is absent, lacks the kernel, or fails the exactness test."""
 
@@ -71,7 +73,7 @@ class TorchBackend:
         if self._kernel == "integer" and not on_cpu:
             raise LocalError(f"dealer: torch has no int64 product on {device!r}; use kernel 'int8' or 'float64'")
         self._numpy = NumpyBackend()
-        self._min_ring = 0 if on_cpu or all_on_device else _GPU_PRODUCTS
+        self._min_ring: float = 0 if all_on_device else _cpu_products() if on_cpu else _GPU_PRODUCTS
         self._min_elements: float = 0 if all_on_device else math.inf if on_cpu else _GPU_ELEMENTS
         self._self_test()
 
@@ -137,6 +139,11 @@ class TorchBackend:
                 raise LocalError(
                     f"dealer: {self.name} does not multiply exactly; is float64 emulation on? Use the NumPy backend"
                 )
+
+
+def _cpu_products() -> float:
+    """From how many scalar products on torch's int64 product is the faster one."""
+    return _CPU_PRODUCTS if torch.backends.cpu.get_cpu_capability() == "AVX512" else math.inf
 
 
 def _get(x: torch.Tensor) -> I64:
