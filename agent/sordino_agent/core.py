@@ -351,9 +351,7 @@ class AgentCore:
                 self._tensor_run(message, asker)
             case m.TensorGet():
                 self._policy.require_job("tensors")
-                tensor = self._store.get(message.tensor_id, now_s=self._loop.now_s())
-                self._policy.require_fetch(tensor.made_by, tensor.lineage)
-                self._send(asker, m.TensorValue(tensor_id=message.tensor_id, value=tensor.value))
+                self._tensor_get(message, asker)
             case m.TensorLoad():
                 self._tensor_load(message, asker)
             case m.TensorRenew():
@@ -518,6 +516,20 @@ class AgentCore:
         label = f"tensors {message.plan_id.hex()[:12]}"
         run = m.task_of(message.outputs[0]) if message.outputs else None
         self._desk.submit(task, asker, command=message.kind, label=label, answer=answer, run=run)
+
+    def _tensor_get(self, message: m.TensorGet, asker: Asker) -> None:
+        """Hand the tensor out; one that a task is about to make, when that is over."""
+
+        def answer() -> None:
+            try:
+                tensor = self._store.get(message.tensor_id, now_s=self._loop.now_s())
+                self._policy.require_fetch(tensor.made_by, tensor.lineage)
+            except SordinoError as error:
+                self._refuse(message.kind, asker, error.code, str(error))
+            else:
+                self._send(asker, m.TensorValue(tensor_id=message.tensor_id, value=tensor.value))
+
+        self._desk.after((m.task_of(message.tensor_id),), answer)
 
     def _drop(self, ids: Sequence[bytes], asker: Asker) -> None:
         """Forget the tensors; those that a task is about to make, when it is over: else it would make them later."""

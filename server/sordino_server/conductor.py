@@ -214,7 +214,7 @@ class Conductor:
     def on_message(self, incoming: Incoming) -> None:
         question, name = self._pending, incoming.sender
         if isinstance(question, Question) and question.awaits(name, incoming.correlation):
-            question.take(name, incoming.message)
+            question.take(name, incoming.message, incoming.correlation)
         else:  # unasked, or late: its question is over
             kept = self._ear.said(name, incoming.message, incoming.correlation)
             if not kept or not (incoming.correlation in self._told or incoming.message.kind.startswith(_UNASKED)):
@@ -361,10 +361,12 @@ class Conductor:
         )
         self._pending, self._reminded_s = question, now_s
         for name in question.waiting:
-            self._send(question, name, ask.messages[name])
+            if self._send(question, name, ask.messages[name], question.sent) and name in ask.behind:
+                self._send(question, name, ask.behind[name], question.sent_behind)
         self._review()
 
-    def _send(self, question: Question, name: str, message: Message) -> None:
+    def _send(self, question: Question, name: str, message: Message, sent: Callable[[str, bytes], None]) -> bool:
+        """Whether it is on its way; `sent` is told its correlation."""
         assert self._endpoint is not None
 
         def outcome(delivered: bool, reason: str) -> None:
@@ -375,9 +377,11 @@ class Conductor:
         try:
             correlation = self._endpoint.send(name, message, expires_s=question.ask.deadline_s, on_outcome=outcome)
         except LimitExceeded as error:  # too large for the link, or too much is queued for this agent
-            question.miss(name, str(error))
-            return
-        question.sent(name, correlation)
+            if message is question.ask.messages[name]:
+                question.miss(name, str(error))
+            return False
+        sent(name, correlation)
+        return True
 
     # --- when is it enough? ----------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ class Question:
         why = unlike or {}
         self._missing = {name: why.get(name, "offline") for name in sorted(ask.messages) if name not in online}
         self._waiting: dict[str, bytes | None] = dict.fromkeys(self._boots)  # name -> correlation
+        self._waiting_behind: dict[str, bytes] = {}  # the same, of what was sent behind
+        self._behind: dict[str, Message] = {}
         self._gone_since: dict[str, float] = {}
         self._quorum_at: float | None = None
 
@@ -58,13 +60,26 @@ class Question:
         if name in self._waiting:
             self._waiting[name] = correlation
 
-    def awaits(self, name: str, correlation: bytes) -> bool:
-        return self._waiting.get(name) == correlation
+    def sent_behind(self, name: str, correlation: bytes) -> None:
+        """As `sent`, of what goes behind the question."""
+        if name in self._waiting:
+            self._waiting_behind[name] = correlation
 
-    def take(self, name: str, message: Message) -> None:
-        """What `name`, which is awaited, answers."""
-        del self._waiting[name]
-        self._gone_since.pop(name, None)
+    def awaits(self, name: str, correlation: bytes) -> bool:
+        return self._waiting.get(name) == correlation or self._waiting_behind.get(name) == correlation
+
+    def take(self, name: str, message: Message, correlation: bytes) -> None:
+        """What `name`, which is awaited, answers, and to which of the two."""
+        if self._waiting_behind.get(name) == correlation:
+            del self._waiting_behind[name]
+            self._behind[name] = message
+            if self._has_answered(name):
+                self._forget(name)
+            return
+        if name in self._waiting_behind:
+            self._waiting[name] = None  # only for the answer to what is behind it
+        else:
+            self._forget(name)
         refusal = _refusal(self.ask, name, message)
         if refusal is None:
             self.replies[name] = message
@@ -81,8 +96,9 @@ class Question:
         """No answer will come from `name`; nothing changes if none is awaited."""
         if name not in self._waiting:
             return
-        del self._waiting[name]
-        self._gone_since.pop(name, None)
+        self._forget(name)
+        if self._has_answered(name):
+            return
         self._missing[name] = why = printable(why)
         self._settled(self, name, "missing", why)
 
@@ -131,6 +147,7 @@ class Question:
             missing=dict(sorted(self._missing.items())),
             forbidden=frozenset(self._forbidden),
             unaffordable=frozenset(self._unaffordable),
+            behind=self._behind,
         )
 
     def told(self, now_s: float) -> Waiting:
@@ -143,6 +160,15 @@ class Question:
             waited_s=now_s - self._started_s,
             left_s=self._deadline_s - now_s,
         )
+
+    def _has_answered(self, name: str) -> bool:
+        return name in self.replies or name in self._refusals
+
+    def _forget(self, name: str) -> None:
+        """`name` is awaited no more."""
+        del self._waiting[name]
+        self._waiting_behind.pop(name, None)
+        self._gone_since.pop(name, None)
 
     @property
     def _deadline_s(self) -> float:

@@ -80,7 +80,8 @@ class TensorStored(Message, frozen=True, kw_only=True):
 
 @register("tensor-get")
 class TensorGet(Message, frozen=True, kw_only=True):
-    """Server: send me this tensor. The device's policy decides. Answered by `TensorValue` or `Refused`."""
+    """Server: send me this tensor. The device's policy decides. Answered by `TensorValue` or `Refused`: at once, or
+    when the task `task_of(tensor_id)` is over, if it is under way."""
 
     tensor_id: TensorId
 

@@ -42,7 +42,10 @@ class Ask:
     - `deadline_s` have passed.
 
     A reply counts if it is of type `expects` and `check(name, reply)` doesn't raise `RemoteError`; what doesn't count
-    is a refusal. Those whose answer is still due at the end are sent `cancel`."""
+    is a refusal. Those whose answer is still due at the end are sent `cancel`.
+
+    `behind`: what some are sent right behind their message, without waiting for its answer in between. Who is sent one
+    is waited for until both are answered; what answers it, a refusal too, is in `Answers.behind`."""
 
     purpose: str
     messages: Mapping[str, Message]
@@ -52,6 +55,7 @@ class Ask:
     straggler_s: float
     check: Callable[[str, Message], None] | None = None
     cancel: Message | None = None
+    behind: Mapping[str, Message] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +63,14 @@ class Answers:
     """`replies` passed the check. Why the others are not there: `refusals` and `missing`, name -> reason.
 
     `forbidden`: those of `refusals` whose device's own policy does not allow it; `unaffordable`: those whose privacy
-    budget can't pay for it."""
+    budget can't pay for it. `behind`: what came for the messages of `Ask.behind`, as it came."""
 
     replies: Mapping[str, Message]
     refusals: Mapping[str, str]
     missing: Mapping[str, str]
     forbidden: frozenset[str] = frozenset()
     unaffordable: frozenset[str] = frozenset()
+    behind: Mapping[str, Message] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

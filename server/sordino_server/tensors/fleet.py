@@ -29,6 +29,7 @@ from sordino_common.messages import (
     Message,
     PlanPut,
     PlanReady,
+    Refused,
     TensorDrop,
     TensorDropped,
     TensorGet,
@@ -287,7 +288,10 @@ class PointerFleet:
                     committee.flush()
         self._send(agents or tuple(self._agents.values()), "all")
 
-    def _send(self, agents: Sequence[RemoteAgent], scope: Scope, asked: Value | None = None) -> None:
+    def _send(
+        self, agents: Sequence[RemoteAgent], scope: Scope, asked: Value | None = None, *, get: bool = False
+    ) -> Message | None:
+        """Run what is due. With `get`: `asked` itself, if it came with the run."""
         self._require_open()
         self._renew(agents)
         runs: dict[str, Run] = {}
@@ -295,9 +299,14 @@ class PointerFleet:
             request = agent.recorder.request(scope, asked)
             if request is not None:
                 ids = tuple([self._random(16) for _ in request.outputs])
-                runs[agent.name] = Run(request=request, ids=ids, drops=_taken(agent.recorder.forgotten))
+                runs[agent.name] = Run(
+                    request=request,
+                    ids=ids,
+                    drops=_taken(agent.recorder.forgotten),
+                    get=get and request.outputs[0] is asked,
+                )
         if not runs:
-            return
+            return None
         for name, run in runs.items():
             self._note_run(name, run)
         try:
@@ -324,6 +333,7 @@ class PointerFleet:
             failures.append(failure)
         if failures:
             raise failures[0]
+        return next(iter(answers.behind.values()), None)
 
     def trace(self) -> tuple[Sent, ...]:
         """What was sent, in order, without values: the last 10,000 commands."""
@@ -452,8 +462,15 @@ class PointerFleet:
     def fetch(self, agent: RemoteAgent, value: Value) -> Tensor:
         """The value, after everything that it needs was sent."""
         self._require_open()
-        reply = self._ask(agent, "get", TensorGet(tensor_id=self.settled(agent, value)), TensorValue)
-        assert isinstance(reply, TensorValue)
+        reply: Message | None = None
+        if value.failure is None and value.tensor_id is None:
+            reply = self._send((agent,), "asked", value, get=True)
+        if reply is None or messages.overtook(reply):
+            reply = self._ask(agent, "get", TensorGet(tensor_id=self.settled(agent, value)), TensorValue)
+        if isinstance(reply, Refused):
+            raise messages.get_failure(agent.name, reply)
+        if not isinstance(reply, TensorValue):
+            raise RemoteError(f"{agent.name} sent {reply.kind} for a tensor")
         return _tensor_of(reply, value.spec, agent.name)
 
     def settled(self, agent: RemoteAgent, value: Value) -> bytes:
@@ -531,6 +548,8 @@ class PointerFleet:
                 lines=_distinct(run.request.lines),
             )
         )
+        if run.get:
+            self._trace.append(Sent(agent=name, kind=TensorGet.kind))
 
     def _renew(self, agents: Sequence[RemoteAgent]) -> None:
         """Ask for new leases where half of one is over. What is lost already fails by name when it is used."""

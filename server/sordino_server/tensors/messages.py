@@ -1,7 +1,8 @@
 """What goes to the agents, as round generators: puts, Plans, runs, fetches. No I/O.
 
 Rounds: a flush is one message to each agent that has something to do (`tensor-run`, which also carries the ids that
-nobody needs any more), after one more (`plan-put`) the first time that an agent sees a Plan.
+nobody needs any more), after one more (`plan-put`) the first time that an agent sees a Plan. Who fetches a result asks
+for it right behind the run (`tensor-get`), so that run and fetch are one round trip.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from sordino_common.messages import (
     Message,
     PlanPut,
     PlanReady,
+    Refused,
     TensorDrop,
     TensorDropped,
+    TensorGet,
     TensorRun,
     TensorStored,
     task_of,
@@ -28,9 +31,11 @@ from sordino_common.plan.arrays import from_numpy
 from sordino_server.rounds.effects import Answers, Ask, Effect, Result, ask, tell
 from sordino_server.tensors.errors import AgentAway, RemoteFailure
 from sordino_server.tensors.recorder import Request
+from sordino_server.waits import printable
 
 # Refusals after which the same command may succeed: the device is busy or full, or its owner may allow it.
 _PASSING: Final = ("busy", "limit", "draining", "policy", "budget", "worker")
+NOTHING: Final[Mapping[str, Message]] = {}
 Turn = Generator[Effect, Result, Answers]
 
 
@@ -44,11 +49,12 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A request with the ids that its outputs will have."""
+    """A request with the ids that its outputs will have. `get`: its first output is asked for right behind it."""
 
     request: Request
     ids: tuple[bytes, ...]
     drops: tuple[bytes, ...]
+    get: bool = False
 
     def message(self, terms: Terms) -> TensorRun:
         request = self.request
@@ -69,8 +75,14 @@ class Run:
         )
 
 
-def question(terms: Terms, purpose: str, messages: Mapping[str, Message], expects: type[Message]) -> Turn:
-    """Ask agents, all of them, and wait until each has answered, refused, or is lost."""
+def question(
+    terms: Terms,
+    purpose: str,
+    messages: Mapping[str, Message],
+    expects: type[Message],
+    behind: Mapping[str, Message] = NOTHING,
+) -> Turn:
+    """Ask agents, all of them, and wait until each has answered, refused, or is lost. `behind`: see `Ask`."""
     answers = yield from ask(
         Ask(
             purpose=purpose,
@@ -79,6 +91,7 @@ def question(terms: Terms, purpose: str, messages: Mapping[str, Message], expect
             quorum=len(messages),
             deadline_s=terms.deadline_s,
             straggler_s=terms.deadline_s,
+            behind=behind,
         )
     )
     return answers
@@ -92,6 +105,7 @@ def run_all(
     refusals: dict[str, str] = {}
     missing: dict[str, str] = {}
     replies: dict[str, Message] = {}
+    behind: dict[str, Message] = {}
     left = dict(runs)
     for _ in range(2):
         puts = {
@@ -109,9 +123,14 @@ def run_all(
         if not left:
             break
         answers = yield from question(
-            terms, "tensors", {name: run.message(terms) for name, run in left.items()}, TensorStored
+            terms,
+            "tensors",
+            {name: run.message(terms) for name, run in left.items()},
+            TensorStored,
+            {name: TensorGet(tensor_id=run.ids[0]) for name, run in left.items() if run.get},
         )
         replies.update(answers.replies)
+        behind.update(answers.behind)
         missing.update(answers.missing)
         unknown = {name for name, reason in answers.refusals.items() if reason.startswith("unknown-plan:")}
         for name in unknown:
@@ -119,7 +138,7 @@ def run_all(
         refusals.update({name: why for name, why in answers.refusals.items() if name not in unknown})
         left = {name: run for name, run in left.items() if name in unknown}
     refusals.update(dict.fromkeys(left, "unknown-plan: the agent forgets the Plan as soon as it has it"))
-    return Answers(replies=replies, refusals=refusals, missing=missing)
+    return Answers(replies=replies, refusals=refusals, missing=missing, behind=behind)
 
 
 def call_off(terms: Terms, tasks: Mapping[str, tuple[bytes, ...]]) -> Turn:
@@ -141,8 +160,21 @@ def failure(name: str, answers: Answers, *, what: str, lines: tuple[str, ...] = 
             f"{what} on {name}{place}: {answers.missing[name]}; what is recorded is kept, "
             f"and goes with the next attempt"
         )
-    reason = answers.refusals[name]
-    return RemoteFailure(f"{what} on {name}{place}: {reason}", agent=name, reason=reason, lines=lines)
+    return _refused(name, answers.refusals[name], what=f"{what} on {name}{place}", lines=lines)
+
+
+def overtook(refusal: Message | None) -> bool:
+    """Whether a `tensor-get` came before the run behind which it was sent."""
+    return isinstance(refusal, Refused) and refusal.code == "unknown-tensor"
+
+
+def get_failure(name: str, refusal: Refused) -> RemoteFailure:
+    """As `failure`, of what was asked for behind a run."""
+    return _refused(name, printable(f"{refusal.code}: {refusal.reason}"), what=f"get on {name}")
+
+
+def _refused(name: str, reason: str, *, what: str, lines: tuple[str, ...] = ()) -> RemoteFailure:
+    return RemoteFailure(f"{what}: {reason}", agent=name, reason=reason, lines=lines)
 
 
 def passing(reason: str) -> bool:
