@@ -1,7 +1,8 @@
 """What eager style costs: a Boston-sized MLP trained through pointers against the same step as one traced Plan.
 
 Both run on one agent each, with the same messages: `tensor-run` for each step, and the loss is fetched. The traced
-Plan is sent by hand, without pointers. Turns are taken in one run; the best of many slices counts.
+Plan is sent by hand, without pointers: its loss is asked for when the step is answered (`plan`), or right behind the
+step, as pointers do (`at once`). Turns are taken in one run; the best of many slices counts.
 
 The bar (at most 1.3 of the Plan) is judged over a broker, as a fleet is reached: `agents` is mosquitto and
 `sordino-agent run` processes with their workers, `mqtt` the same broker with the agents in this process, so that their
@@ -30,7 +31,7 @@ from timing import best_seconds
 from torch import nn
 
 import sordino_server as sordino
-from sordino_common.messages import PlanPut, PlanReady, TensorGet, TensorRun, TensorStored, TensorValue
+from sordino_common.messages import Message, PlanPut, PlanReady, TensorGet, TensorRun, TensorStored, TensorValue
 from sordino_server.job import load_job
 from sordino_server.tensors.fleet import PointerFleet, RemoteAgent
 from sordino_server.tensors.messages import question
@@ -52,7 +53,9 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
 
 
-def through_pointers(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch.Tensor) -> tuple[Step, Any]:
+def through_pointers(
+    fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch.Tensor
+) -> tuple[Step, list[float]]:
     """A step in eager style, and the losses that it has seen."""
     model = fleet.send(network(), agent)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -69,8 +72,10 @@ def through_pointers(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y
     return step, losses
 
 
-def as_a_plan(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch.Tensor) -> tuple[Step, Any]:
-    """The same step, traced once and sent by hand."""
+def as_a_plan(
+    fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch.Tensor
+) -> tuple[Step, Step, list[float]]:
+    """The same step, traced once and sent by hand: fetched when it is answered, or asked for at once."""
     params = [parameter.detach() for parameter in network().parameters()]
 
     def program(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -79,7 +84,7 @@ def as_a_plan(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch
             return nn.functional.mse_loss(nn.functional.linear(hidden, weights[2], weights[3]), tensors[5])
 
         gradients, loss = torch.func.grad_and_value(loss_of)(list(tensors[:4]))
-        return [*[w - LR * g for w, g in zip(tensors[:4], gradients, strict=True)], loss]
+        return [loss, *[w - LR * g for w, g in zip(tensors[:4], gradients, strict=True)]]
 
     traced = trace(
         program,
@@ -95,22 +100,35 @@ def as_a_plan(fleet: PointerFleet, agent: RemoteAgent, x: torch.Tensor, y: torch
     drops: list[tuple[bytes, ...]] = [()]
     losses: list[float] = []
 
-    def step() -> None:
+    def next_run() -> TensorRun:
         assert kept
         outputs = tuple(os.urandom(16) for _ in range(5))
         run = TensorRun(
             plan_id=traced.plan_id, inputs=tuple(ids), outputs=outputs, drops=drops[0], lease_s=terms.lease_s
         )
-        answers = drive(question(terms, "run", {name: run}, TensorStored))
-        assert name in answers.replies, answers
-        drops[0] = (*ids[:4], outputs[4])
-        ids[:4] = outputs[:4]
-        answers = drive(question(terms, "get", {name: TensorGet(tensor_id=outputs[4])}, TensorValue))
-        reply = answers.replies[name]
+        drops[0] = (*ids[:4], outputs[0])
+        ids[:4] = outputs[1:]
+        return run
+
+    def note(reply: Message) -> None:
         assert isinstance(reply, TensorValue)
         losses.append(float(torch.frombuffer(bytearray(reply.value.data), dtype=torch.float32)))
 
-    return step, losses
+    def step() -> None:
+        run = next_run()
+        answers = drive(question(terms, "run", {name: run}, TensorStored))
+        assert name in answers.replies, answers
+        answers = drive(question(terms, "get", {name: TensorGet(tensor_id=run.outputs[0])}, TensorValue))
+        note(answers.replies[name])
+
+    def at_once() -> None:
+        run = next_run()
+        get = TensorGet(tensor_id=run.outputs[0])
+        answers = drive(question(terms, "run", {name: run}, TensorStored, {name: get}))
+        assert name in answers.replies, answers
+        note(answers.behind[name])
+
+    return step, at_once, losses
 
 
 class Hollow(torch.Tensor):
@@ -191,24 +209,25 @@ def main() -> None:
     for transport in TRANSPORTS if options.transport == "all" else (options.transport,):
         with fleet_of(transport) as (fleet, counters):
             steps: dict[str, Step] = {}
-            losses = {}
-            makers = (("pointers", through_pointers), ("plan", as_a_plan))
-            for (name, make), agent in zip(makers, fleet, strict=True):
-                steps[name], losses[name] = make(fleet, agent, x, y)
+            one, other = fleet
+            steps["pointers"], eager = through_pointers(fleet, one, x, y)
+            steps["plan"], steps["at once"], traced = as_a_plan(fleet, other, x, y)
+            for name in ("pointers", "plan"):
                 for _ in range(WARM):
                     steps[name]()
             figures = {}
-            for name, step in steps.items():
+            for name, step in list(steps.items()):
                 before = (counters.messages_sent, counters.packet_bytes_sent, counters.packet_bytes_received)
                 for _ in range(COUNTED):
                     step()
                 after = (counters.messages_sent, counters.packet_bytes_sent, counters.packet_bytes_received)
                 figures[name] = [(b - a) / COUNTED for a, b in zip(before, after, strict=True)]
-            assert torch.allclose(torch.tensor(losses["pointers"]), torch.tensor(losses["plan"]), rtol=1e-4)
+            assert torch.allclose(torch.tensor(eager), torch.tensor(traced[: len(eager)]), rtol=1e-4)
             steps["pytorch"] = pytorch_alone(x, y)
             best = best_seconds(steps, rounds=options.rounds, slice_s=0.004)
         print(
             f"{transport}, rows {options.rows}; pointers / plan: {best['pointers'] / best['plan']:.2f}   "
+            f"pointers / at once: {best['pointers'] / best['at once']:.2f}   "
             f"(plan + pytorch) / plan: {1 + best['pytorch'] / best['plan']:.2f}"
         )
         for name, seconds in best.items():

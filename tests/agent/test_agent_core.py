@@ -333,6 +333,40 @@ def test_what_a_task_is_about_to_make_is_dropped_when_it_is_over() -> None:
     assert place.answers(stopped) == [m.TensorDropped(dropped=0)]
 
 
+def test_what_a_task_is_about_to_make_is_handed_out_when_it_is_over() -> None:
+    place = bench(policy=replace(OPEN_POLICY, fetch=(plan_id(DOUBLE_PLAN).hex(),)))
+    place.ask(m.PlanPut(plan=DOUBLE_PLAN))
+    place.ask(m.TensorPut(tensor_id=ONE, value=VALUE, lease_s=60.0))
+    run = m.TensorRun(plan_id=plan_id(DOUBLE_PLAN), inputs=(ONE,), outputs=(TWO,), lease_s=60.0)
+    early = place.tell(m.TensorGet(tensor_id=TWO))
+    asked, got, stranger = (
+        place.tell(run),
+        place.tell(m.TensorGet(tensor_id=TWO)),
+        place.tell(m.TensorGet(tensor_id=TWO), sender="agent-01"),
+    )
+    refused(place.answers(early)[0], "unknown-tensor")
+    refused(place.answers(stranger)[0], "policy")
+    assert place.answers(got) == []
+    place.loop.advance(5.0)
+    assert isinstance(place.answers(asked)[0], m.TensorStored)
+    (value,) = place.answers(got)
+    assert isinstance(value, m.TensorValue)
+    assert to_numpy(value.value).tolist() == [2, 4, 6, 8]
+
+
+def test_what_a_task_does_not_make_after_all_is_refused_when_it_is_over() -> None:
+    place = bench(policy=replace(OPEN_POLICY, fetch="none"), limits=Limits(memory_bytes=64 << 20, queue=1))
+    place.ask(m.PlanPut(plan=DOUBLE_PLAN))
+    place.ask(m.TensorPut(tensor_id=ONE, value=VALUE, lease_s=60.0))
+    for outputs, code, word in (((TWO, bytes([2]) * 16), "unknown-tensor", "not here"), ((TWO,), "policy", "fetch")):
+        place.tell(m.TensorRun(plan_id=plan_id(DOUBLE_PLAN), inputs=(ONE,), outputs=outputs, lease_s=60.0))
+        waits, crowd = (place.tell(m.TensorGet(tensor_id=TWO)) for _ in range(2))
+        assert "limits.queue" in refused(place.answers(crowd)[0], "busy")
+        assert place.answers(waits) == []
+        place.loop.advance(5.0)
+        assert word in refused(place.answers(waits)[0], code)
+
+
 def test_tensor_run_with_the_wrong_number_of_outputs_stores_nothing() -> None:
     place = bench()
     place.ask(m.PlanPut(plan=DOUBLE_PLAN))

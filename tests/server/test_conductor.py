@@ -98,6 +98,42 @@ def test_a_command_that_could_not_be_delivered_is_a_miss(monkeypatch: pytest.Mon
     outcomes["a"](True, "")
 
 
+def test_what_goes_behind_a_question_is_sent_with_it_and_waited_for() -> None:
+    def refuse(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        return m.Refused(command="describe", code="policy", reason="no") if isinstance(message, m.Describe) else reply
+
+    def late(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        agent.delay_s = 2.0 if isinstance(message, m.Describe) else 1.0  # what is behind is answered first
+        return reply
+
+    agents = [Agent("a"), Agent("b", answer=refuse), Agent("c", answer=late), Agent("d"), Agent("e", online=False)]
+    fleet, behind = Fleet(agents), m.PlanPut(plan=b"train")
+    answers = run(fleet, question(("a", "b", "c", "d", "e"), quorum=5, behind=dict.fromkeys("abce", behind)))
+    assert list(answers.replies) == ["a", "c", "d"]
+    assert (answers.refusals, answers.missing) == ({"b": "policy: no"}, {"e": "offline"})
+    assert {name: reply.kind for name, reply in answers.behind.items()} == dict.fromkeys("abc", "plan-ready")
+    assert 2.0 <= fleet.loop.now_s() < 3.0
+    assert [agent.seen for agent in agents[:4]] == [*[[m.Describe(), behind]] * 3, [m.Describe()]]
+
+
+def test_an_answer_counts_if_what_is_behind_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet([Agent("a", mute=(m.PlanPut,)), Agent("b", mute=(m.PlanPut,)), Agent("c", mute=(m.Describe,))])
+    send = fleet.send
+
+    def failing(to: str, message: m.Message, **fields) -> bytes:  # type: ignore[no-untyped-def]
+        if to == "b" and isinstance(message, m.PlanPut):
+            raise LimitExceeded("too much waits for b")
+        return send(to, message, **fields)
+
+    monkeypatch.setattr(fleet, "send", failing)
+    fleet.at(1.0, lambda: fleet.die("a"))
+    behind = dict.fromkeys("abc", m.PlanPut(plan=b"train"))
+    answers = run(fleet, question(("a", "b", "c"), quorum=3, deadline_s=20.0, straggler_s=20.0, behind=behind))
+    assert list(answers.replies) == ["a", "b"]
+    assert answers.missing == {"c": "no answer within 20 s"}
+    assert list(answers.behind) == ["c"]
+
+
 def test_while_the_broker_is_away_nobody_counts_as_gone() -> None:
     fleet = Fleet([Agent("a"), Agent("b", delay_s=8.0)])
     fleet.at(0.5, lambda: fleet.conductor.on_connection(False, "connection reset"))

@@ -81,6 +81,26 @@ def test_the_second_equal_program_sends_no_plan(fleet: PointerFleet, alice: Remo
     assert fleet.compiler.traces == 1
 
 
+def test_a_result_is_asked_for_behind_its_run(
+    fleet: PointerFleet, alice: RemoteAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver: Any = fleet._driver
+    core, drive, turns = driver.fleet.agents["alice"].core, driver.drive, []
+    monkeypatch.setattr(driver, "drive", lambda generator: turns.append(1) or drive(generator))
+    x = alice.send(torch.arange(3.0))
+    for overtakes, trips, gets in ((False, 1, 1), (True, 2, 2)):
+        kept = [(x * 2).sum() for _ in range(2)]  # the one that is asked for is the first output, whatever else is sent
+        assert kept[1].get() == 6.0
+        if overtakes:  # the run
+            monkeypatch.setattr(core._desk, "after", lambda runs, then: then())
+        kept = [x * 2, (x * 2).sum()]
+        del turns[:]
+        since = len(fleet.trace())
+        assert kept[1].get() == 6.0
+        assert len(turns) == trips
+        assert [sent.kind for sent in fleet.trace()[since:]].count("tensor-get") == gets
+
+
 def test_numbers_that_change_become_inputs(fleet: PointerFleet, alice: RemoteAgent) -> None:
     x = alice.send(torch.tensor([1.0, 2.0]))
     for step in range(6):

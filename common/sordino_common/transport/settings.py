@@ -30,7 +30,7 @@ class LinkSettings:
     contexts_per_peer: int = 31  # a SessionTable keeps 32; one is left for the Hello that tells a new boot
     expires_s: float = 600.0  # of a message that names none
     ack_delay_s: float = 0.04  # TCP's: long enough for most answers to carry the ack
-    ack_every: int = 2
+    ack_every: int = 4  # half a window; messages that are answered need none of their own
     rto_initial_s: float = 3.0
     rto_min_s: float = 0.25
     rto_max_s: float = 30.0
