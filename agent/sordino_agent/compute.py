@@ -163,7 +163,7 @@ def train(
             rows = next(batches)
             feeds[layout.x] = x[rows]
             feeds[layout.y] = y[rows]
-            outs = program.run(feeds, check=check)
+            outs = program.run(feeds, check=check, quiet=True)
             for output, index in layout.carry:
                 feeds[index] = outs[output]
             loss = float(outs[layout.loss])
@@ -206,7 +206,7 @@ def evaluate(
             feeds[layout.x] = x[rows]
             if layout.y is not None and y is not None:
                 feeds[layout.y] = y[rows]
-            outs = program.run(feeds, check=check)
+            outs = program.run(feeds, check=check, quiet=True)
             filled = min(batch, count - begin)
             sums += [outs[index][:filled].sum(dtype=np.float64) for index in layout.rows]
     if not np.isfinite(sums).all():
@@ -240,7 +240,7 @@ def run_plan(plan: Plan, program: Program, inputs: Sequence[Array], *, check: Ch
         value = to_numpy(array)
         feeds.append(value != 0 if plan.inputs[index].spec.dtype == "bool" else value)
     with np.errstate(all="ignore"):
-        outs = program.run(feeds, check=check)
+        outs = program.run(feeds, check=check, quiet=True)
     return tuple(from_numpy(np.asarray(value)) for value in outs)
 
 

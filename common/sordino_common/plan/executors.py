@@ -22,7 +22,12 @@ class Program(Protocol):
     def cost(self) -> PlanCost: ...
 
     def run(
-        self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None, own: bool = True
+        self,
+        inputs: Sequence[NdArray],
+        *,
+        check: Callable[[], None] | None = None,
+        own: bool = True,
+        quiet: bool = False,
     ) -> list[NdArray]: ...
 
 

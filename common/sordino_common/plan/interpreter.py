@@ -54,31 +54,45 @@ class NumpyProgram:
         self._outputs = [(entry.value, copy) for entry, copy in zip(plan.outputs, self.cost.copied, strict=True)]
 
     def run(
-        self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None, own: bool = True
+        self,
+        inputs: Sequence[NdArray],
+        *,
+        check: Callable[[], None] | None = None,
+        own: bool = True,
+        quiet: bool = False,
     ) -> list[NdArray]:
         """The outputs, each an array of its own. `inputs` in the Plan's order, of exactly its dtypes and shapes.
 
         With `own=False` they are for reading only, and may share memory with one another and with the inputs.
-        `check` is called before every node and may raise to stop the run. Raises `PlanError` on wrong inputs and on
-        an index out of range, `LimitExceeded` if the machine has no memory left. Arithmetic follows IEEE: infinities
-        and NaN are values, not errors."""
+        `check` is called before every node and may raise to stop the run. `quiet` says that the caller has turned
+        NumPy's floating-point warnings off already, once for many runs (a tenth of a small model's step). Raises
+        `PlanError` on wrong inputs and on an index out of range, `LimitExceeded` if the machine has no memory left.
+        Arithmetic follows IEEE: infinities and NaN are values, not errors."""
         check_inputs(self.plan, self._inputs, inputs)
         values = self._template.copy()
         values[: len(inputs)] = inputs
-        index = -1
-        try:
+        if quiet:
+            self._fill(values, check)
+        else:
             with np.errstate(all="ignore"):
-                for index, step in enumerate(self._steps):  # noqa: B007  read in the handlers below
-                    if check is not None:
-                        check()
-                    step(values)
-        except PlanError as error:
-            raise PlanError(f"node {index}: {error}") from None
-        except MemoryError:
-            raise LimitExceeded(f"node {index} ({self.plan.nodes[index].op}): no memory left") from None
+                self._fill(values, check)
         if not own:
             return [np.asarray(values[number]) for number, _ in self._outputs]
         return [_own(values[number], copy) for number, copy in self._outputs]
+
+    def _fill(self, values: _Values, check: Callable[[], None] | None) -> None:
+        """Run all nodes."""
+        step: _Step | None = None
+        try:
+            for step in self._steps:
+                if check is not None:
+                    check()
+                step(values)
+        except (PlanError, MemoryError) as error:
+            index = -1 if step is None else self._steps.index(step)
+            if isinstance(error, PlanError):
+                raise PlanError(f"node {index}: {error}") from None
+            raise LimitExceeded(f"node {index} ({self.plan.nodes[index].op}): no memory left") from None
 
 
 def check_inputs(
@@ -87,8 +101,11 @@ def check_inputs(
     """`PlanError`, naming the input, unless the arrays are what the Plan declares."""
     if len(inputs) != len(expected):
         raise PlanError(f"Plan {plan.name!r} takes {len(expected)} inputs, got {len(inputs)}")
-    for (shape, dtype), array, entry in zip(expected, inputs, plan.inputs, strict=True):
-        if array.shape != shape or array.dtype != dtype:
+    for index, (shape, dtype) in enumerate(expected):
+        array = inputs[index]
+        # Equal dtypes are mostly one object, and that is the cheaper question.
+        if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
+            entry = plan.inputs[index]
             raise PlanError(
                 f"Plan {plan.name!r}, input {entry.name!r}: expected {entry.spec}, got {array.dtype}{list(array.shape)}"
             )

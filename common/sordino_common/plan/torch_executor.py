@@ -239,9 +239,14 @@ class TorchProgram:
 
     @torch.no_grad()
     def run(
-        self, inputs: Sequence[NdArray], *, check: Callable[[], None] | None = None, own: bool = True
+        self,
+        inputs: Sequence[NdArray],
+        *,
+        check: Callable[[], None] | None = None,
+        own: bool = True,
+        quiet: bool = False,
     ) -> list[NdArray]:
-        """See `NumpyProgram.run`."""
+        """See `NumpyProgram.run`. torch has no such warnings: `quiet` says nothing."""
         check_inputs(self.plan, self._inputs, inputs)
         values = self._template.copy()
         values[: len(inputs)] = [self._tensor(array) for array in inputs]
