@@ -105,7 +105,7 @@ class PrivateSums:
             for rows, counted in batches_of(sample, self._layout.gradients.rows, len(self._x)):
                 feeds[self._layout.x] = self._x[rows]
                 feeds[self._layout.y] = self._y[rows]
-                self._sum.add(self._program.run(feeds, check=check, own=False), counted)
+                self._sum.add(self._program.run(feeds, check=check, own=False, quiet=True), counted)
         return self._sum.take()
 
     def mechanism(self, sigma_squared: int) -> Mechanism:
@@ -151,29 +151,36 @@ class Applier:
                 start = end
             else:
                 self._carried.append((index, _pieces(plan, made_of, places) if entry.role == "param" else []))
-        self._given: list[Values] | None = None
+        self._now: list[Values] = []
 
     def step(self, params: list[Values], total: Ints, unit: float, check: Check | None = None) -> list[Values]:
         """The parameters (in the gradient Plan's order) after one step by the gradient `total` [P] · `unit`. To be
-        called with NumPy's floating-point warnings off."""
-        feeds = self._kept.copy()
-        if params is not self._given:
-            for index, pieces in self._carried:
-                if pieces:
-                    values = [params[piece.at] for piece in pieces]
-                    feeds[index] = values[0] if len(values) == 1 else np.concatenate(values, axis=None)
+        called with NumPy's floating-point warnings off. `params` are only read, unless they are what the last step
+        gave: a step may write to that, and gives the same list again."""
+        if params is not self._now:
+            self._take(params)
         np.multiply(total, unit, out=self._gradient, casting="same_kind")  # in float64, then rounded to float32
-        outs = self._program.run(feeds, check=check)
-        after = list(params)
+        outs = self._program.run(self._kept, check=check, quiet=True)
         for value, (index, pieces) in zip(outs, self._carried, strict=True):
+            if len(pieces) > 1:  # there are views of it
+                np.copyto(self._kept[index], value)
+                continue
             self._kept[index] = value
+            if pieces:
+                self._now[pieces[0].at] = value
+        return self._now
+
+    def _take(self, params: list[Values]) -> None:
+        """Go on from `params`. Those of one vector become views of it."""
+        now = list(params)
+        for index, pieces in self._carried:
             if len(pieces) == 1:
-                after[pieces[0].at] = value
-            else:
+                self._kept[index] = params[pieces[0].at]
+            elif pieces:
+                vector = self._kept[index] = np.concatenate([params[piece.at] for piece in pieces], axis=None)
                 for piece in pieces:
-                    after[piece.at] = value[piece.begin : piece.end].reshape(piece.shape)
-        self._given = after
-        return after
+                    now[piece.at] = vector[piece.begin : piece.end].reshape(piece.shape)
+        self._now = now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,21 +9,22 @@ floats may have other last digits at another place, so a row's place must not de
 one row of S at most for each place; places without one hold rows whose outputs are ignored.
 
 **Row.** From the Plan's outputs g_b (float32) come N = |g_b|² in float64, f = min(1, C/√N)/C, and one scale
-z = 2^k √f for all of the row. A row whose N is NaN or infinite counts as zero. One grid unit is C / 2^g.
+for all of the row: y = 4^k f, z = √y. A row whose N is NaN or infinite counts as zero. One grid unit is C / 2^g.
 
-- `WholeRows`: v = trunc(2^g f g_b) = trunc(z² 2^(g-2k) g_b), integers in grid units.
+- `WholeRows`: v = trunc(2^g f g_b) = trunc(y 2^(g-2k) g_b), integers in grid units.
 - `OuterRows` A_b ⊗ C_b: a = trunc(z A_b) and c = trunc(z C_b), two integer vectors; the row's entry is a_i c_j in
   units of 2^-s of the grid, and its norm² is |a|² |c|² without ever making the matrix.
 - A bias whose rows are the left factors themselves (`WholeRows.rides`) joins its matrix: a ⊗ (c, u), u = trunc(z), of
   norm² |a|² (|c|² + u²).
 
-**The bound is computed, row by row.** t = z⁴ N, in units of 2^-4k of a squared clip norm, comes in float64 from the
-very z and the very numbers that are made integers of. A row with t > 2^4k (1 - 2^-24), or NaN, is dropped (floats
+**The bound is computed, row by row.** t = y² N, in units of 2^-4k of a squared clip norm, comes in float64 from the
+very scale and the very numbers that are made integers of. A row with t > 2^4k (1 - 2^-24), or NaN, is dropped (floats
 never bring one there but for NaN: factors are smaller by 2^-20). What t says holds for the integers: rounding toward
-zero lengthens nothing, so an integer's size is at most that of the float product, z |x| (1 + 2^-53) or
-z² |x| (1 + 2^-53)²; a sum of n squares loses at most a part of (n + 3) 2^-53, t's own four products 4 · 2^-53. So the
-true integer norm² is below t (1 + (n + 12) 2^-53) 4^(g-2k), and for n <= 2^28 entries that of a row that stays is at
-most 4^g. `tests/agent/test_private_sum.py` holds the integers themselves against it, by Python's arithmetic.
+zero lengthens nothing, so an integer's size is at most that of the float product, z |x| (1 + 2^-53) with
+z <= √y (1 + 2^-53), or y |x| (1 + 2^-53); a sum of n squares loses at most a part of (n + 3) 2^-53, t's own two
+products 2 · 2^-53. So the true integer norm² is below t (1 + (n + 14) 2^-53) 4^(g-2k), and for n <= 2^28 entries that
+of a row that stays is at most 4^g. `tests/agent/test_private_sum.py` holds the integers themselves against it, by
+Python's arithmetic.
 
 **The sum is exact.** |a_i c_j| <= 2^2k, so Σ over a batch stays below B 2^2k <= 2^53, where a float64 product of
 matrices is exact in whatever order it adds, and over batches Σ stays below R 2^2k <= 2^62, R the rows of the split:
@@ -70,6 +71,7 @@ _FACTOR_BITS: Final = 20
 _SHRINK: Final = 1.0 - 2.0**-21  # of z, so 2^-20 of f
 _LIMIT: Final = 1.0 - 2.0**-24
 _MOST_ENTRIES: Final = 1 << 28
+_FEW_ENTRIES: Final = 1 << 16
 
 
 def poisson_sample(rows: int, threshold: int, random: RandomBytes = os.urandom) -> Rows:
@@ -127,16 +129,21 @@ class RowSum:
         self.sensitivity_squared: Final = row_bound(self.length, grid_bits)
         self._bits = min(_FACTOR_BITS, bits)
         self._shift = 2 * self._bits - grid_bits
-        self._clip_norm = clip_norm
-        self._grid_bits = grid_bits
         self._most_rows = most_rows
+        self._least = clip_norm * clip_norm
+        self._whole = _SHRINK * _SHRINK * 4.0**self._bits
+        self._limit = 16.0**self._bits * _LIMIT
+        self._scale = np.zeros(gradients.rows)  # z² and then z
+        self._length = np.zeros(gradients.rows)  # t
         self._flat = np.zeros(self.length)  # the sum of one batch, in units of 2^-s of the grid
         self._total: Ints = np.zeros(self.length, dtype=np.int64)  # of all batches so far
-        self._pairs = _Pairs(gradients, self._flat)
-        self._others = _Others(gradients, self._flat[self._pairs.length :])
-        # The blocks' parts of the total, in the blocks' order.
-        places = self._pairs.places(self._total) | self._others.places(self._total[self._pairs.length :])
-        self._parts = [places[block.name] for block in gradients.blocks]
+        self._pairs = _Pairs(gradients, self._flat, self._scale)
+        unit = 2.0 ** (grid_bits - 2 * self._bits)
+        self._others = _Others(gradients, self._flat[self._pairs.length :], self._scale, unit)
+        # The blocks' parts of the total, in the blocks' order; and where their entries lie in it, if they are few.
+        self._parts = self._in_order(gradients, self._total)
+        few = self.length <= _FEW_ENTRIES
+        self._order = np.concatenate(self._in_order(gradients, np.arange(self.length)), axis=None) if few else None
         self.clear()
 
     def clear(self) -> None:
@@ -151,26 +158,24 @@ class RowSum:
         count = int(np.count_nonzero(counted))
         if self._rows + count > self._most_rows:
             raise LocalError(f"a sample of more than the {self._most_rows} rows that there are")
-        pairs, others = self._pairs, self._others
+        pairs, others, z, t = self._pairs, self._others, self._scale, self._length
         squares = pairs.load(outs) + others.load(outs)
-        z: Floats = np.maximum(squares, self._clip_norm * self._clip_norm)
+        np.maximum(squares, self._least, out=z)
         np.sqrt(z, out=z)
-        np.sqrt(z, out=z)
-        np.divide(_SHRINK * 2.0**self._bits, z, out=z)  # 0 or NaN where the norm is infinite or NaN
+        np.divide(self._whole, z, out=z)  # z²: 0 or NaN where the norm is infinite or NaN
         if count < len(counted):
             z[~counted] = 0.0
-        pairs.quantise(z)
-        z *= z
-        others.quantise(z, 2.0 ** (self._grid_bits - 2 * self._bits))
-        z *= z
-        z *= squares  # t
-        limit = 16.0**self._bits * _LIMIT
-        if not np.maximum.reduce(z) <= limit:  # NaN is not
-            dropped = np.logical_not(z <= limit)
+        np.multiply(z, z, out=t)
+        np.multiply(t, squares, out=t)
+        others.quantise()
+        np.sqrt(z, out=z)
+        pairs.quantise()
+        if not np.maximum.reduce(t) <= self._limit:  # NaN is not
+            dropped = np.logical_not(t <= self._limit)
             pairs.drop(dropped)
             others.drop(dropped)
         pairs.sum()
-        others.sum(2.0**self._shift)
+        others.sum()
         # The batch's entries are integers below 2^53: as such they are added.
         if self._rows:
             np.add(self._total, self._flat, out=self._total, dtype=np.int64, casting="unsafe")
@@ -186,20 +191,29 @@ class RowSum:
         """int64[P], blocks in order, each flattened, in grid units. Begins a new sum."""
         if not self._rows:
             self._total.fill(0)
-        np.right_shift(self._total, self._shift, out=self._total)
-        total: Ints = np.concatenate(self._parts, axis=None)
+        # One call for all parts costs less than one for each, but it takes a table as large as the sum.
+        order, total = self._order, self._total
+        total = np.concatenate(self._parts, axis=None) if order is None else total.take(order)
+        np.right_shift(total, self._shift, out=total)
         self.clear()
         return total
+
+    def _in_order(self, gradients: RowGradients, total: Ints) -> list[Ints]:
+        """The parts of such a vector as the sum is written to, in the blocks' order."""
+        places = self._pairs.places(total) | self._others.places(total[self._pairs.length :])
+        return [places[block.name] for block in gradients.blocks]
 
 
 class _Pairs:
     """All outer products of a batch. Columns of the matrix: the lefts of all pairs, then the rights, each followed by a
     one if a bias rides on the pair. The sum is an [M, N] or [M, N + 1] for each pair, one after the other in `flat`."""
 
-    def __init__(self, gradients: RowGradients, flat: Floats) -> None:
+    def __init__(self, gradients: RowGradients, flat: Floats, scale: Floats) -> None:
+        """`scale` [B]: where the rows' scales will be found."""
         pairs = [block for block in gradients.blocks if isinstance(block, OuterRows)]
         riders = {block.rides: block for block in gradients.blocks if _rides(block)}
         self._count = len(pairs)
+        self._scale = scale[:, None]
         self._ones = np.ones((gradients.rows, 1), dtype=np.float32)
         self._columns = [block.left for block in pairs]  # places in a run's outputs; -1: the ones
         self._shapes: list[tuple[str, tuple[int, int], str | None]] = []  # matrix, its shape with a bias, the bias
@@ -210,16 +224,16 @@ class _Pairs:
             self._shapes.append((block.name, (m, n + (rider is not None)), None if rider is None else rider.name))
         lefts, rights = ([shape[side] for _, shape, _ in self._shapes] for side in (0, 1))
         self.whole = np.zeros((gradients.rows, sum(lefts) + sum(rights)))
-        self._squares = np.zeros_like(self.whole)
-        self._begins = np.cumsum([0, *lefts, *rights])[:-1]
-        # Each factor's Σ squares, [2 pairs, B]: vectors of B numbers, all lefts before all rights.
-        norms = np.zeros((len(self._begins), gradients.rows))
-        self._norms, self._left_norms, self._right_norms = norms.T, norms[: len(pairs)], norms[len(pairs) :]
+        factors = np.split(self.whole, np.cumsum([*lefts, *rights])[:-1], axis=1)
+        # Each factor's Σ squares, [2 pairs, B]: all lefts before all rights.
+        norms = np.zeros((2 * len(pairs), gradients.rows))
+        self._squares = list(zip(factors, norms, strict=False))
+        self._left_norms, self._right_norms = norms[: len(pairs)], norms[len(pairs) :]
         self._products: list[tuple[Floats, Floats, Floats]] = []
         self.length = 0
-        for (_, (m, n), _), left, right in zip(self._shapes, self._begins, self._begins[len(pairs) :], strict=False):
+        for (_, (m, n), _), left, right in zip(self._shapes, factors, factors[len(pairs) :], strict=False):
             place = flat[self.length : self.length + m * n].reshape(m, n)
-            self._products.append((self.whole[:, left : left + m].T, self.whole[:, right : right + n], place))
+            self._products.append((left.T, right, place))
             self.length += m * n
 
     def places(self, flat: Ints) -> dict[str, Ints]:
@@ -235,21 +249,21 @@ class _Pairs:
         return places
 
     def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
-        """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]. By `reduceat`: the last digits of a product of matrices
+        """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]. Row by row: the last digits of a product of matrices
         would depend on a row's place in the batch."""
         if not self._count:
             return 0.0
         given = [*outs, self._ones]
         np.concatenate([given[place] for place in self._columns], axis=1, out=self.whole)
-        np.multiply(self.whole, self.whole, out=self._squares)
-        np.add.reduceat(self._squares, self._begins, axis=1, out=self._norms)
+        for factor, squares in self._squares:
+            np.vecdot(factor, factor, out=squares)
         norms: Floats = np.add.reduce(self._left_norms * self._right_norms, axis=0)
         return norms
 
-    def quantise(self, scale: Floats) -> None:
-        """Integers scale · value, toward zero."""
+    def quantise(self) -> None:
+        """Integers z · value, toward zero."""
         if self._count:
-            np.multiply(self.whole, scale[:, None], out=self.whole)
+            np.multiply(self.whole, self._scale, out=self.whole)
             np.trunc(self.whole, out=self.whole)
 
     def drop(self, dropped: NDArray[np.bool_]) -> None:
@@ -264,10 +278,13 @@ class _Pairs:
 class _Others:
     """The rows of all other blocks, side by side."""
 
-    def __init__(self, gradients: RowGradients, flat: Floats) -> None:
+    def __init__(self, gradients: RowGradients, flat: Floats, scale: Floats, unit: float) -> None:
+        """`scale` [B]: where the squares of the rows' scales will be found; `unit`: what they are multiplied by."""
         self._blocks = [block for block in gradients.blocks if isinstance(block, WholeRows) and not _rides(block)]
         self.values = np.zeros((gradients.rows, sum(math.prod(block.shape) for block in self._blocks)))
         self._flat = flat
+        self._scale = scale
+        self._unit = unit
 
     def places(self, flat: Ints) -> dict[str, Ints]:
         """By block: its part of such a vector as the sum is written to."""
@@ -283,20 +300,20 @@ class _Others:
         norms: Floats = np.einsum("bi,bi->b", self.values, self.values)
         return norms
 
-    def quantise(self, scale: Floats, unit: float) -> None:
-        """Integers unit · scale · value, toward zero."""
+    def quantise(self) -> None:
+        """Integers z² · unit · value, toward zero."""
         if self._blocks:
-            self.values *= (scale * unit)[:, None]
+            self.values *= (self._scale * self._unit)[:, None]
             np.trunc(self.values, out=self.values)
 
     def drop(self, dropped: NDArray[np.bool_]) -> None:
         self.values[dropped] = 0.0
 
-    def sum(self, unit: float) -> None:
-        """Σ over the rows, in units of 1 / `unit`, to its place."""
+    def sum(self) -> None:
+        """Σ over the rows, in units of 2^-s of the grid, to its place."""
         if self._blocks:
             np.add.reduce(self.values, axis=0, out=self._flat)
-            self._flat *= unit
+            self._flat /= self._unit
 
 
 def _rides(block: RowBlock) -> TypeGuard[WholeRows]:

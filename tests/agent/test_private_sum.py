@@ -69,7 +69,7 @@ def summed(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, g
 
 def square(row: NDArray[np.float64]) -> float:
     """|row|² as floats give it: alone, so that a place in a batch that mattered would show."""
-    return float(np.add.reduceat((row * row)[None, :], [0], axis=1)[0, 0])
+    return float(np.vecdot(row, row))
 
 
 def oracle(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, grid_bits: int = GRID) -> list[int]:
@@ -89,8 +89,8 @@ def oracle(rows: Sequence[F32], plan: RowGradients, *, clip_norm: float = 1.0, g
         norm_squared = sum(squares)
         if not math.isfinite(norm_squared):
             continue
-        scale = (1.0 - 2.0**-21) * 2.0**bits / math.sqrt(math.sqrt(max(norm_squared, clip_norm * clip_norm)))
-        whole = scale * scale * 2.0 ** (grid_bits - 2 * bits)
+        squared_scale = (1.0 - 2.0**-21) ** 2 * 4.0**bits / math.sqrt(max(norm_squared, clip_norm * clip_norm))
+        scale, whole = math.sqrt(squared_scale), squared_scale * 2.0 ** (grid_bits - 2 * bits)
         entries: list[int] = []
         squared = 0
         for block in plan.blocks:
