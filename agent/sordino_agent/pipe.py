@@ -16,7 +16,7 @@ from sordino_common.errors import CodecError
 from sordino_common.messages import decode, encode
 from sordino_common.messages.base import from_plain, to_plain
 
-_HEADER: Final = struct.Struct(">Q")
+HEADER: Final = struct.Struct(">Q")
 _PIPE_BYTES: Final = 1 << 20
 
 
@@ -43,7 +43,7 @@ def decode_setup(data: bytes) -> WorkerSetup:
 
 def header(payload: bytes | bytearray) -> bytes:
     """What goes before `payload` on the pipe."""
-    return _HEADER.pack(len(payload))
+    return HEADER.pack(len(payload))
 
 
 class FrameReader:
@@ -54,22 +54,22 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterable[bytes]:
-        if not self._buffer and len(data) >= _HEADER.size:  # nearly always: one frame, whole
-            (length,) = _HEADER.unpack_from(data)
-            if length == len(data) - _HEADER.size and length <= self._max_bytes:
-                return (data[_HEADER.size :],)
+        if not self._buffer and len(data) >= HEADER.size:  # nearly always: one frame, whole
+            (length,) = HEADER.unpack_from(data)
+            if length == len(data) - HEADER.size and length <= self._max_bytes:
+                return (data[HEADER.size :],)
         return self._feed(data)
 
     def _feed(self, data: bytes) -> Iterator[bytes]:
         self._buffer += data
-        while len(self._buffer) >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer)
+        while len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
             if length > self._max_bytes:
                 raise CodecError(f"pipe: a frame of {length} bytes, at most {self._max_bytes} are taken")
-            if len(self._buffer) < _HEADER.size + length:
+            if len(self._buffer) < HEADER.size + length:
                 return
-            frame = bytes(memoryview(self._buffer)[_HEADER.size : _HEADER.size + length])
-            del self._buffer[: _HEADER.size + length]
+            frame = bytes(memoryview(self._buffer)[HEADER.size : HEADER.size + length])
+            del self._buffer[: HEADER.size + length]
             yield frame
 
 
@@ -81,9 +81,9 @@ def widen(pipe: int) -> None:
 
 def read_frame(read: Callable[[int], bytes]) -> bytes | None:
     """The next frame of a blocking pipe; None at its end (also in the middle of a frame: the daemon is gone)."""
-    head = read(_HEADER.size)
-    if len(head) < _HEADER.size:
+    head = read(HEADER.size)
+    if len(head) < HEADER.size:
         return None
-    (length,) = _HEADER.unpack(head)
+    (length,) = HEADER.unpack(head)
     payload = read(length)
     return payload if len(payload) == length else None

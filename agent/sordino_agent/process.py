@@ -22,7 +22,7 @@ import msgspec
 
 from sordino_agent.errors import WorkerDied
 from sordino_agent.executor import CANCELLED, NOT_BEGUN, Cancel, OnDone, log_failure, too_long
-from sordino_agent.pipe import FrameReader, WorkerSetup, encode_setup, header, widen
+from sordino_agent.pipe import HEADER, FrameReader, WorkerSetup, encode_setup, widen
 from sordino_agent.tasks import Failure, Outcome, Task, decode_outcome, encode_task, failure_of
 from sordino_common.channel.credentials import VARIABLE
 from sordino_common.clock import Loop, Timer
@@ -337,7 +337,7 @@ class _Worker:
 
     def send(self, payload: bytes | bytearray) -> None:
         # Header and payload at once: two writes would wake the worker twice.
-        self._outbox += (header(payload), payload)
+        self._outbox += (HEADER.pack(len(payload)), payload)
         self._write()
 
     def interrupt(self) -> None:

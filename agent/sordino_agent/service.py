@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -178,6 +178,24 @@ class Service:
     @property
     def closed(self) -> bool:
         return self._endpoint.closed
+
+    def until_closed(self, signals: Signals) -> Callable[[], bool]:
+        """What the loop asks at every turn: heeds the signals that came, and says whether it is `closed`."""
+        endpoint = self._endpoint
+
+        def done() -> bool:
+            if signals.arrived:
+                self._heed(signals.taken())
+            return endpoint.closed
+
+        return done
+
+    def _heed(self, numbers: Sequence[signal.Signals]) -> None:
+        for number in numbers:
+            if number == signal.SIGHUP:
+                self.reload()
+            else:
+                self.stop(number.name)
 
     def stop(self, reason: str) -> None:
         """Take no new work, finish what runs within `drain_s`, then cancel it, say goodbye, and be `closed`."""
@@ -355,18 +373,9 @@ def run(loaded: LoadedConfig, notifier: Notifier | None = None) -> int:
     with occupied(loaded.state_dir), Reactor() as reactor:
         service = Service(loaded, reactor, notifier=notifier)
         with Signals(reactor, (*STOPS, signal.SIGHUP)) as signals:
-
-            def done() -> bool:
-                for number in signals.taken():
-                    if number == signal.SIGHUP:
-                        service.reload()
-                    else:
-                        service.stop(number.name)
-                return service.closed
-
             try:
                 service.open()
-                reactor.run_until(done, deadline_s=float("inf"))
+                reactor.run_until(service.until_closed(signals), deadline_s=float("inf"))
             finally:
                 service.finish()
     return 0

@@ -418,7 +418,8 @@ class Session:
             return
         self._compute_s += outcome.seconds
         self._waiting_for = facts.waiting_for
-        self._flush()
+        if self._mailbox.ready:
+            self._flush()
         if self._closing is not None:
             self._try_to_close()
 

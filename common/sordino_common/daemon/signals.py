@@ -17,17 +17,17 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """While it is entered, `numbers` are noted and wake the reactor."""
+    """While it is entered, `numbers` are noted in `arrived` and wake the reactor."""
 
     def __init__(self, reactor: Reactor, numbers: Sequence[signal.Signals] = STOPS) -> None:
         self._reactor = reactor
-        self._arrived: list[signal.Signals] = []
+        self.arrived: list[signal.Signals] = []
         self._stops = 0
         self._before = {number: signal.signal(number, self._on_signal) for number in numbers}
 
     def taken(self) -> list[signal.Signals]:
         """What arrived since the last time."""
-        arrived, self._arrived = self._arrived, []
+        arrived, self.arrived = self.arrived, []
         return arrived
 
     def restore(self) -> None:
@@ -47,5 +47,5 @@ class Signals:
         if self._stops > 1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._arrived.append(signal.Signals(number))
+        self.arrived.append(signal.Signals(number))
         self._reactor.wake()
