@@ -248,9 +248,7 @@ _FACTS: Final[dict[str, type[Facts]]] = {
         *(SumFacts, ShareFacts),
     )
 }
-# Our own process is at the other end; the bounds that matter were checked where a peer's bytes came in. MessagePack by
-# msgspec, typed: a round of a session crosses the pipe twice, and this takes a fiftieth of the time of our CBOR.
-_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=lambda value: _pack_array(value))
+# Our own process is at the other end; the bounds that matter were checked where a peer's bytes came in.
 _SEPARATOR: Final = b"\n"
 _KINDS: Final = {kind: kind.encode() + _SEPARATOR for kind in (*_TASKS, *_FACTS, Failure.kind)}
 
@@ -289,6 +287,11 @@ def _pack_array(value: object) -> tuple[str, tuple[int, ...], bytes]:
     if isinstance(value, Array):
         return value.dtype, value.shape, value.data
     raise LocalError(f"pipe: {type(value).__name__} has no place there")
+
+
+# MessagePack by msgspec, typed: a round of a session crosses the pipe twice, and this takes a fiftieth of the time of
+# our CBOR.
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_pack_array)
 
 
 def _unpack_array(expected: type, value: object) -> object:

@@ -152,6 +152,8 @@ def test_an_array_shows_no_values() -> None:
         Array("float32", (2,), b"abc")
     with pytest.raises(LocalError, match="'object' is not one of"):
         Array("object", (2,), b"abc")
+    with pytest.raises(LocalError, match="negative dimension"):
+        Array("uint8", (-1, -3), b"abc")
 
 
 # --- messages ----------------------------------------------------------------------------------------------------

@@ -25,14 +25,6 @@ DTYPE_OF_TAG: Final[dict[int, str]] = {tag: name for name, (_, tag) in DTYPES.it
 MAX_RANK: Final = 8  # as in Plans; nothing in the op table needs more
 
 
-def element_count(shape: tuple[int, ...]) -> int:
-    """Product of the dimensions; 1 for the empty shape."""
-    count = 1
-    for dim in shape:
-        count *= dim
-    return count
-
-
 class Array:
     """A dense tensor: `dtype` (a key of `DTYPES`), `shape`, and `data` in C order, little-endian. Immutable.
 
@@ -44,9 +36,12 @@ class Array:
     def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
         if dtype not in DTYPES:
             raise LocalError(f"Array: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        if len(shape) > MAX_RANK or any(dim < 0 for dim in shape):
+        expected, fits = DTYPES[dtype][0], len(shape) <= MAX_RANK
+        for dim in shape[:MAX_RANK]:
+            expected *= dim
+            fits = fits and dim >= 0
+        if not fits:
             raise LocalError(f"Array: shape {shape} has a negative dimension or more than {MAX_RANK} dimensions")
-        expected = element_count(shape) * DTYPES[dtype][0]
         if len(data) != expected:
             raise LocalError(f"Array: {dtype}{list(shape)} needs {expected} bytes, got {len(data)}")
         self._dtype, self._shape, self._data = dtype, shape, data

@@ -131,16 +131,22 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS, *, minor: int =
     return message
 
 
+_LEAVES: Final = frozenset({bool, int, float, str, bytes, type(None), Array})  # most of what a message is made of
+
+
 def to_plain(value: Any, *, minor: int | None = None) -> Any:
     """Structs as maps, all the way down; everything else is left to the codec. With `minor`, without the fields that
     came later; raises `LocalError` if one of them says more than its default."""
+    if type(value) in _LEAVES:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [item if type(item) in _LEAVES else to_plain(item, minor=minor) for item in value]
     if isinstance(value, msgspec.Struct):
         names = value.__struct_fields__
         if minor is not None and (added := getattr(type(value), "added", None)):
             names = tuple(name for name in names if added.get(name, 0) <= minor or _says_something(value, name, minor))
-        return {name: to_plain(getattr(value, name), minor=minor) for name in names}
-    if isinstance(value, list | tuple):
-        return [to_plain(item, minor=minor) for item in value]
+        fields = [(name, getattr(value, name)) for name in names]
+        return {name: item if type(item) in _LEAVES else to_plain(item, minor=minor) for name, item in fields}
     if isinstance(value, dict):
         return {key: to_plain(item, minor=minor) for key, item in value.items()}
     return value

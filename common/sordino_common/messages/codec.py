@@ -72,7 +72,7 @@ def _to_wire(value: object) -> object:
         return value
     if isinstance(value, Array):
         return cbor2.CBORTag(TAG_SHAPED, [list(value.shape), cbor2.CBORTag(DTYPES[value.dtype][1], value.data)])
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [item if type(item) in _PLAIN else _to_wire(item) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
