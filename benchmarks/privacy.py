@@ -3,8 +3,27 @@
 *What the bar counts* is `dp/plain`: what a device does with a batch between two draws of noise (the gradient Plan,
 norms, clipping, quantisation, the exact integer sum, and the optimizer's step by the apply Plan) over the training Plan
 of the same job on the same batch. Its parts, each run by itself, are in plain steps as well; they add up to less, for
-each leaves the next one a cache full of its own. `+ noise` is dp/plain when the device draws its own noise each step.
-The sampler and the noise do not depend on the batch: they grow with the rows of the split and with the parameters.
+each leaves the next one a cache full of its own. `noise` is what the device's own noise costs a step; small models draw
+for many steps at once, so it is the time of such a draw, shared among them. The sampler and the noise do not depend on
+the batch: they grow with the rows of the split and with the parameters.
+
+*The floor* is measured, too, where all gradients are outer products (`fewest_calls`): the two Plans, and between them
+the fewest NumPy calls on these very arrays that clip rows and add them exactly, L layers, written down one after the
+other, without a check, a method or a choice. Each is there for a reason:
+
+    2L     factors become float64: float32 holds no sum of products of integers of more than 9 bits
+    L      the ones beside each right factor, which give the bias: one column of the product instead of a pass
+    2L     Σ squares of each factor: a row is scaled by its norm, so that this comes first
+    L      N, each row's norm²: a product for each layer, and their sum
+    4      √(K / √max(N, C²)): two powers of one half and a quotient (`power` is one call and takes longer)
+    2      scaled, rounded toward zero: no ufunc does both, and integers have no fast product of matrices
+    L      products of matrices, exact in float64
+    2      int64 from here on; shifted to the grid
+
+What the device does besides, and this does not: it takes the bound of each row from its very scale and holds it against
+the limit (3 calls), counts rows and leaves out those that are not in the sample, and puts biases and weights in the
+Plan's order (1). What `dp/plain` has above the floor is this, and Python; what the floor is above the bar, nothing that
+runs the two Plans one after the other and computes on NumPy between them takes away.
 
 Opacus (eager PyTorch, one thread) is run beside it if it is installed, its DP step against eager PyTorch's own plain
 step: `pip install --no-deps opacus opt-einsum scipy`.
@@ -29,8 +48,9 @@ import torch
 from timing import best_seconds
 from torch import nn
 
-from sordino_agent.private_step import Applier, StepNoise, gradient_layout
+from sordino_agent.private_step import AHEAD, Applier, StepNoise, gradient_layout
 from sordino_agent.private_sum import RowSum
+from sordino_common.plan.gradients import OuterRows, RowGradients, WholeRows
 from sordino_common.plan.interpreter import NumpyProgram
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.trace.optimizers import Sgd
@@ -79,8 +99,8 @@ def tasks() -> list[Task]:
     ]
 
 
-def steps(task: Task) -> dict[str, Callable[[], object]]:
-    """The plain step, the DP step, and the DP step's parts."""
+def steps(task: Task) -> tuple[dict[str, Callable[[], object]], int]:
+    """The plain step, the DP step, its parts and its floor; and how many steps' noise the part `noise` takes."""
     what: Any = {"loss": task.loss, "x": task.x, "y": task.y, "batch_rows": task.batch}
     plain = NumpyProgram(training_plan(task.model, optimizer=OPTIMIZER, **what).plan)
     gradient = NumpyProgram(gradient_plan(task.model, **what).plan)
@@ -91,6 +111,7 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
     x, y = (batch.numpy() for batch in examples(task.x, task.y, task.batch))
     outs = gradient.run([*params, x, y], own=False, quiet=True)
     steps_noise = StepNoise(SIGMA_SQUARED, sums.length, 1 << 40)
+    fewest = fewest_calls(layout.gradients, outs, GRID_BITS)
     everybody = np.ones(task.batch, dtype=np.bool_)
 
     def clip_and_sum() -> Any:
@@ -103,23 +124,82 @@ def steps(task: Task) -> dict[str, Callable[[], object]]:
         # By 0, so that all steps are alike: from trained parameters come gradients of other sizes, or subnormal ones.
         now[0] = applier.step(now[0], gradient, 0.0)
 
-    def private(noise: bool) -> None:
+    def private() -> None:
         sums.add(gradient.run([*now[0], x, y], own=False, quiet=True), everybody)
-        total = sums.take()
-        if noise:
-            total += steps_noise.take()
-        apply(total)
+        apply(sums.take())
+
+    def floor() -> None:
+        assert fewest is not None
+        apply(fewest(gradient.run([*now[0], x, y], own=False, quiet=True)))
+
+    at_once = max(1, AHEAD // sums.length)
+
+    def noise() -> None:
+        for _ in range(at_once):
+            steps_noise.take()
 
     total = clip_and_sum()
-    return {
+    made: dict[str, Callable[[], object]] = {
         "plain": lambda: plain.run([*params, x, y], quiet=True),
-        "private": lambda: private(False),
-        "noised": lambda: private(True),
+        "private": private,
         "gradients": lambda: gradient.run([*params, x, y], own=False, quiet=True),
         "clip, sum": clip_and_sum,
         "apply": lambda: apply(total),
-        "noise": steps_noise.take,
+        "noise": noise,
     }
+    return made if fewest is None else {**made, "floor": floor}, at_once
+
+
+def fewest_calls(layout: RowGradients, outs: list[Any], grid_bits: int) -> Callable[[list[Any]], Any] | None:
+    """The calls of the module's text: from a run's outputs to int64[P], of weights with their biases beside them."""
+    pairs = [block for block in layout.blocks if isinstance(block, OuterRows)]
+    if not all(isinstance(block, OuterRows) or block.rides is not None for block in layout.blocks):
+        return None
+    riders = {block.rides for block in layout.blocks if isinstance(block, WholeRows)}
+    sources = [block.left for block in pairs] + [block.right for block in pairs]
+    widths = [block.shape[0] for block in pairs] + [block.shape[1] + (block.left in riders) for block in pairs]
+    whole = np.ones((layout.rows, sum(widths)))
+    factors = np.split(whole, np.cumsum(widths)[:-1], axis=1)
+    ones = [factor[:, outs[place].shape[1] :] for place, factor in zip(sources, factors, strict=True)]
+    ones = [part for part in ones if part.size]
+    loads = [(place, factor[:, : outs[place].shape[1]]) for place, factor in zip(sources, factors, strict=True)]
+    norms = np.zeros((2 * len(pairs), layout.rows))
+    squares, (first, *more) = list(zip(factors, norms, strict=True)), norms[: len(pairs)]
+    others, scale = norms[len(pairs) :], np.zeros((layout.rows, 1))
+    z = scale[:, 0]
+    ends = np.cumsum(
+        [left.shape[1] * right.shape[1] for left, right in zip(factors, factors[len(pairs) :], strict=False)]
+    )
+    flat = np.zeros(ends[-1])
+    total = np.zeros(ends[-1], dtype=np.int64)
+    products = [
+        (left.T, right, place.reshape(left.shape[1], right.shape[1]))
+        for left, right, place in zip(factors, factors[len(pairs) :], np.split(flat, ends[:-1]), strict=False)
+    ]
+
+    def calls(outs: list[Any]) -> Any:
+        for place, part in loads:
+            part[:] = outs[place]
+        for part in ones:
+            part.fill(1.0)
+        for factor, sums in squares:
+            np.vecdot(factor, factor, out=sums)
+        np.multiply(norms[: len(pairs)], others, out=norms[: len(pairs)])
+        for one in more:
+            np.add(first, one, out=first)
+        np.maximum(first, CLIP_NORM, out=z)
+        np.sqrt(z, out=z)
+        np.divide(4.0**20, z, out=z)
+        np.sqrt(z, out=z)
+        np.multiply(whole, scale, out=whole)
+        np.trunc(whole, out=whole)
+        for left, right, place in products:
+            np.matmul(left, right, out=place)
+        total[:] = flat
+        np.right_shift(total, 40 - grid_bits, out=total)
+        return total
+
+    return calls
 
 
 def opacus_steps(task: Task) -> dict[str, Callable[[], object]]:
@@ -162,16 +242,18 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")  # Opacus hooks modules in a way that PyTorch warns of
     print("times the plain step of the same kind\n")
-    print("model        batch  dp/plain  at most  + noise   gradients  clip,sum  apply  noise   plain us  opacus/eager")
+    print("model        batch  dp/plain  at most  floor   noise   gradients  clip,sum  apply   plain us  opacus/eager")
     for task in tasks():
-        own, theirs = steps(task), opacus_steps(task)
+        (own, at_once), theirs = steps(task), opacus_steps(task)
         with np.errstate(all="ignore"):  # as the device does, once for all steps
             seconds = best_seconds({**own, **theirs}, rounds=ROUNDS, slice_s=SLICE_S)
+        seconds["noise"] /= at_once
         part = {name: seconds[name] / seconds["plain"] for name in own}
+        floor = f"{part['floor']:.2f}" if "floor" in part else "-"
         opacus = f"{seconds['opacus'] / seconds['eager']:.2f}" if theirs else "not installed"
         print(
-            f"{task.name:12s} {task.batch:5d} {part['private']:9.2f} {task.at_most:8.2f} {part['noised']:8.2f} "
-            f"{part['gradients']:11.2f} {part['clip, sum']:9.2f} {part['apply']:6.2f} {part['noise']:6.2f} "
+            f"{task.name:12s} {task.batch:5d} {part['private']:9.2f} {task.at_most:8.2f} {floor:>6s} "
+            f"{part['noise']:7.2f} {part['gradients']:11.2f} {part['clip, sum']:9.2f} {part['apply']:6.2f} "
             f"{seconds['plain'] * 1e6:10.0f} {opacus:>13s}"
         )
         sys.stdout.flush()

@@ -37,7 +37,7 @@ from sordino_common.privacy.mechanism import Mechanism
 Values = NDArray[Any]
 Check = Callable[[], None]
 
-_AHEAD: Final = 1 << 14  # samples of noise that are drawn at a time, if a step takes fewer
+AHEAD: Final = 1 << 14  # samples of noise that are drawn at a time, if a step takes fewer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ class Applier:
         outs = self._program.run(self._kept, check=check, quiet=True)
         for value, (index, pieces) in zip(outs, self._carried, strict=True):
             if len(pieces) > 1:  # there are views of it
-                np.copyto(self._kept[index], value)
+                self._kept[index][:] = value
                 continue
             self._kept[index] = value
             if pieces:
@@ -219,7 +219,7 @@ class StepNoise:
         if not self._drawn:
             if not self._steps:
                 raise LocalError("StepNoise: more steps than were named")
-            ahead = max(1, min(self._steps, _AHEAD // self._length))
+            ahead = max(1, min(self._steps, AHEAD // self._length))
             self._steps -= ahead
             drawn = discrete_gaussian(self._sigma_squared, ahead * self._length, self._random)
             self._drawn = list(drawn.reshape(ahead, self._length))

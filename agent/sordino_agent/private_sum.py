@@ -31,14 +31,13 @@ matrices is exact in whatever order it adds, and over batches Σ stays below R 2
 k = min(20, (53 - log2 B)/2, (62 - log2 R)/2). At the end all entries, in units of 2^-s, are shifted to the grid,
 F >> s (floor).
 
-**Cost.** All factors of all layers lie side by side in one matrix of W columns, so that each pass is one call for all
-of them, and a bias is one column more of its matrix's product. A batch takes, whatever the number of layers L, one
-pass to load it (float32 to float64), two for N (squares, their sums), one to scale and one to round it, and L
-products of matrices; besides, 12 calls on vectors of B numbers and 3 on the sum. That is the floor. For a small batch:
-20 + L calls of one or two microseconds each; a perceptron 13-64-1 in batches of 32 takes 35 us if all is in the cache,
-half of a plain step, and 50 us between the two Plans, which leave the cache full of their own. For a large batch: 68
-bytes for each of B W entries that the passes move, and products that read 8 bytes where a plain step's read 4; the same
-model in batches of 256 moves 2.5 MB and takes 0.9 of a plain step. `benchmarks/privacy.py` measures it.
+**Cost.** All factors of all L layers lie side by side in one matrix of W columns, so that scaling and rounding are one
+call each, and a bias is one column more of its matrix's product. What a batch takes, call by call: 2L to load the
+matrix (float32 to float64) and as many for N, L for the ones of biases, L to put N together, 4 for the scales, 2 to
+scale and round, L products of matrices, 3 to hold the bounds against the limit, 3 to make int64 of the sum, to order
+and to shift it. For a small batch these are some 30 calls of half a microsecond to three; for a large one, 52 bytes for
+each of B W entries that the passes move, and products that read 8 bytes where a plain step's read 4.
+`benchmarks/privacy.py` measures it, beside the fewest calls that any such sum takes.
 
 So with and without a row, the same coins for all others, the results differ by at most `privacy.rows.row_bound` in
 squared L2 norm, as integers. What this rests on besides: the Plan's output for row b is a function of that row (proven
@@ -135,6 +134,7 @@ class RowSum:
         self._limit = 16.0**self._bits * _LIMIT
         self._scale = np.zeros(gradients.rows)  # z² and then z
         self._length = np.zeros(gradients.rows)  # t
+        self._stays = np.zeros(gradients.rows, dtype=np.bool_)
         self._flat = np.zeros(self.length)  # the sum of one batch, in units of 2^-s of the grid
         self._total: Ints = np.zeros(self.length, dtype=np.int64)  # of all batches so far
         self._pairs = _Pairs(gradients, self._flat, self._scale)
@@ -155,7 +155,7 @@ class RowSum:
 
         To be called with NumPy's floating-point warnings off (`np.errstate`, once for many batches): rows that
         overflow or are NaN are no errors, they are dropped."""
-        count = int(np.count_nonzero(counted))
+        count = len(counted) - counted.tobytes().count(0)  # a quarter of what NumPy's own count takes for so few
         if self._rows + count > self._most_rows:
             raise LocalError(f"a sample of more than the {self._most_rows} rows that there are")
         pairs, others, z, t = self._pairs, self._others, self._scale, self._length
@@ -170,17 +170,17 @@ class RowSum:
         others.quantise()
         np.sqrt(z, out=z)
         pairs.quantise()
-        if not np.maximum.reduce(t) <= self._limit:  # NaN is not
-            dropped = np.logical_not(t <= self._limit)
-            pairs.drop(dropped)
-            others.drop(dropped)
+        stays = np.less_equal(t, self._limit, out=self._stays)  # NaN is not
+        if 0 in stays.tobytes():
+            pairs.drop(~stays)
+            others.drop(~stays)
         pairs.sum()
         others.sum()
         # The batch's entries are integers below 2^53: as such they are added.
         if self._rows:
             np.add(self._total, self._flat, out=self._total, dtype=np.int64, casting="unsafe")
         else:
-            np.copyto(self._total, self._flat, casting="unsafe")
+            self._total[:] = self._flat
         self._rows += count
 
     def integers(self) -> list[NDArray[Any]]:
@@ -214,21 +214,25 @@ class _Pairs:
         riders = {block.rides: block for block in gradients.blocks if _rides(block)}
         self._count = len(pairs)
         self._scale = scale[:, None]
-        self._ones = np.ones((gradients.rows, 1), dtype=np.float32)
-        self._columns = [block.left for block in pairs]  # places in a run's outputs; -1: the ones
         self._shapes: list[tuple[str, tuple[int, int], str | None]] = []  # matrix, its shape with a bias, the bias
         for block in pairs:
             rider = riders.get(block.left)
-            self._columns += [block.right] if rider is None else [block.right, -1]
             m, n = block.shape
             self._shapes.append((block.name, (m, n + (rider is not None)), None if rider is None else rider.name))
         lefts, rights = ([shape[side] for _, shape, _ in self._shapes] for side in (0, 1))
         self.whole = np.zeros((gradients.rows, sum(lefts) + sum(rights)))
         factors = np.split(self.whole, np.cumsum([*lefts, *rights])[:-1], axis=1)
+        # By factor: where it lies in a run's outputs, and in the matrix; a rider's ones stand right of it.
+        sources = [block.left for block in pairs] + [block.right for block in pairs]
+        widths = [block.shape[side] for side in (0, 1) for block in pairs]
+        self._loads = [(source, all_[:, :width]) for source, all_, width in zip(sources, factors, widths, strict=False)]
+        self._ones = [all_[:, width:] for all_, width in zip(factors, widths, strict=False) if all_.shape[1] > width]
         # Each factor's Σ squares, [2 pairs, B]: all lefts before all rights.
         norms = np.zeros((2 * len(pairs), gradients.rows))
         self._squares = list(zip(factors, norms, strict=False))
         self._left_norms, self._right_norms = norms[: len(pairs)], norms[len(pairs) :]
+        self._norms = np.zeros((len(pairs), gradients.rows))
+        self._norm, self._more = self._norms[0] if pairs else self._norms, list(self._norms[1:])
         self._products: list[tuple[Floats, Floats, Floats]] = []
         self.length = 0
         for (_, (m, n), _), left, right in zip(self._shapes, factors, factors[len(pairs) :], strict=False):
@@ -253,12 +257,16 @@ class _Pairs:
         would depend on a row's place in the batch."""
         if not self._count:
             return 0.0
-        given = [*outs, self._ones]
-        np.concatenate([given[place] for place in self._columns], axis=1, out=self.whole)
+        for place, part in self._loads:
+            part[:] = outs[place]
+        for part in self._ones:
+            part.fill(1.0)
         for factor, squares in self._squares:
             np.vecdot(factor, factor, out=squares)
-        norms: Floats = np.add.reduce(self._left_norms * self._right_norms, axis=0)
-        return norms
+        np.multiply(self._left_norms, self._right_norms, out=self._norms)
+        for more in self._more:
+            np.add(self._norm, more, out=self._norm)
+        return self._norm
 
     def quantise(self) -> None:
         """Integers z · value, toward zero."""

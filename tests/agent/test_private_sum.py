@@ -137,6 +137,54 @@ def test_the_sum_is_the_integers_sum(data: st.DataObject, plan: RowGradients, cl
     )
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_any_number_of_layers_is_summed_to_the_last_integer(rows: int) -> None:
+    """Three matrices, two with their biases, and a vector, out of order, by Python's integers."""
+    plan = RowGradients(
+        rows=rows,
+        blocks=(
+            OuterRows(name="w1", shape=(3, 2), left=0, right=1),
+            WholeRows(name="b1", shape=(3,), output=0, rides=0),
+            WholeRows(name="v", shape=(4,), output=2),
+            OuterRows(name="w2", shape=(1, 3), left=3, right=4),
+            OuterRows(name="w3", shape=(2, 5), left=5, right=6),
+            WholeRows(name="b3", shape=(2,), output=5, rides=5),
+        ),
+        loss=7,
+    )
+    draw = np.random.default_rng(rows)
+    widths = (3, 2, 4, 1, 3, 2, 5)
+    total = RowSum(plan, clip_norm=2.0, grid_bits=GRID, most_rows=10)
+    expected = [0] * total.length
+    for step in range(2):  # another batch finds the ones of the biases as they were
+        outs = [(draw.normal(size=(rows, width)) * 10.0 ** (step - 1)).astype(np.float32) for width in widths]
+        add(total, [*outs, np.zeros(rows)], np.ones(rows, np.bool_))
+        for b in range(rows):
+            a1, c1, v, a2, c2, a3, c3 = (out[b].astype(np.float64) for out in outs)
+            n = square(a1) * square(np.append(c1, 1.0)) + square(a2) * square(c2)
+            n = n + square(a3) * square(np.append(c3, 1.0)) + float(np.einsum("i,i->", v, v))
+            y = (1.0 - 2.0**-21) ** 2 * 4.0**20 / math.sqrt(max(n, 4.0))
+            ints = [[math.trunc(x * math.sqrt(y)) for x in part.tolist()] for part in (a1, c1, a2, c2, a3, c3)]
+            whole = [math.trunc(x * (y * 2.0 ** (GRID - 40))) << (40 - GRID) for x in v.tolist()]
+            (l1, r1, l2, r2, l3, r3), u = ints, math.trunc(math.sqrt(y))
+            matrices = [[x * z for x in left for z in right] for left, right in ((l1, r1), (l2, r2), (l3, r3))]
+            row = [*matrices[0], *(x * u for x in l1), *whole, *matrices[1], *matrices[2], *(x * u for x in l3)]
+            assert sum(x * x for x in row) <= 16**20
+            expected = [have + more for have, more in zip(expected, row, strict=True)]
+    assert total.take().tolist() == [entry >> (40 - GRID) for entry in expected]
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_large_sum_is_ordered_as_a_small_one_is(few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not few:
+        monkeypatch.setattr(private_sum, "_FEW_ENTRIES", 0)
+    plan = gradients(rider=True)
+    rows = [np.arange(1, 11, dtype=np.float32) / (20 + at) for at in range(7)]
+    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
+    assert (total._order is not None) == few
+    assert summed(rows, plan) == oracle(rows, plan)
+
+
 @pytest.mark.parametrize("rows", [64, 1000, 8192])
 def test_large_batches_are_exact_too(rows: int) -> None:
     """Every row at the bound, all of one sign: the largest sums that there can be."""
