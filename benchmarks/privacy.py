@@ -22,8 +22,8 @@ other, without a check, a method or a choice. Each is there for a reason:
 
 What the device does besides, and this does not: it takes the bound of each row from its very scale and holds it against
 the limit (3 calls), counts rows and leaves out those that are not in the sample, and puts biases and weights in the
-Plan's order (1). What `dp/plain` has above the floor is this, and Python; what the floor is above the bar, nothing that
-runs the two Plans one after the other and computes on NumPy between them takes away.
+Plan's order (1). What `dp/plain` has above the floor is this, and Python. The floor is no proof: it is what is left if
+a step is two Plans with an exact sum of clipped outer products between them, by NumPy's calls, and no call is wasted.
 
 Opacus (eager PyTorch, one thread) is run beside it if it is installed, its DP step against eager PyTorch's own plain
 step: `pip install --no-deps opacus opt-einsum scipy`.
