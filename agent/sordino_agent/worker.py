@@ -15,11 +15,10 @@ import logging
 import os
 import resource
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final, cast
+from typing import Final
 
 from sordino_agent.data.catalogue import FileCatalogue
 from sordino_agent.errors import Cancelled
@@ -31,6 +30,7 @@ from sordino_common.daemon.logs import inherited, set_up_logging
 
 # Beyond what tasks may hold: BLAS's packing buffers and the interpreter's own allocations.
 _SLACK_BYTES: Final = 96 << 20
+_READ_BYTES: Final = 1 << 16  # a round's frame in one call of the system
 _NICE: Final = 5  # the daemon's keep-alive goes first
 
 
@@ -60,7 +60,7 @@ def main() -> int:
     # Nothing that a library prints may get into the frames.
     output = io.FileIO(os.dup(1), "w")
     os.dup2(2, 1)
-    source = cast(BinaryIO, sys.stdin.buffer)
+    source = open(0, "rb", buffering=_READ_BYTES, closefd=False)  # noqa: SIM115  it is read for as long as we live
     first = read_frame(source.read)
     if first is None:
         return 0
