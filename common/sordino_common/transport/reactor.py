@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import itertools
-import math
 import os
 import selectors
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Protocol, Self
+
+import msgspec
 
 from sordino_common.errors import LocalError
 
@@ -36,17 +36,18 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class _Timer:
-    __slots__ = ("_reactor", "callback")
-
-    def __init__(self, callback: Callable[[], None], reactor: Reactor) -> None:
-        self.callback: Callable[[], None] | None = callback
-        self._reactor = reactor
+class _Timer(msgspec.Struct, eq=False):  # a struct is made without a call of Python, and every turn makes some
+    callback: Callable[[], None] | None
+    reactor: Reactor
 
     def cancel(self) -> None:
         if self.callback is not None:
             self.callback = None
-            self._reactor._cancelled_one()
+            reactor = self.reactor
+            reactor._cancelled += 1
+            # Most timers are set far ahead and cancelled: the heap must not keep them.
+            if 2 * reactor._cancelled > len(reactor._heap) > _COMPACT_ABOVE:
+                reactor._compact()
 
 
 class _Watch:
@@ -62,7 +63,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._order = itertools.count()
+        self._order = 0  # of timers, as they were set
         self._heap: list[tuple[float, int, _Timer]] = []
         self._cancelled = 0
         self._wake_read, self._wake_write = os.pipe()
@@ -75,18 +76,18 @@ class Reactor:
         """For `signal.set_wakeup_fd(..., warn_on_full_buffer=False)`: a byte written here ends the wait."""
         return self._wake_write
 
-    def now_s(self) -> float:
-        return time.monotonic()
-
-    def wall_s(self) -> float:
-        return time.time()
+    # Asked several times a packet: the functions themselves, with none of Python's around them.
+    now_s = staticmethod(time.monotonic)
+    wall_s = staticmethod(time.time)
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> _Timer:
-        if math.isnan(when_s):  # NaN would break the heap's order silently
+        if when_s != when_s:  # NaN would break the heap's order silently
             raise LocalError("call_at: the time is NaN")
         timer = _Timer(callback, self)
         # A time in the past counts as now, or a callback that asks for it again and again would starve the others.
-        heapq.heappush(self._heap, (max(when_s, self.now_s()), next(self._order), timer))
+        now_s = time.monotonic()
+        self._order += 1
+        heapq.heappush(self._heap, (when_s if when_s > now_s else now_s, self._order, timer))
         return timer
 
     def register(self, fileobj: HasFileno | int, events: int, callback: Callable[[int], None]) -> None:
@@ -120,18 +121,21 @@ class Reactor:
 
     def run_once(self, timeout_s: float | None = None) -> None:
         """Wait until something is due, `timeout_s` at most (None: as long as it takes), and run what is due."""
-        wait_s = _LONGEST_WAIT_S if timeout_s is None else max(0.0, timeout_s)
-        self._trim()
-        if self._heap:
-            wait_s = min(wait_s, max(0.0, self._heap[0][0] - self.now_s()))
-        for key, ready in self._selector.select(min(wait_s, _LONGEST_WAIT_S)):
+        wait_s = _LONGEST_WAIT_S if timeout_s is None else min(max(0.0, timeout_s), _LONGEST_WAIT_S)
+        heap = self._heap
+        while heap and heap[0][2].callback is None:  # cancelled: nothing to wake up for
+            heapq.heappop(heap)
+            self._cancelled -= 1
+        if heap:
+            wait_s = min(wait_s, max(0.0, heap[0][0] - time.monotonic()))
+        for key, ready in self._selector.select(wait_s):
             watch: _Watch = key.data
             if watch.live:  # an earlier callback of this round may have unregistered it
                 watch.callback(ready)
         # Timers set by these callbacks for "now" wait for the next round, so that sockets get their turn.
-        now_s, newest = self.now_s(), next(self._order)
-        while self._heap and self._heap[0][0] <= now_s and self._heap[0][1] < newest:
-            _, _, timer = heapq.heappop(self._heap)
+        now_s, newest = time.monotonic(), self._order
+        while heap and heap[0][0] <= now_s and heap[0][1] <= newest:
+            _, _, timer = heapq.heappop(heap)
             callback, timer.callback = timer.callback, None
             if callback is None:
                 self._cancelled -= 1
@@ -141,7 +145,7 @@ class Reactor:
     def run_until(self, done: Callable[[], bool], *, deadline_s: float) -> bool:
         """Run until `done()`, or until `now_s() >= deadline_s` (absolute; `math.inf` for never). Returns `done()`."""
         while not done():
-            left_s = deadline_s - self.now_s()
+            left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return done()
             self.run_once(left_s)
@@ -172,15 +176,7 @@ class Reactor:
             while len(os.read(self._wake_read, 4096)) == 4096:
                 pass
 
-    def _cancelled_one(self) -> None:
-        """Retransmission timers are set far ahead and nearly always cancelled: the heap must not keep them."""
-        self._cancelled += 1
-        if len(self._heap) > _COMPACT_ABOVE and 2 * self._cancelled > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[2].callback is not None]
-            heapq.heapify(self._heap)
-            self._cancelled = 0
-
-    def _trim(self) -> None:
-        while self._heap and self._heap[0][2].callback is None:
-            heapq.heappop(self._heap)
-            self._cancelled -= 1
+    def _compact(self) -> None:
+        self._heap[:] = [entry for entry in self._heap if entry[2].callback is not None]  # `run_once` holds the list
+        heapq.heapify(self._heap)
+        self._cancelled = 0
