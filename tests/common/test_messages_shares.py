@@ -55,7 +55,7 @@ def test_by_hand_is_as_by_codec(message: SpdzShares) -> None:
 
 def _by_codec_only(data: bytes, monkeypatch: pytest.MonkeyPatch) -> SpdzShares | str:
     with monkeypatch.context() as patch:
-        patch.setattr("sordino_common.messages.base._BY_HAND", {})
+        patch.setattr("sordino_common.messages.base._READ_BY_HAND", {})
         try:
             message = decode_message(data)
         except CodecError as error:

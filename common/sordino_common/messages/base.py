@@ -16,6 +16,7 @@ import msgspec.inspect
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.array import Array
 from sordino_common.messages.codec import DEFAULT_LIMITS, Limits, decode, encode
+from sordino_common.messages.heads import LIST, TEXT
 from sordino_common.messages.protocol import PROTOCOL
 
 # Bounded field types that several messages share.
@@ -43,9 +44,9 @@ M = TypeVar("M", bound=type[Message])
 N = TypeVar("N", bound=Message)
 S = TypeVar("S", bound=msgspec.Struct)
 _REGISTRY: dict[str, type[Message]] = {}
-_BY_HAND: dict[bytes, tuple[Callable[[Any], bytes | None], Callable[[bytes], Message | None]]] = {}
-_PAIR_HEAD: Final = b"\x82"  # CBOR: a list of two
-_TEXT: Final = 0x60  # CBOR: the head of text of no bytes
+_WRITTEN_BY_HAND: dict[type[Message], Callable[[Any], bytes | None]] = {}
+_READ_BY_HAND: dict[bytes, Callable[[bytes], Message | None]] = {}
+_PAIR: Final = LIST + 2  # the head of a list of two
 
 
 def register(kind: str, *, since: int = 0) -> Callable[[M], M]:
@@ -64,7 +65,8 @@ def register(kind: str, *, since: int = 0) -> Callable[[M], M]:
 
 def by_hand(cls: type[N], *, write: Callable[[N], bytes | None], read: Callable[[bytes], N | None]) -> None:
     """Give a message a faster way to the very same bytes and from them; where it gives None the general way goes on."""
-    _BY_HAND[cls.kind.encode()] = (write, read)
+    _WRITTEN_BY_HAND[cls] = write
+    _READ_BY_HAND[cls.kind.encode()] = read
 
 
 def message_types() -> dict[str, type[Message]]:
@@ -75,19 +77,20 @@ def message_types() -> dict[str, type[Message]]:
 def encode_message(message: Message, *, minor: int = PROTOCOL.minor) -> bytes:
     """Canonical CBOR of `[kind, fields]`, as a peer of that minor version of the protocol reads it. Raises `LocalError`
     if a field breaks its own bound, or such a peer knows nothing of it."""
-    kind = type(message).kind
-    if _REGISTRY.get(kind) is not type(message):
-        raise LocalError(f"{type(message).__name__} is not a registered message")
-    if type(message).since > minor:
-        raise LocalError(_too_new(f"message {kind}", type(message).since, minor))
-    hands = _BY_HAND.get(kind.encode())
-    written = hands[0](message) if hands is not None else None
+    cls = type(message)
+    kind = cls.kind
+    if _REGISTRY.get(kind) is not cls:
+        raise LocalError(f"{cls.__name__} is not a registered message")
+    if cls.since > minor:
+        raise LocalError(_too_new(f"message {kind}", cls.since, minor))
+    write = _WRITTEN_BY_HAND.get(cls)
+    written = write(message) if write is not None else None
     if written is not None:
         return written
     try:
         fields = to_plain(message, minor=minor)
-        checked = from_plain(fields, type(message))
-        if not _has_one_form(type(message)):
+        checked = from_plain(fields, cls)
+        if not _has_one_form(cls):
             fields = to_plain(checked, minor=minor)  # 60 in a float field becomes 60.0
     except msgspec.ValidationError as error:
         raise LocalError(f"message {kind}: {error}") from None
@@ -97,11 +100,11 @@ def encode_message(message: Message, *, minor: int = PROTOCOL.minor) -> bytes:
 def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS, *, minor: int = PROTOCOL.minor) -> Message:
     """The message that `data`, of a peer of that minor version, encodes. Raises `CodecError` naming kind and field;
     never anything else."""
-    if len(data) <= limits.payload_bytes and data[:1] == _PAIR_HEAD:
-        hands = _BY_HAND.get(data[2 : 2 + data[1] - _TEXT]) if len(data) > 2 else None
-        read = hands[1](data) if hands is not None else None
-        if read is not None:
-            return read
+    if 2 < len(data) <= limits.payload_bytes and data[0] == _PAIR:
+        read = _READ_BY_HAND.get(data[2 : 2 + data[1] - TEXT])
+        message = read(data) if read is not None else None
+        if message is not None:
+            return message
     outer = decode(data, limits)
     if not (isinstance(outer, list) and len(outer) == 2 and isinstance(outer[0], str) and isinstance(outer[1], dict)):
         raise CodecError("message: expected [kind, fields]")

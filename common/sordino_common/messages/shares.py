@@ -8,18 +8,35 @@ whatever differs from that in one bit, or breaks a bound; the general way then f
 
 from __future__ import annotations
 
+import re
 from typing import Final, get_args
 
 from sordino_common.messages.base import by_hand
+from sordino_common.messages.heads import BYTES, LIST, NUMBER, TEXT, head
 from sordino_common.messages.spdz import SHARES_AT_ONCE, ShareKind, SpdzShare, SpdzShares
 
-_KINDS: Final[frozenset[str]] = frozenset(get_args(ShareKind))
 _STEP, _ATTEMPT, _ROUND = 1 << 40, 1 << 20, 1 << 16  # at most, as the fields of `SpdzShare` say
-_NUMBER: Final = 0x00  # CBOR's major types, as the bits of a head
-_BYTES: Final = 0x40
 _FRONT: Final = b"\x82\x6bspdz-shares\xa1\x66shares"
-_KIND: Final = b"\xa5\x64kind"
-_KIND_OF: Final = {bytes([0x60 + len(kind)]) + kind.encode(): kind for kind in _KINDS}  # head and text -> kind
+_KINDS: Final[dict[ShareKind, bytes]] = {kind: head(TEXT, len(kind)) + kind.encode() for kind in get_args(ShareKind)}
+_KIND_OF: Final = {written: kind for kind, written in _KINDS.items()}
+
+
+def _any_head(major: int) -> bytes:
+    """A pattern of the heads that `heads.head` writes for that major type: no argument has a shorter one."""
+    wide = (
+        rb"\x%02x[\x18-\xff]" % (major + 24),
+        rb"\x%02x(?!\0).." % (major + 25),
+        rb"\x%02x(?!\0\0)...." % (major + 26),
+        rb"\x%02x(?!\0\0\0\0)........" % (major + 27),
+    )
+    return rb"([\x%02x-\x%02x]|%b)" % (major, major + 23, b"|".join(wide))
+
+
+_SHARE: Final = re.compile(
+    rb"\xa5\x64kind(%b)\x64step%b\x65round%b\x67attempt%b\x67payload%b"
+    % (b"|".join(map(re.escape, _KIND_OF)), *3 * (_any_head(NUMBER),), _any_head(BYTES)),
+    re.DOTALL,
+)
 
 
 def write_shares(message: SpdzShares) -> bytes | None:
@@ -27,7 +44,7 @@ def write_shares(message: SpdzShares) -> bytes | None:
     shares = message.shares
     if type(shares) is not tuple or not 1 <= len(shares) <= SHARES_AT_ONCE:
         return None
-    parts = [_FRONT, bytes([0x80 + len(shares)])]
+    parts = [_FRONT, head(LIST, len(shares))]
     for share in shares:
         kind, step, round_, attempt, payload = share.kind, share.step, share.round, share.attempt, share.payload
         if kind not in _KINDS or not type(step) is type(round_) is type(attempt) is int or type(payload) is not bytes:
@@ -35,9 +52,8 @@ def write_shares(message: SpdzShares) -> bytes | None:
         if not (0 <= step <= _STEP and 0 <= round_ <= _ROUND and 0 <= attempt <= _ATTEMPT):
             return None
         parts += (
-            _KIND, bytes([0x60 + len(kind)]), kind.encode(), b"\x64step", _head(_NUMBER, step), b"\x65round",
-            _head(_NUMBER, round_), b"\x67attempt", _head(_NUMBER, attempt), b"\x67payload",
-            _head(_BYTES, len(payload)), payload,
+            b"\xa5\x64kind", _KINDS[kind], b"\x64step", head(NUMBER, step), b"\x65round", head(NUMBER, round_),
+            b"\x67attempt", head(NUMBER, attempt), b"\x67payload", head(BYTES, len(payload)), payload,
         )  # fmt: skip
     return b"".join(parts)
 
@@ -45,59 +61,27 @@ def write_shares(message: SpdzShares) -> bytes | None:
 def read_shares(data: bytes) -> SpdzShares | None:
     """The message, if `data` is its one encoding and every field within its bound."""
     at = len(_FRONT)
-    try:
-        count = data[at] - 0x80
-        if not data.startswith(_FRONT) or not 1 <= count <= SHARES_AT_ONCE:
-            return None
-        at += 1
-        shares = []
-        for _ in range(count):
-            if not data.startswith(_KIND, at):
-                return None
-            at += len(_KIND)
-            end = at + 1 + data[at] - 0x60
-            kind = _KIND_OF[data[at:end]]
-            step, at = _number(data, end, b"\x64step", _STEP)
-            round_, at = _number(data, at, b"\x65round", _ROUND)
-            attempt, at = _number(data, at, b"\x67attempt", _ATTEMPT)
-            length, at = _number(data, at, b"\x67payload", len(data), _BYTES)
-            payload = data[at : at + length]
-            if len(payload) != length:
-                return None
-            at += length
-            shares.append(SpdzShare(kind=kind, step=step, attempt=attempt, round=round_, payload=payload))  # type: ignore[arg-type]  # of `_KINDS`
-    except (IndexError, KeyError, ValueError):
+    count = data[at] - LIST if data.startswith(_FRONT) and len(data) > at else 0
+    if not 1 <= count <= SHARES_AT_ONCE:
         return None
+    at += 1
+    shares = []
+    number = int.from_bytes
+    for _ in range(count):
+        found = _SHARE.match(data, at)
+        if found is None:
+            return None
+        kind, s, r, a, p = found.groups()
+        step = number(s[1:], "big") if len(s) > 1 else s[0]
+        round_ = number(r[1:], "big") if len(r) > 1 else r[0]
+        attempt = number(a[1:], "big") if len(a) > 1 else a[0]
+        length = number(p[1:], "big") if len(p) > 1 else p[0] - BYTES
+        begin = found.end()
+        at = begin + length
+        if step > _STEP or round_ > _ROUND or attempt > _ATTEMPT or at > len(data):
+            return None
+        shares.append(SpdzShare(kind=_KIND_OF[kind], step=step, attempt=attempt, round=round_, payload=data[begin:at]))
     return SpdzShares(shares=tuple(shares)) if at == len(data) else None
-
-
-def _head(major: int, number: int) -> bytes:
-    """The shortest head of that major type with that argument (RFC 8949 section 3)."""
-    if number < 24:
-        return bytes((major + number,))
-    width = 0 if number < 1 << 8 else 1 if number < 1 << 16 else 2 if number < 1 << 32 else 3
-    return bytes((major + 24 + width,)) + number.to_bytes(1 << width, "big")
-
-
-def _number(data: bytes, at: int, key: bytes, most: int, major: int = _NUMBER) -> tuple[int, int]:
-    """(argument, offset behind it) of the head behind `key`. Raises `ValueError` if it is another one, or not in its
-    shortest form, or too large."""
-    if not data.startswith(key, at):
-        raise ValueError
-    at += len(key)
-    info = data[at] - major
-    if 0 <= info < 24:
-        number, after = info, at + 1
-    elif 24 <= info <= 27:
-        after = at + 1 + (1 << (info - 24))
-        number = int.from_bytes(data[at + 1 : after], "big")
-        if data[at:after] != _head(major, number):
-            raise ValueError
-    else:
-        raise ValueError
-    if number > most:
-        raise ValueError
-    return number, after
 
 
 by_hand(SpdzShares, write=write_shares, read=read_shares)
