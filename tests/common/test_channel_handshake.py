@@ -34,6 +34,7 @@ from sordino_common.channel.effects import Established, Lost, Opened, Rejected, 
 from sordino_common.channel.handshake import OFFER_BYTES, SessionTable
 from sordino_common.channel.packets import Reject, read_packet, roster_packet
 from sordino_common.channel.roster import RosterEntry
+from sordino_common.channel.session import Session
 from sordino_common.channel.slots import CONTEXTS_PER_PEER, HALF_OPEN_S, OLDER_SESSIONS
 from sordino_common.errors import CodecError, HandshakeError, LocalError, RosterError, SessionError
 
@@ -317,6 +318,44 @@ def test_an_expired_roster_ends_everything_until_a_new_one_comes() -> None:
     offer = roster_packet(signed(2, expires_s=WALL_S + 200_000))
     effects = bass.receive(offer, now_s=0)
     assert [type(effect) for effect in effects] == [RosterOffered, Lost]
+
+
+@pytest.mark.parametrize("initiates", [True, False])
+def test_a_session_holds_for_as_long_as_the_entry_in_the_roster_that_it_is_bound_to(initiates: bool) -> None:
+    """To the second, on both sides of a handshake; a new roster brings new ends; a clock set back, the old ones."""
+    wall = Wall()
+
+    def book_of(epoch: int, ends_s: int | None) -> bytes:
+        return signed(epoch, entries=[entry("hub"), entry("bass"), entry("alto", not_after_s=ends_s)])
+
+    first = book_of(1, WALL_S + 100)
+    alto, bass = table("alto", first=first), table("bass", first=first, wall=wall)
+
+    def meet() -> Session:
+        return connect(bass, alto)[1] if initiates else connect(alto, bass)[0]
+
+    near = meet()
+    for now_s, holds in ((99.5, True), (100, False), (99.5, True), (50_000, False)):
+        wall.now_s = WALL_S + now_s
+        assert (bass.established("alto") is not None) is holds
+        if holds:
+            assert opened(bass.receive(near.seal(b"x"), now_s=0)) == [b"x"]
+        else:
+            with pytest.raises(RosterError, match="the entry of alto has expired"):
+                bass.receive(near.seal(b"x"), now_s=0)
+    for epoch, ends_s, last_s in ((2, 200, 199), (3, None, 86_399), (4, 50, 49)):
+        wall.now_s = WALL_S
+        offer = roster_packet(book_of(epoch, None if ends_s is None else WALL_S + ends_s))
+        for party in (alto, bass):
+            party.receive(offer, now_s=0)
+        assert bass.established("alto") is None
+        near = meet()
+        wall.now_s = WALL_S + last_s
+        assert opened(bass.receive(near.seal(b"y"), now_s=0)) == [b"y"]
+        wall.now_s = WALL_S + last_s + 1
+        assert bass.established("alto") is None
+        with pytest.raises(RosterError, match="has expired"):
+            bass.receive(near.seal(b"y"), now_s=0)
 
 
 def test_a_device_whose_key_the_roster_does_not_list_is_told_so() -> None:

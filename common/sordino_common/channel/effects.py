@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from sordino_common.channel.session import Session
 from sordino_common.errors import ProtocolMismatch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Send `packet` to `to`."""
 
     to: str
     packet: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Established:
+class Established(msgspec.Struct, frozen=True, kw_only=True):
     """`session` is now the one to seal with for (peer, context); it replaces an earlier one, if there was any."""
 
     peer: str
@@ -25,8 +23,7 @@ class Established:
     session: Session
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A sealed packet arrived, verified and for the first time. `plaintext` is never empty."""
 
     peer: str
@@ -35,8 +32,7 @@ class Opened:
     plaintext: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The session for (peer, context) is gone; what was sealed in it and not answered must go again in a new one."""
 
     peer: str
@@ -44,8 +40,7 @@ class Lost:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The peer refused our Hello, for good: initiating again at once would end the same way."""
 
     peer: str
@@ -54,16 +49,14 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unlike:
+class Unlike(msgspec.Struct, frozen=True, kw_only=True):
     """A signed packet of `peer`, whose version of the protocol is not one that works with ours."""
 
     peer: str
     error: ProtocolMismatch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RosterOffered:
+class RosterOffered(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A newer roster came from a peer, and the roster book has accepted it."""
 
     signed: bytes

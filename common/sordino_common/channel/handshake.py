@@ -82,11 +82,13 @@ from sordino_common.channel.effects import (
 from sordino_common.channel.identity import DeviceKey, verify
 from sordino_common.channel.packets import (
     MAX_CONTEXT_BYTES,
+    SEALED,
     Accept,
     Hello,
     Reject,
     read_body,
     read_packet,
+    read_sealed,
     roster_packet,
     signed_packet,
     verify_body,
@@ -144,14 +146,17 @@ class SessionTable:
 
     def established(self, peer: str, context: bytes = b"") -> Session | None:
         """The session to seal with, or None if there is none, or the roster has changed or expired since."""
-        self._follow_roster()
-        slot = self._slots.get(peer, context)
+        if self._book.current is not self._roster:
+            self._follow_roster()
+        contexts = self._slots.by_peer.get(peer)
+        slot = contexts.get(context) if contexts is not None else None
         if slot is None or slot.current is None:
             return None
-        try:
-            self._book.party(peer)
-        except RosterError:
-            return None
+        if slot.ends_s <= self._book.wall_s():
+            try:
+                self._book.party(peer)
+            except RosterError:
+                return None
         return slot.current
 
     def initiate(self, peer: str, context: bytes = b"", *, now_s: float) -> bytes:
@@ -188,24 +193,9 @@ class SessionTable:
 
     def receive(self, packet: bytes, *, now_s: float) -> list[Effect]:
         """Take one packet of kind hello, accept, reject, sealed or roster. Raises `RemoteError`s (table above)."""
-        self._follow_roster()
-        kind, parts = read_packet(packet)
-        try:
-            match kind:
-                case "sealed":
-                    effects = self._on_sealed(parts[0], parts[1], parts[2])
-                case "hello":
-                    effects = self._on_hello(parts[0], parts[1], now_s)
-                case "accept":
-                    effects = self._on_accept(parts[0], parts[1])
-                case "reject":
-                    effects = self._on_reject(parts[0], parts[1], now_s)
-                case "roster":
-                    effects = self._on_roster(parts[0])
-                case _:
-                    raise CodecError(f"sessions: a packet of kind {kind} is not for them")
-        except ProtocolMismatch as error:
-            effects = self._on_unlike(kind, parts[0], parts[1], error)
+        if self._book.current is not self._roster:
+            self._follow_roster()
+        effects = self._on_sealed(packet) if packet.startswith(SEALED) else self._on_clear(packet, now_s)
         if self._owed:
             effects, self._owed = [*self._owed, *effects], []
         return effects
@@ -219,6 +209,23 @@ class SessionTable:
         return self._slots.clear(self._slots.all(), reason)
 
     # --- what arrives -----------------------------------------------------------------------------------------
+
+    def _on_clear(self, packet: bytes, now_s: float) -> list[Effect]:
+        kind, parts = read_packet(packet)
+        try:
+            match kind:
+                case "hello":
+                    return self._on_hello(parts[0], parts[1], now_s)
+                case "accept":
+                    return self._on_accept(parts[0], parts[1])
+                case "reject":
+                    return self._on_reject(parts[0], parts[1], now_s)
+                case "roster":
+                    return self._on_roster(parts[0])
+                case _:
+                    raise CodecError(f"sessions: a packet of kind {kind} is not for them")
+        except ProtocolMismatch as error:
+            return self._on_unlike(kind, parts[0], parts[1], error)
 
     def _on_hello(self, raw: bytes, signature: bytes, now_s: float) -> list[Effect]:
         hello = read_body(Hello, raw, protocol=self.protocol)
@@ -237,9 +244,11 @@ class SessionTable:
             if slot.pending is not None and self.name < hello.sender:
                 # Both opened at once. The other side answers ours, which may have been lost: send it again.
                 return [*self._slots.hear(hello.sender, hello.boot), Reply(to=hello.sender, packet=slot.pending.packet)]
-        return self._accept(hello, raw, hello_hash, roster, now_s)
+        return self._accept(hello, raw, hello_hash, roster, entry, now_s)
 
-    def _accept(self, hello: Hello, raw: bytes, hello_hash: bytes, roster: Roster, now_s: float) -> list[Effect]:
+    def _accept(
+        self, hello: Hello, raw: bytes, hello_hash: bytes, roster: Roster, entry: RosterEntry, now_s: float
+    ) -> list[Effect]:
         ephemeral = X25519PrivateKey.from_private_bytes(self._random(32))
         shared = shared_secret(ephemeral, hello.ephemeral, hello.sender)
         accept = Accept(
@@ -260,7 +269,7 @@ class SessionTable:
         if slot is None:
             slot = self._slots.create(hello.sender, hello.context, HandshakeError)
         lost = self._slots.hear(hello.sender, hello.boot)
-        slot.heard = (hello.boot, hello.sequence, hello_hash)
+        slot.heard, slot.ends_s = (hello.boot, hello.sequence, hello_hash), roster.ends_s(entry)
         self._slots.put_half_open(slot, session, hello=hello_hash, packet=packet, now_s=now_s)
         return [*lost, Reply(to=hello.sender, packet=packet)]
 
@@ -283,6 +292,7 @@ class SessionTable:
         session = self._derive(shared, pending.body, raw, accept, initiated=True)
         lost = self._slots.hear(accept.sender, accept.boot)
         slot.settle()
+        slot.ends_s = roster.ends_s(entry)
         self._slots.make_current(slot, session)
         return [
             *lost,
@@ -290,12 +300,14 @@ class SessionTable:
             Reply(to=slot.peer, packet=session.seal(b"")),
         ]
 
-    def _on_sealed(self, session_id: bytes, counter: int, ciphertext: bytes | memoryview) -> list[Effect]:
-        slot = self._slots.by_session.get(session_id)
-        if slot is None:
+    def _on_sealed(self, packet: bytes) -> list[Effect]:
+        session_id, counter, ciphertext = read_sealed(packet)
+        found = self._slots.by_session.get(session_id)
+        if found is None:
             raise SessionError(f"session {session_id.hex()}: not one of ours, or no longer")
-        self._book.party(slot.peer)
-        session = next(session for session in slot.sessions() if session.id == session_id)
+        slot, session = found
+        if slot.ends_s <= self._book.wall_s():
+            self._book.party(slot.peer)  # raises, and says why
         plaintext = session.open(counter, ciphertext)
         effects: list[Effect] = []
         confirms = slot.half_open is not None and slot.half_open.session is session

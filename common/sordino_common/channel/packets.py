@@ -23,6 +23,7 @@ from sordino_common.channel.roster import MAX_ROSTER_BYTES
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.base import NAME_PATTERN, Count, Digest, Label, Name
 from sordino_common.messages.codec import Limits, decode, encode
+from sordino_common.messages.heads import BYTES, NO_HEAD, NUMBER, WIDE, head
 from sordino_common.messages.protocol import PROTOCOL, ProtocolVersion, mismatch, protocol_of
 
 MAX_CONTEXT_BYTES: Final = 256
@@ -32,9 +33,9 @@ MAX_COUNTER: Final = (1 << 64) - 1
 _PACKET_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 4096, depth=1, items=8, text_bytes=16)
 # More than our bodies need: one of another version has to be read as far as its sender.
 _BODY_LIMITS: Final = Limits(payload_bytes=MAX_ROSTER_BYTES + 2048, depth=4, items=128, text_bytes=1024)
-_SEALED: Final = b"\x84\x66sealed" + bytes([0x40 + SESSION_ID_BYTES])  # CBOR: array(4), text(6), bytes(16)
-_NUMBER: Final = 0x00  # CBOR's major types, as the bits of a head: natural number
-_BYTES: Final = 0x40  # byte string
+SEALED: Final = b"\x84\x66sealed" + bytes([0x40 + SESSION_ID_BYTES])  # CBOR: array(4), text(6), bytes(16)
+_COUNTER_AT: Final = len(SEALED) + SESSION_ID_BYTES
+_FRONT: Final = {1: b"\x18", 2: b"\x19", 4: b"\x1a", 8: b"\x1b"}  # bytes of a number -> what stands before it
 _SIGNED: Final = frozenset({"hello", "accept", "reject", "birth", "death"})
 
 Key32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -120,8 +121,8 @@ def read_packet(packet: bytes) -> tuple[str, list[Any]]:
     """(kind, the parts behind it), with the number and types of the parts checked. Raises `CodecError`.
 
     The ciphertext of a sealed packet is a `memoryview` of `packet`."""
-    if packet.startswith(_SEALED):
-        return "sealed", _read_sealed(packet)
+    if packet.startswith(SEALED):
+        return "sealed", list(read_sealed(packet))
     items = decode(packet, _PACKET_LIMITS)
     if not (isinstance(items, list) and items and isinstance(items[0], str)):
         raise CodecError("packet: expected [kind, ...]")
@@ -139,44 +140,38 @@ def read_packet(packet: bytes) -> tuple[str, list[Any]]:
 
 def sealed_head(session_id: bytes, counter: int, ciphertext_bytes: int) -> bytes:
     """What stands before the ciphertext in a sealed packet."""
-    return _SEALED + session_id + _head(_NUMBER, counter) + _head(_BYTES, ciphertext_bytes)
+    if counter < 24:
+        number = bytes((counter,))
+    else:  # not of `heads`, which would remember it: every counter comes once
+        width = 1 if counter < 1 << 8 else 2 if counter < 1 << 16 else 4 if counter < 1 << 32 else 8
+        number = _FRONT[width] + counter.to_bytes(width, "big")
+    return SEALED + session_id + number + head(BYTES, ciphertext_bytes)
 
 
-SEALED_HEAD_BYTES: Final = len(_SEALED) + SESSION_ID_BYTES + 9 + 5  # at most
+SEALED_HEAD_BYTES: Final = len(SEALED) + SESSION_ID_BYTES + 9 + 5  # at most
 
 
-def _read_sealed(packet: bytes) -> list[Any]:
-    """[session id, counter, ciphertext] of a packet that starts with `_SEALED`."""
-    if len(packet) > _PACKET_LIMITS.payload_bytes:
-        raise CodecError(f"packet: {len(packet)} bytes, at most {_PACKET_LIMITS.payload_bytes} are taken")
-    at = len(_SEALED) + SESSION_ID_BYTES
-    session_id = packet[len(_SEALED) : at]
-    counter, at = _read_head(packet, at, _NUMBER)
-    length, at = _read_head(packet, at, _BYTES)
-    if length != len(packet) - at:
-        raise CodecError(f"packet: a ciphertext of {length} bytes, but {len(packet) - at} follow")
-    return [session_id, counter, memoryview(packet)[at:]]
-
-
-def _head(major: int, number: int) -> bytes:
-    """The shortest CBOR head of major type `major` with argument `number` (RFC 8949 section 3)."""
-    if number < 24:
-        return bytes([major + number])
-    width = 0 if number < 1 << 8 else 1 if number < 1 << 16 else 2 if number < 1 << 32 else 3
-    return bytes([major + 24 + width]) + number.to_bytes(1 << width, "big")
-
-
-def _read_head(data: bytes, at: int, major: int) -> tuple[int, int]:
-    """(argument, offset behind it) of the head at `at`. Raises `CodecError` unless it is what `_head` writes."""
-    info = data[at] - major if at < len(data) else -1
-    if 0 <= info < 24:
-        return info, at + 1
-    if 24 <= info <= 27:
-        after = at + 1 + (1 << (info - 24))
-        number = int.from_bytes(data[at + 1 : after], "big")
-        if data[at:after] == _head(major, number):
-            return number, after
-    raise CodecError(f"packet: expected {'a number' if major == _NUMBER else 'bytes'}, in shortest form, at byte {at}")
+def read_sealed(packet: bytes) -> tuple[bytes, int, memoryview]:
+    """(session id, counter, ciphertext) of a packet that starts with `SEALED`; the ciphertext is a view of it. Raises
+    `CodecError` unless `sealed_head` and so much ciphertext make this very packet."""
+    packet_bytes = len(packet)
+    if packet_bytes > _PACKET_LIMITS.payload_bytes:
+        raise CodecError(f"packet: {packet_bytes} bytes, at most {_PACKET_LIMITS.payload_bytes} are taken")
+    at, counter, argument = _COUNTER_AT, 0, 0
+    for major in (NUMBER, BYTES):
+        counter, begin = argument, at
+        argument, at = packet[at] - major if at < packet_bytes else -1, at + 1
+        if argument > 23:
+            width, least = WIDE.get(argument, NO_HEAD)
+            argument, at = int.from_bytes(packet[at : at + width], "big"), at + width
+            if argument < least or at > packet_bytes:
+                argument = -1
+        if argument < 0:
+            what = "a number" if major == NUMBER else "bytes"
+            raise CodecError(f"packet: expected {what}, in shortest form, at byte {begin}")
+    if argument != packet_bytes - at:
+        raise CodecError(f"packet: a ciphertext of {argument} bytes, but {packet_bytes - at} follow")
+    return packet[len(SEALED) : _COUNTER_AT], counter, memoryview(packet)[at:]
 
 
 def read_body(expected: type[B], raw: bytes, *, protocol: ProtocolVersion = PROTOCOL) -> B:

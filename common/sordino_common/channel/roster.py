@@ -131,6 +131,10 @@ class Roster:
         put(self, "digest", hashlib.sha256(body).digest())
         put(self, "_by_name", {entry.name: entry for entry in entries})
 
+    def ends_s(self, entry: RosterEntry) -> int:
+        """When `RosterBook.party` takes this entry of ours no longer."""
+        return self.expires_s if entry.not_after_s is None else min(self.expires_s, entry.not_after_s)
+
     def entry(self, name: str) -> RosterEntry:
         """The entry of `name`. Raises `RosterError` if the roster has none."""
         entry = self._by_name.get(name)
@@ -202,7 +206,7 @@ class RosterBook:
         self.operator_key = operator_key
         self.current: Roster | None = None
         self.signed: bytes | None = None
-        self._wall_s = wall_s
+        self.wall_s: Final = wall_s
         self._path = path
         if path is not None and path.exists():
             try:
@@ -233,7 +237,7 @@ class RosterBook:
                     f"roster: a second, different roster of epoch {roster.epoch}. The operator signs each epoch once: "
                     f"sign a roster of epoch {roster.epoch + 1}"
                 )
-        if roster.expires_s <= self._wall_s():
+        if roster.expires_s <= self.wall_s():
             raise RosterError(
                 f"roster: epoch {roster.epoch} has expired already. Check this device's clock, or sign a new one"
             )
@@ -251,7 +255,7 @@ class RosterBook:
         roster = self.current
         if roster is None:
             raise RosterError(f"roster: none of fleet {self.fleet} was received yet")
-        if roster.expires_s <= self._wall_s():
+        if roster.expires_s <= self.wall_s():
             raise RosterError(
                 f"roster: epoch {roster.epoch} has expired. The operator must sign a new one (sordino roster sign)"
             )
@@ -260,7 +264,7 @@ class RosterBook:
     def party(self, name: str) -> RosterEntry:
         """The entry of `name` in the current roster. Raises `RosterError` if either is missing or expired."""
         entry = self.require().entry(name)
-        if entry.not_after_s is not None and entry.not_after_s <= self._wall_s():
+        if entry.not_after_s is not None and entry.not_after_s <= self.wall_s():
             raise RosterError(
                 f"roster: the entry of {name} has expired. The operator must renew it and sign a new roster"
             )

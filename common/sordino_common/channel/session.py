@@ -115,16 +115,16 @@ class Session:
         if plain_bytes >= (1 << 32) - TAG_BYTES:
             raise LocalError(f"session with {self.peer}: {plain_bytes} bytes in one packet; cut it into chunks")
         self._next = counter + 1  # before use: whatever happens below, this counter is gone
-        tail = counter.to_bytes(8, "big")
+        nonce = counter.to_bytes(12, "big")
         head = sealed_head(self.id, counter, plain_bytes + TAG_BYTES)
         if plain_bytes <= _SMALL_BYTES:
-            return head + self._seal.encrypt(bytes(4) + tail, plaintext, self._seal_ad + tail)
+            return head + self._seal.encrypt(nonce, plaintext, self._seal_ad + nonce[4:])
         # Encrypt straight into the packet: BytesIO owns these fresh bytes and hands them out again without a copy. At
         # 256 KiB a second buffer costs as much as the cipher itself (page faults).
         packet = io.BytesIO(bytes(len(head) + plain_bytes + TAG_BYTES))
         with packet.getbuffer() as buffer:
             buffer[: len(head)] = head
-            self._seal.encrypt_into(bytes(4) + tail, plaintext, self._seal_ad + tail, buffer[len(head) :])
+            self._seal.encrypt_into(nonce, plaintext, self._seal_ad + nonce[4:], buffer[len(head) :])
         return packet.getvalue()
 
     def open(self, counter: int, ciphertext: bytes | memoryview) -> bytes:
@@ -141,9 +141,9 @@ class Session:
             )
         if behind >= 0 and self._seen >> behind & 1:
             raise SessionError(f"session with {self.peer}: packet {counter} is a replay")
-        tail = counter.to_bytes(8, "big")
+        nonce = counter.to_bytes(12, "big")
         try:
-            plaintext = self._receive.decrypt(bytes(4) + tail, ciphertext, self._receive_ad + tail)
+            plaintext = self._receive.decrypt(nonce, ciphertext, self._receive_ad + nonce[4:])
         except (InvalidTag, ValueError):
             raise SessionError(f"session with {self.peer}: packet {counter} is forged or damaged") from None
         if behind < 0:

@@ -5,6 +5,7 @@ Nothing here checks a signature or draws a key; nothing here raises but `create`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -48,6 +49,7 @@ class Slot:
 
     peer: str
     context: bytes
+    ends_s: float = -math.inf  # the peer's entry in the roster that the sessions are bound to holds for so long
     pending: Pending | None = None
     settled: bytes = b""  # hash of our last Hello that is not pending any more
     heard: tuple[int, int, bytes] = (-1, -1, b"")  # boot, sequence, hash of the newest Hello that we accepted
@@ -77,7 +79,7 @@ class Slots:
 
     def __init__(self, *, max_half_open: int) -> None:
         self.by_peer: dict[str, dict[bytes, Slot]] = {}  # peer -> context -> slot
-        self.by_session: dict[bytes, Slot] = {}
+        self.by_session: dict[bytes, tuple[Slot, Session]] = {}
         self.half_open: dict[tuple[str, bytes], None] = {}  # in order of age
         self.boots: dict[str, int] = {}  # greatest boot that each peer has signed
         self._max_half_open = max_half_open
@@ -137,7 +139,7 @@ class Slots:
             session=session, hello=hello, packet=packet, since_s=now_s, number=self._next_number()
         )
         self.half_open[slot.peer, slot.context] = None
-        self.by_session[session.id] = slot
+        self.by_session[session.id] = (slot, session)
 
     def confirm(self, slot: Slot) -> bool:
         """The half-open session's peer has the key. True if the session is now the one to seal with."""
@@ -161,7 +163,7 @@ class Slots:
         if slot.current is not None:
             self._keep_older(slot, slot.current)
         slot.current, slot.current_number = session, self._next_number()
-        self.by_session[session.id] = slot
+        self.by_session[session.id] = (slot, session)
 
     def clear(self, slots: Iterable[Slot], reason: str) -> list[Lost]:
         """Forget the sessions and the pending Hello of each; what was heard stays, so that replays are still known."""
