@@ -10,7 +10,7 @@ import pytest
 
 from helpers_fake_broker import PUBLISH, packet, puback, publish
 from sordino_common.transport.reactor import Reactor
-from sordino_common.transport.wire import Wire, plain_publish
+from sordino_common.transport.wire import Wire, plain_head
 
 MOST = 70_000
 
@@ -62,8 +62,9 @@ def plain(topic: bytes, payload: bytes) -> bytes:
 @pytest.mark.parametrize("nbytes", [0, 1, 100, 119, 120, 121, 16_000, 16_375, 16_376, 16_377, 65_000])
 def test_a_plain_packet_is_as_mqtt_writes_it(pair: Pair, nbytes: int) -> None:
     payload = random.Random(1).randbytes(nbytes)
-    assert plain_publish("a/ü", payload) == plain("a/ü".encode(), payload)
-    pair.theirs.sendall(plain_publish("a/ü", payload))
+    written = plain_head("a/ü".encode(), nbytes) + payload
+    assert written == plain("a/ü".encode(), payload)
+    pair.theirs.sendall(written)
     assert pair.take() == ([("a/ü".encode(), payload)], b"")
 
 
@@ -170,3 +171,45 @@ def test_the_end_frees_what_waited_for_room(pair: Pair) -> None:
     pair.theirs.shutdown(socket.SHUT_WR)
     pair.wire.fill()
     assert not pair.wire.blocked
+
+
+def test_it_says_when_it_is_drained(pair: Pair) -> None:
+    """So that nobody looks twice; never before all is taken, and not at the end, which is still to be read."""
+    whole = plain(b"x", b"1")
+    pair.theirs.sendall(whole + whole + whole[:-1])
+    pair.wire.fill()
+    for _ in range(2):
+        assert pair.wire.next_plain() == (b"x", b"1")
+        assert not pair.wire.drained
+    assert pair.wire.next_plain() is None
+    assert not pair.wire.drained
+    pair.theirs.sendall(whole[-1:])
+    pair.wire.fill()
+    assert pair.wire.next_plain() == (b"x", b"1")
+    assert pair.wire.drained
+    pair.theirs.sendall(puback(b"\0\1"))
+    pair.wire.fill()
+    assert pair.wire.next_plain() is None
+    assert not pair.wire.drained
+    pair.wire.recv(100)
+    pair.theirs.sendall(whole)
+    pair.wire.fill()
+    pair.theirs.close()
+    pair.wire.fill()
+    assert pair.wire.next_plain() == (b"x", b"1")
+    assert not pair.wire.drained
+    assert pair.wire.waits_for_paho
+
+
+def test_it_is_busy_while_anybody_waits_for_room(pair: Pair) -> None:
+    assert not pair.wire.busy
+    pair.wire.want_write(True)
+    assert pair.wire.busy
+    pair.wire.offer(bytes(8 << 20))
+    pair.wire.want_write(False)
+    assert pair.wire.busy
+    while pair.wire.blocked:
+        assert pair.wire.busy
+        pair.theirs.recv(1 << 20)
+        pair.wire.flush()
+    assert not pair.wire.busy

@@ -36,8 +36,8 @@ from sordino_common.transport.dialing import Dial, explain, explain_silence, see
 from sordino_common.transport.mqtt_settings import MqttSettings, TlsSettings, tls_context
 from sordino_common.transport.reactor import READ, WRITE, Reactor
 from sordino_common.transport.subscriptions import Subscriptions
-from sordino_common.transport.topic_tree import check_topic
-from sordino_common.transport.wire import ALERT, Wire, plain_publish
+from sordino_common.transport.topic_tree import check_topic, topic_name
+from sordino_common.transport.wire import ALERT, Wire, plain_head
 
 # paho asks it for proxies of websockets, which we have none of; with it come email and http.client, a megabyte.
 import_lazily("urllib.request")
@@ -271,19 +271,27 @@ class MqttTransport:
             raise LocalError(
                 f"MqttTransport {self._settings.client_id}: a fleeting packet is not retained, nor answered"
             )
-        check_topic(topic)
-        names_bytes = len(topic.encode()) + len((response_topic or "").encode()) + len(correlation or b"")
+        name, payload_bytes = topic_name(topic), len(payload)
+        names_bytes = len(name)
+        if response_topic is not None or correlation is not None:
+            names_bytes += len((response_topic or "").encode()) + len(correlation or b"")
         room_bytes = self._max_packet_bytes - max(0, names_bytes + 32 - _HEADER_BYTES)
-        if len(payload) > room_bytes:
+        if payload_bytes > room_bytes:
             raise LimitExceeded(
-                f"{self._settings.client_id}: a packet of {len(payload)} bytes on {topic[:200]}; "
+                f"{self._settings.client_id}: a packet of {payload_bytes} bytes on {topic[:200]}; "
                 f"the limit is {room_bytes}"
             )
-        client = self._client
-        if not self._connected or client is None:
+        client, wire = self._client, self._wire
+        if not self._connected or client is None or wire is None:
             return False
         if fleeting:
-            return self._put_plain(client, topic, payload)
+            if wire.busy and not self._make_way(client, wire):
+                self._was_full = True
+                return False
+            wire.offer(plain_head(name, payload_bytes) + payload)
+            if wire.ended:  # the connection broke: nobody else might tell
+                self._reactor.call_at(self._reactor.now_s(), partial(self._read_on, client))
+            return True
         if len(self._pending) >= self._window:
             self._was_full = True
             return False
@@ -299,21 +307,13 @@ class MqttTransport:
         self._was_full = len(self._pending) >= self._window
         return True
 
-    def _put_plain(self, client: _Client, topic: str, payload: bytes) -> bool:
-        """Write a packet of quality of service 0, unless others wait for the socket."""
-        wire = self._wire
-        assert wire is not None
+    def _make_way(self, client: _Client, wire: Wire) -> bool:
+        """Whether what paho has to write could all be written, so that a plain packet may follow."""
         if client.want_write() and not wire.blocked:
             client.loop_write()  # in order
             if client.events:  # the connection broke; not from inside: the caller is in the middle of something
                 self._reactor.call_at(self._reactor.now_s(), partial(self._act, client))
-        if wire.blocked or client.want_write():
-            self._was_full = True
-            return False
-        wire.offer(plain_publish(topic, payload))
-        if wire.waits_for_paho:  # the connection broke: nobody else might tell
-            self._reactor.call_at(self._reactor.now_s(), partial(self._read_on, client))
-        return True
+        return not wire.blocked and not client.want_write()
 
     # Connecting.
 
@@ -440,7 +440,15 @@ class MqttTransport:
             for _ in range(_READ_ROUNDS):
                 plain = wire.next_plain()
                 if plain is not None:
-                    self._plain_arrived(*plain)
+                    name, payload = plain
+                    try:
+                        topic = name.decode()
+                    except UnicodeDecodeError:
+                        self._drop_unnamed()
+                    else:
+                        if self._handler is not None:
+                            self._handler.on_packet(topic, payload, False)
+                    over = wire.drained
                 elif wire.waits_for_paho:
                     client.loop_read()
                     self._act(client)
@@ -494,15 +502,6 @@ class MqttTransport:
                 self._handler.on_packet(topic, bytes(message.payload), bool(message.retain))
         if self._client is client and message.qos > 0:
             client.ack(message.mid, message.qos)
-
-    def _plain_arrived(self, name: bytes, payload: bytes) -> None:
-        try:
-            topic = name.decode()
-        except UnicodeDecodeError:
-            self._drop_unnamed()
-        else:
-            if self._handler is not None:
-                self._handler.on_packet(topic, payload, False)
 
     def _drop_unnamed(self) -> None:
         _log.warning("%s: a packet on a topic that is not UTF-8 was dropped", self._settings.client_id)

@@ -8,6 +8,7 @@ wildcards met on the way, whatever the number of keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, Generic, TypeVar
 
 from sordino_common.errors import LocalError
@@ -15,6 +16,7 @@ from sordino_common.errors import LocalError
 T = TypeVar("T")
 
 _MAX_BYTES: Final = 65_535  # MQTT strings carry a 16-bit length
+_KNOWN: Final = 4096  # topics that are remembered; what raises is not
 _SHARED: Final = "$share"
 
 
@@ -22,6 +24,13 @@ def check_topic(topic: str) -> None:
     """Raises `LocalError` unless a packet can be published on `topic`."""
     if not topic or "+" in topic or "#" in topic or "\0" in topic or len(topic.encode()) > _MAX_BYTES:
         raise LocalError(f"topic {topic[:200]!r}: expected 1 to {_MAX_BYTES} bytes without +, # and NUL")
+
+
+@lru_cache(maxsize=_KNOWN)
+def topic_name(topic: str) -> bytes:
+    """The bytes of a topic that a packet can be published on. Raises `LocalError` for another."""
+    check_topic(topic)
+    return topic.encode()
 
 
 def check_filter(topic_filter: str) -> None:

@@ -2,7 +2,7 @@
 
 paho reads a packet byte by byte and builds a dozen objects for it. Nearly all packets of a fleet are PUBLISH packets of
 quality of service 0 without properties (MQTT v5, section 3.3): a head, the topic, a zero, the payload. These are cut
-out of the stream here (`next_plain`) and written here (`plain_publish`, `offer`); everything else passes to paho as it
+out of the stream here (`next_plain`) and written here (`plain_head`, `offer`); everything else passes to paho as it
 came, and paho's own packets leave in order with ours.
 
     0x30 | remaining length (1..4 bytes, 7 bits each, low ones first) | topic length (2) | topic | 0 | payload
@@ -15,6 +15,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from sordino_common.transport.reactor import READ, WRITE, Reactor
@@ -23,6 +24,7 @@ ALERT: Final = "ALERT"  # stands in the reason of every `ssl.SSLError` that the 
 _READ_BYTES: Final = 1 << 16  # below the size from which malloc asks the system for every single buffer
 _PLAIN: Final = 0x30  # PUBLISH: not retained, not a repetition, quality of service 0
 _LENGTH_BYTES: Final = 4  # of the remaining length, at most
+_KNOWN_HEADS: Final = 512  # of packets: topics are few, and so are their lengths
 
 
 class Wire:
@@ -38,10 +40,15 @@ class Wire:
         self._watched = False
         self._writes = False  # the reactor tells us when there is room
         self._others_want = False
-        self._buffer = bytearray()  # read, and taken by nobody yet
-        self._passing: float = 0  # so many bytes at its beginning are paho's
-        self._ended = False
+        self._buffer: bytes | bytearray = b""  # what was read; from `_at` on, nobody has taken it yet
+        self._at = 0
+        self._passing: float = 0  # so many bytes from there on are paho's
+        self._tls = isinstance(sock, ssl.SSLSocket)
         self._unsent = b""
+        # Plain attributes, for every packet asks.
+        self.drained = False  # nothing waits here; never said over TLS, which may hold more than was read
+        self.busy = False  # something of ours or paho's waits for room
+        self.ended = False
         self.error: OSError | None = None
 
     def watch(self, callback: Callable[[int], None]) -> None:
@@ -58,7 +65,7 @@ class Wire:
 
     def fill(self) -> None:
         """Read once what the socket has. How it ended, if it did, comes out of `recv`."""
-        if self._ended:
+        if self.ended:
             return
         try:
             data = self._sock.recv(_READ_BYTES)
@@ -66,51 +73,69 @@ class Wire:
             if _broken(self._remember(error)):
                 self._end()
             return
-        self._buffer += data
         if not data:
             self._end()
+        elif not self._buffer:
+            self._buffer, self.drained = data, False
+        else:  # a packet of which not all had come: those that are large come in many pieces
+            if self._at or isinstance(self._buffer, bytes):
+                self._buffer, self._at = bytearray(memoryview(self._buffer)[self._at :]), 0
+            self._buffer += data
 
     def next_plain(self) -> tuple[bytes, bytes] | None:
-        """Topic and payload of the next packet, if that is a plain one and whole. Afterwards `waits_for_paho` says
-        whether what comes next is for paho."""
-        buffer = self._buffer
-        if self._passing or len(buffer) < 2:
+        """Topic and payload of the next packet, if that is a plain one and whole. Afterwards `drained` may say that it
+        was the last, and `waits_for_paho` whether what comes next is for paho."""
+        buffer, begin = self._buffer, self._at
+        here = len(buffer)
+        if self._passing or here - begin < 2:
             return None
-        length, at = buffer[1], 2
+        length, at = buffer[begin + 1], begin + 2
         if length > 0x7F:
-            length, at = self._length()
-        if at == 0:
-            return None
+            if at < here and buffer[at] < 0x80:  # as in most packets
+                length, at = length & 0x7F | buffer[at] << 7, at + 1
+            else:
+                length, at = self._length()
+                if at == 0:
+                    return None
         end = at + length
-        if buffer[0] != _PLAIN or end > self._most_bytes:
-            self._passing = end
+        if buffer[begin] != _PLAIN or end - begin > self._most_bytes:
+            self._passing = end - begin
             return None
-        if len(buffer) < end:
+        if here < end:
             return None
         payload_at = at + 2 + (buffer[at] << 8 | buffer[at + 1] if length >= 3 else length)
         if payload_at >= end or buffer[payload_at]:
-            self._passing = end  # it has properties, or is malformed
+            self._passing = end - begin  # it has properties, or is malformed
             return None
-        with memoryview(buffer) as view:
-            plain = bytes(view[at + 2 : payload_at]), bytes(view[payload_at + 1 : end])
-        del buffer[:end]
+        if isinstance(buffer, bytes):
+            plain = buffer[at + 2 : payload_at], buffer[payload_at + 1 : end]
+        else:
+            with memoryview(buffer) as view:
+                plain = bytes(view[at + 2 : payload_at]), bytes(view[payload_at + 1 : end])
+        if end == here:
+            self._buffer, self._at = b"", 0
+            self.drained = not (self._tls or self.ended)
+        else:
+            self._at = end
         return plain
 
     @property
     def waits_for_paho(self) -> bool:
         """Something is there that `recv` would give: bytes of a packet that is not plain, or the end."""
-        return self._ended or bool(self._passing and self._buffer)
+        return self.ended or bool(self._passing and self._buffer)
 
     def recv(self, buffer_size: int) -> bytes:
         """paho's bytes; b"" at the end of the connection. Raises what broke it, or `BlockingIOError`."""
-        taken = int(min(buffer_size, len(self._buffer), math.inf if self._ended else self._passing))
+        begin = self._at
+        here = len(self._buffer) - begin
+        taken = int(min(buffer_size, here, math.inf if self.ended else self._passing))
         if taken:
             with memoryview(self._buffer) as view:
-                data = bytes(view[:taken])
-            del self._buffer[:taken]
+                data = bytes(view[begin : begin + taken])
+            self._buffer, self._at = (self._buffer, begin + taken) if taken < here else (b"", 0)
             self._passing = max(0, self._passing - taken)
             return data
-        if not self._ended:
+        if not self.ended:
             raise BlockingIOError
         if self.error is not None:
             raise self.error
@@ -122,12 +147,12 @@ class Wire:
 
     def _length(self) -> tuple[int, int]:
         """(remaining length, offset behind it) of the packet that is next; offset 0: not all of it is there yet."""
-        length = 0
-        for k, digit in enumerate(self._buffer[1 : 1 + _LENGTH_BYTES]):
+        length, at = 0, self._at + 1
+        for k, digit in enumerate(self._buffer[at : at + _LENGTH_BYTES]):
             length |= (digit & 0x7F) << 7 * k
             if digit < 0x80:
-                return length, 2 + k
-        if len(self._buffer) > _LENGTH_BYTES:
+                return length, at + 1 + k
+        if len(self._buffer) >= at + _LENGTH_BYTES:
             self._passing = math.inf  # no length at all: paho will say so
         return 0, 0
 
@@ -142,21 +167,23 @@ class Wire:
         """Write a whole packet, now or as soon as there is room. Not while `blocked`, nor before paho's own have left.
 
         If the connection is broken, the packet is lost; the next `recv` says so."""
-        if not self._ended:
-            self._unsent = packet
-            self.flush()
+        if self.ended:
+            return
+        try:
+            sent = self._sock.send(packet)
+        except OSError as error:
+            sent = 0
+            if _broken(self._remember(self._last_words(error))):
+                self._end()
+                return
+        if sent < len(packet) or self._unsent:
+            self._unsent = packet[sent:]
+            self._watch_room()
 
     def flush(self) -> None:
         """Write what was offered, as far as there is room."""
-        if self._unsent and not self._ended:
-            try:
-                sent = self._sock.send(self._unsent)
-            except OSError as error:
-                if _broken(self._remember(self._last_words(error))):
-                    self._end()
-            else:
-                self._unsent = self._unsent[sent:]
-        self._watch_room()
+        if self._unsent:
+            self.offer(self._unsent)
 
     def send(self, buffer: bytes | bytearray) -> int:
         """For paho: how many of the bytes were written. Raises `BlockingIOError` if there is no room."""
@@ -171,13 +198,14 @@ class Wire:
 
     def _end(self) -> None:
         """Nothing comes any more, and nothing leaves: what waits for room would wait for ever."""
-        self._ended, self._unsent = True, b""
+        self.ended, self.drained, self._unsent = True, False, b""
+        self._watch_room()
 
     def _watch_room(self) -> None:
-        wanted = self._others_want or bool(self._unsent)
-        if self._watched and wanted != self._writes:
-            self._writes = wanted
-            self._reactor.modify(self._sock, READ | WRITE if wanted else READ)
+        self.busy = self._others_want or bool(self._unsent)
+        if self._watched and self.busy != self._writes:
+            self._writes = self.busy
+            self._reactor.modify(self._sock, READ | WRITE if self.busy else READ)
 
     # --- the socket ------------------------------------------------------------------------------------------------
 
@@ -218,16 +246,17 @@ class Wire:
         return error
 
 
-def plain_publish(topic: str, payload: bytes) -> bytes:
-    """A PUBLISH packet of quality of service 0, not retained, without properties."""
-    name = topic.encode()
-    left = 3 + len(name) + len(payload)
+@lru_cache(maxsize=_KNOWN_HEADS)
+def plain_head(name: bytes, payload_bytes: int) -> bytes:
+    """What stands before the payload in a PUBLISH packet of quality of service 0, not retained, without properties, on
+    the topic whose `topic_name` is `name`."""
+    left = 3 + len(name) + payload_bytes
     head = bytearray((_PLAIN,))
     while left > 0x7F:
         head.append(left & 0x7F | 0x80)
         left >>= 7
     head.append(left)
-    return b"".join((head, len(name).to_bytes(2, "big"), name, b"\0", payload))
+    return b"".join((head, len(name).to_bytes(2, "big"), name, b"\0"))
 
 
 def _broken(error: OSError) -> bool:
