@@ -53,11 +53,11 @@ class FrameReader:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterable[bytes]:
+    def feed(self, data: bytes) -> Iterable[bytes | memoryview]:
         if not self._buffer and len(data) >= HEADER.size:  # nearly always: one frame, whole
             (length,) = HEADER.unpack_from(data)
             if length == len(data) - HEADER.size and length <= self._max_bytes:
-                return (data[HEADER.size :],)
+                return (memoryview(data)[HEADER.size :],)
         return self._feed(data)
 
     def _feed(self, data: bytes) -> Iterator[bytes]:

@@ -220,7 +220,7 @@ class ProcessExecutor:
 
     # --- from the worker -------------------------------------------------------------------------------------------
 
-    def _on_frame(self, frame: bytes) -> None:
+    def _on_frame(self, frame: bytes | memoryview) -> None:
         worker, job = self._worker, self._running
         assert worker is not None
         if not worker.ready:
@@ -296,7 +296,7 @@ class _Worker:
         *,
         threads: int,
         max_bytes: int,
-        on_frame: Callable[[bytes], None],
+        on_frame: Callable[[bytes | memoryview], None],
         on_end: Callable[[str], None],
     ) -> None:
         self.ready = False

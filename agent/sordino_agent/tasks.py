@@ -250,6 +250,7 @@ _FACTS: Final[dict[str, type[Facts]]] = {
 }
 # Our own process is at the other end; the bounds that matter were checked where a peer's bytes came in.
 _SEPARATOR: Final = b"\n"
+Frame = bytes | bytearray | memoryview
 _KINDS: Final = {kind: kind.encode() + _SEPARATOR for kind in (*_TASKS, *_FACTS, Failure.kind)}
 
 
@@ -259,7 +260,7 @@ def encode_task(task: Task) -> bytearray:
     return frame
 
 
-def decode_task(data: bytes | bytearray) -> Task:
+def decode_task(data: Frame) -> Task:
     """Raises `CodecError`."""
     return _unpack(data, _TASK_DECODERS, "task")
 
@@ -274,7 +275,7 @@ def encode_outcome(outcome: Outcome) -> bytearray:
     return frame
 
 
-def decode_outcome(data: bytes | bytearray) -> Outcome:
+def decode_outcome(data: Frame) -> Outcome:
     """Raises `CodecError`."""
     outcome = _unpack(data, _OUTCOME_DECODERS, "outcome")
     if isinstance(outcome, Failure):
@@ -304,15 +305,15 @@ def _unpack_array(expected: type, value: object) -> object:
 T = TypeVar("T")
 
 
-def _unpack(data: bytes | bytearray, decoders: Mapping[bytes, msgspec.msgpack.Decoder[T]], what: str) -> T:
-    end = data.find(_SEPARATOR, 0, 64)
-    if end < 0:
+def _unpack(data: Frame, decoders: Mapping[bytes, msgspec.msgpack.Decoder[T]], what: str) -> T:
+    kind, found, _ = bytes(data[:64]).partition(_SEPARATOR)
+    if not found:
         raise CodecError("pipe: expected a kind and a value")
-    decoder = decoders.get(bytes(data[:end]))
+    decoder = decoders.get(kind)
     if decoder is None:
-        raise CodecError(f"pipe: unknown {what} {data[:end].decode('ascii', 'replace')!r}")
+        raise CodecError(f"pipe: unknown {what} {kind.decode('ascii', 'replace')!r}")
     try:
-        return decoder.decode(memoryview(data)[end + 1 :])
+        return decoder.decode(memoryview(data)[len(kind) + 1 :])
     except (msgspec.DecodeError, LocalError) as error:
         raise CodecError(f"pipe: {error}") from None
 

@@ -317,7 +317,8 @@ class Room:
         if self._sender is None:
             raise LocalError("Room: attach an endpoint before messages arrive")
         try:
-            self._sender.send(to, message, context=context, on_outcome=on_outcome)
+            # Nothing in a session's context is answered, so that none needs a number of its own.
+            self._sender.send(to, message, correlation=context or None, context=context, on_outcome=on_outcome)
         except SordinoError as error:
             log.warning("event=not-sent kind=%s to=%s code=%s", message.kind, to, error.code)
             if on_outcome is not None:
