@@ -233,3 +233,25 @@ def test_a_server_that_restarts_has_forgotten_its_sessions() -> None:
     place.service.on_presence(SERVER, True, 1)
     place.service.on_presence(SERVER, True, 2)
     assert place.service.sessions == 0
+
+
+def test_it_deals_until_the_next_report_and_not_in_one_go() -> None:
+    command = open_command(dealer=DEALER, steps=40, ahead=8, checkpoints=(40,), outputs=())
+    place = Place()
+    place.tell(command)
+    found = []
+    for done in (0, 2, 4, 6):
+        confirm = m.SpdzConfirm(session=command.session, step=done)
+        packet = Packet(sender=SERVER, to=DEALER, message=confirm, correlation=bytes(16), context=b"")
+        place.service.on_message(packet)
+        counts = []
+        for _ in range(8):
+            place.loop.advance(0.05)
+            counts.append(len(place.got(m.SpdzCorrection)))
+        found.append(counts)
+        place.sent.clear()
+        for name in NAMES:
+            word = checked(done + 2, command)
+            packet = Packet(sender=name, to=DEALER, message=word, correlation=bytes(16), context=b"")
+            place.service.on_message(packet)
+    assert found == [[8] * 8, [2] * 8, [1, 1, 2, 2, 2, 2, 2, 2], [1, 1, 2, 2, 2, 2, 2, 2]]

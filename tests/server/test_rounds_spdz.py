@@ -21,7 +21,7 @@ from sordino_common.spdz.opening import spec_of
 from sordino_server.dealer.desk import DealerDesk
 from sordino_server.job_spdz import SpdzSpec
 from sordino_server.rounds.committee import candidates, choose
-from sordino_server.rounds.effects import Answers, Ask, Gone, Hear, Heard, Said, Tell
+from sordino_server.rounds.effects import Answers, Ask, Gone, Hear, Heard, Meter, Metered, Said, Tell
 from sordino_server.rounds.spdz_dealing import Here
 from sordino_server.rounds.spdz_session import Session, SessionAborted, SessionLost, SessionRefused
 
@@ -42,6 +42,7 @@ class World:
         self.asked: list[Ask] = []
         self.answers = Answers(replies=dict.fromkeys(NAMES, self.ready()), refusals={}, missing={})
         self.items: list[Said | Gone] = []
+        self.now_s = 0.0
 
     def ready(self) -> m.SpdzReady:
         return m.SpdzReady(session=SESSION, digest=self.command.digest, correction_bytes=1)
@@ -61,6 +62,8 @@ class World:
                     case Hear():
                         items, self.items = tuple(self.items), []
                         value = Heard(items=items)
+                    case Meter():
+                        value = Metered(bytes_up=0, bytes_down=0, now_s=self.now_s)
         except StopIteration as stop:
             return stop.value
 
@@ -216,9 +219,39 @@ def test_retries_are_capped() -> None:
             if isinstance(effect, Hear):
                 value = Heard(items=tuple(items[: len(NAMES)]))
                 del items[: len(NAMES)]
+            elif isinstance(effect, Meter):
+                value = Metered(bytes_up=0, bytes_down=0, now_s=0.0)
 
     with pytest.raises(RetriesExhausted, match="step 0 met the edge of the ring 5 times, at most 4 are expected"):
         play_in_turns()
+
+
+def test_what_a_report_allows_is_dealt_until_the_next_one_and_not_in_one_go() -> None:
+    command = open_command(steps=40, ahead=8, checkpoints=(40,), outputs=(m.SpdzOutput(name="loss", receiver=SERVER),))
+    world = World(command)
+    world.play(world.session.open(VALUES))
+    generator, value = world.session.advance(40), None
+    times: dict[float, list[int]] = {}
+    for reported_s, steps in ((1.0, 2), (1.4, 4), (1.8, 6), (2.2, 12), (2.6, 12)):
+        while True:
+            effect = generator.send(value)
+            value = None
+            if isinstance(effect, Meter):
+                value = Metered(bytes_up=0, bytes_down=0, now_s=world.now_s)
+            elif isinstance(effect, Tell) and isinstance(effect.message, m.SpdzCorrection):
+                times.setdefault(round(world.now_s, 3), []).append(effect.message.step)
+            elif isinstance(effect, Hear):
+                if world.now_s + effect.wait_s >= reported_s:
+                    break
+                world.now_s += effect.wait_s
+                value = Heard(items=())
+        world.now_s = reported_s
+        for name in NAMES:
+            world.checked(name, steps, first=world.session.confirmed)
+        value, world.items = Heard(items=tuple(world.items)), []
+    assert list(times.items())[:5] == [(0.0, list(range(8))), (1.0, [8, 9]), (1.4, [10]), (1.55, [11]), (1.8, [12])]
+    assert times[2.2] == [14, 15], "half of what may be dealt ahead was not there"
+    assert [step for steps in times.values() for step in steps] == list(range(20))
 
 
 def test_steps_that_were_not_dealt_can_not_be_checked() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -71,6 +72,7 @@ def costs_here() -> Costs:
     return COSTS.get(platform.machine(), COSTS["x86_64"])
 
 
+@lru_cache(maxsize=1024)  # a circuit multiplies the same few shapes in every step
 def choose_backend(rows: int, inner: int, columns: int, *, batch: int = 1, costs: Costs | None = None) -> Backend:
     """The back end that should be fastest for `batch` products of [rows, inner] by [inner, columns]."""
     if inner == 1:

@@ -1,7 +1,8 @@
 """One session's dealing, without I/O: secrets to their owners, corrections ahead of the steps, masks of what opens.
 
 The desk knows every mask and sees no masked value. It deals at most `ahead` steps beyond what is confirmed, one step
-at a time, so that whoever drives it can turn to other things in between. Secrets leave it as messages for one receiver.
+at a time, so that whoever drives it can turn to other things in between, and says when the next one is due (`pace`).
+Secrets leave it as messages for one receiver.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sordino_common.spdz.dealing import Dealer
 from sordino_common.spdz.opening import MODEL, OWNERS
 from sordino_common.spdz.owner import mask_state
 from sordino_common.spdz.spec import SessionSpec
+from sordino_server.dealer.pace import Pace
 
 I64 = npt.NDArray[np.int64]
 State = Mapping[str, I64]
@@ -50,6 +52,7 @@ class DealerDesk:
         self._command = command
         self._spec = spec
         self._stopwatch = stopwatch
+        self._pace = Pace(first=command.first_step, ahead=command.ahead)
         self._dealer = Dealer(
             spec, Seed(random(SEED_BYTES)), state=masks, first_step=command.first_step, backend=backend
         )
@@ -103,6 +106,12 @@ class DealerDesk:
         step = self._dealer.next_step
         return step < self._command.steps and step < self.confirmed + self._command.ahead
 
+    def wait_s(self, now_s: float) -> float | None:
+        """How long to do other things before the next step is dealt; None if none may be. `now_s`: of the loop."""
+        if not self.may_deal:
+            return None
+        return self._pace.wait_s(now_s, confirmed=self.confirmed, dealt=self._dealer.next_step)
+
     def deal(self) -> tuple[str, list[m.SpdzCorrection]]:
         """The next step's correction: who gets it, and its parts."""
         if not self.may_deal:
@@ -111,6 +120,7 @@ class DealerDesk:
         dealt = self._dealer.deal(self._dealer.next_step, self._dealer.next_attempt)
         self.seconds += self._stopwatch() - began_s
         self.nbytes += len(dealt.correction)
+        self._pace.dealt()
         parts = max(1, -(-len(dealt.correction) // CORRECTION_PART_BYTES))
         messages = [
             m.SpdzCorrection(

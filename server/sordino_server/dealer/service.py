@@ -7,7 +7,8 @@
                        receiver, and masks of checkpoints go to disk
     dealer -> server   spdz-checked, when that is done
 
-It deals one step per turn of the loop. A dealer that restarts has lost its sessions; the checkpoints it has kept.
+It deals at most one step per turn of the loop, when one is due (`pace`). A dealer that restarts has lost its sessions;
+the checkpoints it has kept.
 """
 
 from __future__ import annotations
@@ -301,13 +302,13 @@ class _Session:
         self.desk.confirm(step)
         if self._checkpoint and step >= self._checkpoint:
             self._store.forget_before(self.command.run, self.command.session, self._checkpoint)
-        self._deal_soon()
+        self._deal_when_due()
 
     def on_restart(self, message: m.SpdzRestart) -> None:
         if message.step < self._released:
             raise ProtocolError(f"step {message.step} is to run again, but the parties have checked {self._released}")
         self.desk.rewind(message.step, message.attempt)
-        self._deal_soon()
+        self._deal_when_due()
 
     def on_checked(self, party: str, message: m.SpdzChecked) -> None:
         """All parties' word, not the server's, is what lets a mask leave; and that they were told what we were told."""
@@ -339,8 +340,10 @@ class _Session:
         self._send(self._server, report)
 
     def close(self) -> None:
+        """Nothing is dealt, unless somebody asks again."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _outputs(self, step: int, names: tuple[str, ...]) -> Mapping[str, I64]:
         masks = self.desk.output_masks(step)
@@ -350,15 +353,16 @@ class _Session:
         masks = self.desk.state(done)
         return {name: masks[name] for name in names}
 
-    def _deal_soon(self) -> None:
-        if self._timer is None and self._begun and self.desk.may_deal:
-            self._timer = self._loop.call_at(self._loop.now_s(), self._deal)
+    def _deal_when_due(self) -> None:
+        """When that is, changes with every confirmation and restart."""
+        self.close()
+        now_s = self._loop.now_s()
+        wait_s = self.desk.wait_s(now_s) if self._begun else None
+        if wait_s is not None:
+            self._timer = self._loop.call_at(now_s + wait_s, self._deal)
 
     def _deal(self) -> None:
-        self._timer = None
-        if not self.desk.may_deal:
-            return
         name, corrections = self.desk.deal()
         for correction in corrections:
             self._send(name, correction)
-        self._deal_soon()
+        self._deal_when_due()

@@ -54,6 +54,10 @@ class Here:
     def may_deal(self) -> bool:
         return self._desk.may_deal
 
+    def wait_s(self, now_s: float) -> float | None:
+        """How long until the next step is to be dealt; None if none may be."""
+        return self._desk.wait_s(now_s)
+
     def checked(self, limit: int) -> int:
         """How many steps the dealer has done its part for."""
         return limit
@@ -132,6 +136,9 @@ class There:
     @property
     def may_deal(self) -> bool:
         return False  # it does so by itself
+
+    def wait_s(self, now_s: float) -> float | None:
+        return None
 
     def checked(self, limit: int) -> int:
         return min(limit, self._checked)

@@ -37,6 +37,7 @@ from sordino_server.rounds.effects import (
     ask,
     hear,
     listen,
+    meter,
     report,
     tell,
 )
@@ -249,22 +250,31 @@ class Session:
                 if done == until:
                     return Opened(outputs=outputs, model=model, states=states)
                 yield from self.settle(done)
-            if self.dealing.may_deal:
-                yield from self.dealing.deal()
-            yield from self._hear(self._slowest())
+            wait_s = yield from self._deal()
+            yield from self._hear(self._slowest(), wait_s)
             yield from self._retry()
 
-    def _hear(self, missing: tuple[str, ...]) -> Generator[Effect, Result, None]:
-        """Whatever is said next; not for long, if there is something to deal."""
-        busy = self.dealing.may_deal
+    def _deal(self) -> Generator[Effect, Result, float | None]:
+        """The next step, if it is due. How long until another is; None if there is none."""
+        if not self.dealing.may_deal:
+            return None
+        now_s = (yield from meter()).now_s
+        wait_s = self.dealing.wait_s(now_s)
+        if wait_s == 0.0:
+            yield from self.dealing.deal()
+            wait_s = self.dealing.wait_s(now_s)
+        return wait_s
+
+    def _hear(self, missing: tuple[str, ...], wait_s: float | None = None) -> Generator[Effect, Result, None]:
+        """Whatever is said next, within `wait_s` if there is something to do then."""
         items = yield from hear(
             Hear(
                 purpose=f"step {self.confirmed} of {self.command.steps}",
-                wait_s=0.0 if busy else self.command.silence_s,
+                wait_s=self.command.silence_s if wait_s is None else wait_s,
                 missing=missing,
             )
         )
-        if not items and not busy:
+        if not items and wait_s is None:
             raise SessionLost(
                 f"step {self.confirmed}: nothing heard for {self.command.silence_s:g} s from {', '.join(missing)}"
             )
