@@ -44,6 +44,7 @@ _REFUSED_EVERY_S: Final = 60.0  # this time
 _FLAPS: Final = 5  # times that a party goes away within this time, and comes back: then why is told, once
 _FLAPS_WITHIN_S: Final = 300.0
 _UNASKED: Final = "spdz-"  # what members of a session say of themselves
+_TOLD_MOST: Final = 1 << 16  # an answer to what was told before so many others comes too late
 _UNWANTED: Final = 100  # messages of one party in this time; late answers and second copies are far fewer
 
 
@@ -115,7 +116,7 @@ class Conductor:
         self._unwanted_of: Counter[str] = Counter()
         self._flaps_from_s = loop.now_s()
         self._flaps: Counter[str] = Counter()
-        self._told: set[bytes] = set()  # correlations of what was told since listening began
+        self._told: dict[bytes, None] = {}  # correlations of what was told since listening began
         self._base = (0, 0)
         self.done = False
         self._result: Any = None
@@ -298,15 +299,19 @@ class Conductor:
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
-    def _resume(self, value: Callable[[], Result]) -> None:
-        """Go on with the generator from a fresh callback, unless it has been stopped, and perhaps another started."""
+    def _resume(self, value: Callable[[], Result], *, fresh: bool = False) -> None:
+        """Go on with the generator from a fresh callback (or at once, if this is in one), unless it has been stopped,
+        and perhaps another started."""
         generator = self._generator
 
         def go_on() -> None:
             if self._generator is generator and not self.done:
                 self._advance(value())
 
-        self._loop.call_at(self._loop.now_s(), go_on)
+        if fresh:
+            go_on()
+        else:
+            self._loop.call_at(self._loop.now_s(), go_on)
 
     def _advance(self, value: Result) -> None:
         """Resume the generator; perform effects until one has to wait."""
@@ -385,8 +390,8 @@ class Conductor:
 
     # --- when is it enough? ----------------------------------------------------------------------------------------
 
-    def _review(self) -> None:
-        """End the pending wait if its rules say so; otherwise set the timer to when they may."""
+    def _review(self, *, fresh: bool = False) -> None:
+        """End the pending wait if its rules say so; otherwise set the timer to when they may. `fresh`: as `_resume`."""
         self._stop_timer()
         pending, now_s = self._pending, self._loop.now_s()
         match pending:
@@ -410,11 +415,11 @@ class Conductor:
                 if late and pending.ask.cancel is not None:
                     self._cancel(late, pending.ask.cancel)
                 answers = pending.answers()
-                self._resume(lambda: answers)
+                self._resume(lambda: answers, fresh=fresh)
             case Gathering():
-                self._resume(self._present)
+                self._resume(self._present, fresh=fresh)
             case Hearing():
-                self._resume(self._ear.take)
+                self._resume(self._ear.take, fresh=fresh)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -424,7 +429,7 @@ class Conductor:
             waiting = self.waiting
             if waiting is not None:
                 self._tell(waiting)
-        self._review()
+        self._review(fresh=True)
 
     # --- listening -------------------------------------------------------------------------------------------------
 
@@ -438,7 +443,9 @@ class Conductor:
 
         try:
             told = self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
-            self._told.add(told)
+            self._told[told] = None
+            if len(self._told) > _TOLD_MOST:
+                del self._told[next(iter(self._told))]
             return told
         except LimitExceeded as error:
             self._ear.lose(effect.to, printable(str(error)))

@@ -427,7 +427,7 @@ class TrainingOnShares:
         """Of the round so far: a checkpoint in mid-round is gone on with."""
         before = state.record if state.record.round == number else None
         steps = until - state.steps
-        losses = [self._loss(values["loss"]) for values in opened.outputs.values() if "loss" in values]
+        losses = self._losses([values["loss"] for values in opened.outputs.values() if "loss" in values])
         total_steps = steps + (before.steps if before else 0)
         loss = None
         if losses:
@@ -463,9 +463,12 @@ class TrainingOnShares:
         )
         return replace(state, record=record)
 
-    def _loss(self, value: I64) -> float:
+    def _losses(self, values: Sequence[I64]) -> list[float]:
+        if not values:
+            return []
         (wire,) = [entry.wire for entry in self.program.circuit.outputs if entry.name == "loss"]
-        return float(decode_fixed(value, self.program.circuit.wire(wire).fraction_bits))
+        found: list[float] = decode_fixed(np.stack(values), self.program.circuit.wire(wire).fraction_bits).tolist()
+        return found
 
     def _params(self, opened: Mapping[str, I64]) -> Params:
         """The parameters in the Plan's order, as float32."""

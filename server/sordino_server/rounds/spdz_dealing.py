@@ -90,10 +90,6 @@ class Here:
     def confirm(self, done: int) -> None:
         self._desk.confirm(done)
 
-    def has(self, step: int, names: tuple[str, ...]) -> bool:
-        """Whether the masks of an output that opens to the server are here."""
-        return True
-
     def outputs(self, step: int, names: tuple[str, ...]) -> Masks:
         """λ of these outputs of a step."""
         masks = self._desk.output_masks(step)
@@ -182,6 +178,7 @@ class There:
         """It is told like everybody."""
 
     def has(self, step: int, names: tuple[str, ...]) -> bool:
+        """Whether the masks of an output that opens to the server are here."""
         return (step, names) in self._masks
 
     def outputs(self, step: int, names: tuple[str, ...]) -> Masks:

@@ -11,7 +11,7 @@ checkpoint. Whatever smells of cheating ends the run under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,7 +43,7 @@ from sordino_server.rounds.effects import (
 )
 from sordino_server.rounds.events import Note
 from sordino_server.rounds.roll import DataMismatch
-from sordino_server.rounds.spdz_dealing import Dealing
+from sordino_server.rounds.spdz_dealing import Dealing, There
 
 I64 = npt.NDArray[np.int64]
 _BY_CODE: Final = {
@@ -140,6 +140,7 @@ class Session:
         self._members = tuple(dict.fromkeys((*command.parties, *self._owners, *provider, *readers)))
         self._everybody = self._members if dealing.name is None else (*self._members, dealing.name)
         self._parties = {name: _Member(checked=command.first_step) for name in command.parties}
+        self._params = tuple(entry.name for entry in spec.state_inputs if entry.role == "param")
         self._tries = 0
         self._tried_step = -1
         self._attempt = 0
@@ -240,8 +241,10 @@ class Session:
         outputs: dict[int, Mapping[str, I64]] = {}
         model: dict[int, Mapping[str, I64]] = {}
         states: dict[int, Mapping[str, I64]] = {}
+        news = True
+        slowest: tuple[str, ...] = ()
         while True:
-            done = self._done(until)
+            done = self._done(until) if news else self.confirmed
             if done > self.confirmed:
                 yield from self._open_outputs(done, outputs, model)
                 for step in range(self.confirmed + 1, done + 1):
@@ -250,9 +253,12 @@ class Session:
                 if done == until:
                     return Opened(outputs=outputs, model=model, states=states)
                 yield from self.settle(done)
+            if news:
+                slowest = self._slowest()
             wait_s = yield from self._deal()
-            yield from self._hear(self._slowest(), wait_s)
-            yield from self._retry()
+            news = yield from self._hear(slowest, wait_s)
+            if news:
+                yield from self._retry()
 
     def _deal(self) -> Generator[Effect, Result, float | None]:
         """The next step, if it is due. How long until another is; None if there is none."""
@@ -265,8 +271,8 @@ class Session:
             wait_s = self.dealing.wait_s(now_s)
         return wait_s
 
-    def _hear(self, missing: tuple[str, ...], wait_s: float | None = None) -> Generator[Effect, Result, None]:
-        """Whatever is said next, within `wait_s` if there is something to do then."""
+    def _hear(self, missing: tuple[str, ...], wait_s: float | None = None) -> Generator[Effect, Result, bool]:
+        """Whatever is said next, within `wait_s` if there is something to do then. Whether it was anything."""
         items = yield from hear(
             Hear(
                 purpose=f"step {self.confirmed} of {self.command.steps}",
@@ -280,32 +286,29 @@ class Session:
             )
         for item in items:
             self._take(item)
+        return bool(items)
 
     def _done(self, until: int) -> int:
         """How many steps, up to `until`, every party and the dealer have done their part for."""
         done = min(until, self.dealing.checked(until), *(member.checked for member in self._parties.values()))
-        for output in self.command.outputs:
-            if output.receiver == self._server:
-                # A dealer's masks may come after its word that they were sent.
-                while done > self.confirmed and not self._has_masks(output, done):
-                    done -= 1
+        if isinstance(self.dealing, There):  # its masks may come after its word that they were sent
+            for output in self.command.outputs:
+                if output.receiver == self._server:
+                    while done > self.confirmed and not self._has_masks(self.dealing, output, done):
+                        done -= 1
         return done
 
-    def _has_masks(self, output: m.SpdzOutput, done: int) -> bool:
+    def _has_masks(self, dealing: There, output: m.SpdzOutput, done: int) -> bool:
         if output.name == MODEL:
-            return all(
-                self.dealing.has(step, self._params)
-                for step in range(self.confirmed + 1, done + 1)
-                if self._opens_model(output, step)
-            )
-        return all(self.dealing.has(step, (output.name,)) for step in range(self.confirmed, done))
+            return all(dealing.has(step, self._params) for step in self._model_opens(output, done))
+        return all(dealing.has(step, (output.name,)) for step in range(self.confirmed, done))
 
-    def _opens_model(self, output: m.SpdzOutput, done: int) -> bool:
-        return done == self.command.steps or (output.every > 0 and done % output.every == 0)
-
-    @property
-    def _params(self) -> tuple[str, ...]:
-        return tuple(entry.name for entry in self.spec.state_inputs if entry.role == "param")
+    def _model_opens(self, output: m.SpdzOutput, done: int) -> Iterator[int]:
+        """After which steps since `confirmed` and up to `done`."""
+        every = output.every or self.command.steps
+        yield from range((self.confirmed // every + 1) * every, done + 1, every)
+        if done == self.command.steps and done % every:
+            yield done
 
     def _take(self, item: Said | Gone) -> None:
         ours = isinstance(item, Said) and getattr(item.message, "session", b"") == self.command.session
@@ -383,10 +386,9 @@ class Session:
             if output.receiver != self._server:
                 yield from self._release(output, done)
             elif output.name == MODEL:
-                for step in range(self.confirmed + 1, done + 1):
-                    if self._opens_model(output, step):
-                        masks = self.dealing.model(step, self._params)
-                        model[step] = self._agreed(step, self._params, masks)
+                for step in self._model_opens(output, done):
+                    masks = self.dealing.model(step, self._params)
+                    model[step] = self._agreed(step, self._params, masks)
             else:
                 for step in range(self.confirmed, done):
                     masks = self.dealing.outputs(step, (output.name,))
@@ -414,7 +416,7 @@ class Session:
             for name in names:
                 if copy[name].shape != masks[name].shape:
                     raise ProtocolError(f"{party} tells an output {name} of shape {list(copy[name].shape)}")
-                if not np.array_equal(copy[name], first[name]):
+                if copy is not first and not np.array_equal(copy[name], first[name]):
                     raise EquivocationError(f"{party} and {first_party} tell different outputs {name} of step {step}")
         return {name: np.subtract(first[name], masks[name]) for name in names}
 
