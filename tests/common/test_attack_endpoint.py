@@ -106,7 +106,7 @@ def test_probes_of_messages_that_never_were_take_no_memory() -> None:
     receiver = band.parties["hub"].endpoint._link._peers["alto"].contexts[b""].receiver
     for k in range(500):
         attack(band, "alto", "hub", [Probe(stamp=0, floor=0, parcels=tuple(range(32 * k, 32 * k + 32)))])
-    assert len(receiver._tell) <= 1024
+    assert len(receiver.pending) <= 1024
 
 
 def test_an_answer_that_is_due_and_wanted_no_more_ends_nobodys_turn() -> None:

@@ -8,7 +8,6 @@ protocol that they speak.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
@@ -78,23 +77,22 @@ class EncodedPool:
 
 def estimate_bytes(value: object) -> int:
     """About how many bytes `value` will take: exact in the bulk (arrays, byte strings, text), without encoding."""
-    if isinstance(value, bytes | str):
-        return len(value) + _FIELD_BYTES
-    if isinstance(value, msgspec.Struct):
-        total = _names_bytes(type(value))
-        items: Iterable[object] = msgspec.structs.astuple(value)
-    elif isinstance(value, tuple | list):
-        total, items = _FIELD_BYTES, value
-    elif isinstance(value, Array):
-        return value.nbytes + 4 * _FIELD_BYTES
-    else:
-        return _FIELD_BYTES
-    for item in items:
+    total, pending = 0, [value]
+    while pending:
+        item = pending.pop()
         kind = type(item)
+        total += _FIELD_BYTES
+        if kind is int or kind is float or item is None:
+            continue
         if kind is bytes or kind is str:
-            total += len(item) + _FIELD_BYTES  # type: ignore[arg-type]
-        else:
-            total += _FIELD_BYTES if kind is int else estimate_bytes(item)
+            total += len(item)  # type: ignore[arg-type]
+        elif kind is tuple or kind is list:
+            pending += item  # type: ignore[arg-type]
+        elif isinstance(item, msgspec.Struct):
+            total += _names_bytes(type(item)) - _FIELD_BYTES
+            pending += msgspec.structs.astuple(item)
+        elif isinstance(item, Array):
+            total += item.nbytes + 3 * _FIELD_BYTES
     return total
 
 

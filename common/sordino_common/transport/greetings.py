@@ -21,39 +21,34 @@ class Greetings:
 
     def __init__(self, settings: LinkSettings) -> None:
         self._settings = settings
-        self._tries: dict[Key, int] = {}
+        self.waiting: dict[Key, int] = {}  # -> how often it was tried
         self._due: Deadlines[Key] = Deadlines()
         self._answered_s: dict[str, float] = {}
 
-    @property
-    def waiting(self) -> bool:
-        """Whether there is any."""
-        return bool(self._tries)
-
     def want(self, key: Key, now_s: float) -> None:
         """The lane needs a session; no news if that was known."""
-        if key not in self._tries:
-            self._tries[key] = 0
+        if key not in self.waiting:
+            self.waiting[key] = 0
             self._due.set(key, now_s)
 
     def hurry(self, peer: str, now_s: float) -> None:
         """The peer has just appeared: greet it now, whatever the back-off says."""
-        for key in self._tries:
+        for key in self.waiting:
             if key[0] == peer:
-                self._tries[key] = 0
+                self.waiting[key] = 0
                 self._due.set(key, now_s)
 
     def settle(self, key: Key) -> None:
         """There is a session, or nothing waits for one any more."""
-        self._tries.pop(key, None)
+        self.waiting.pop(key, None)
         self._due.lift(key)
 
     def due(self, now_s: float) -> list[Key]:
         """The lanes to greet now; each is due again after its back-off."""
         found = self._due.pop(now_s)
         for key in found:
-            wait_s = self._settings.hello_retry_s * 2.0 ** min(self._tries[key], 16)
-            self._tries[key] += 1
+            wait_s = self._settings.hello_retry_s * 2.0 ** min(self.waiting[key], 16)
+            self.waiting[key] += 1
             self._due.set(key, now_s + min(self._settings.hello_retry_max_s, wait_s))
         return found
 

@@ -94,7 +94,7 @@ class Receiver:
         self._incarnations = first_incarnation
         self.parcels: dict[int, _Incoming] = {}  # of several parts, of which some are missing
         self._finished: dict[int, Refuse | None] = {}
-        self._tell: dict[int, None] = {}  # parcels whose state or verdict the next ack carries, in order
+        self.pending: dict[int, None] = {}  # parcels whose state or verdict the next ack carries, in order
         self.held: dict[int, int] = {}  # parcel -> size, of those told to hold
         self._unacknowledged = 0
         self.due_s = math.inf
@@ -112,10 +112,6 @@ class Receiver:
     @property
     def budget(self) -> Budget:
         return self._budget
-
-    @property
-    def pending(self) -> bool:
-        return bool(self._tell)
 
     def on_whole(self, whole: Whole, now_s: float) -> bool:
         """Whether the parcel is wanted. Raises as `on_part` does."""
@@ -198,7 +194,7 @@ class Receiver:
         held: list[int] = []
         states: list[State] = []
         refusals: list[Frame] = []
-        for number in list(self._tell):
+        for number in list(self.pending):
             if len(done) == MAX_DONE or len(held) == MAX_DONE or len(states) == MAX_STATES:
                 break
             if number in self._finished:
@@ -213,9 +209,9 @@ class Receiver:
                 held.append(number)
             elif number >= self._floor:
                 states.append(self._state(number))
-            del self._tell[number]
+            del self.pending[number]
         self._unacknowledged = 0
-        if not self._tell:
+        if not self.pending:
             self.due_s = math.inf
         if self._stamp < 0:
             return refusals
@@ -237,7 +233,7 @@ class Receiver:
         for number in list(self.parcels):
             self._drop(number)
         self._finished.clear()
-        self._tell.clear()
+        self.pending.clear()
         self.held.clear()
         self._floor, self._stamp, self._unacknowledged = 0, -1, 0
         self.due_s = math.inf
@@ -277,11 +273,11 @@ class Receiver:
         if self.parcels:
             for number in [number for number in self.parcels if number < floor]:
                 self._drop(number)
-        for table in (self._finished, self.held, self._tell):
+        for table in (self._finished, self.held, self.pending):
             for number in list(table):
                 if number < floor:
                     del table[number]
-        if not self._tell:  # what was due to be told is wanted no more
+        if not self.pending:  # what was due to be told is wanted no more
             self.due_s = math.inf
 
     def _incoming(self, part: Part, now_s: float) -> _Incoming | None:
@@ -329,7 +325,7 @@ class Receiver:
         )
 
     def _answer(self, number: int, now_s: float, *, at_once: bool) -> None:
-        self._tell.setdefault(number)
+        self.pending.setdefault(number)
         self._unacknowledged += 1
         settings = self._settings
         if at_once or self._unacknowledged >= settings.ack_every:
