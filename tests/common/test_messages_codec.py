@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -63,6 +64,37 @@ def test_round_trip(value: object) -> None:
     again = decode(data)
     assert again == value
     assert encode(again) == data
+
+
+def by_cbor2(value: object) -> bytes:
+    """As `cbor2` alone writes it."""
+
+    def tagged(value: object) -> object:
+        if isinstance(value, Array):
+            return cbor2.CBORTag(40, [list(value.shape), cbor2.CBORTag(DTYPES[value.dtype][1], value.data)])
+        if isinstance(value, list | tuple):
+            return [tagged(item) for item in value]
+        return {key: tagged(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return cbor2.dumps(tagged(value), canonical=True)
+
+
+LONG = st.sampled_from(["", "a", "b", "aa", "ü", "z" * 22, "z" * 23, "z" * 24, "y" * 24, "x" * 255, "x" * 256])
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(values | st.dictionaries(st.text(max_size=3) | LONG, values, max_size=30) | st.lists(values, max_size=30))
+def test_what_is_written_by_hand_is_as_by_cbor2(value: object) -> None:
+    assert encode(value) == by_cbor2(value)
+
+
+def test_lengths_and_counts_are_written_as_by_cbor2() -> None:
+    for count in (0, 1, 23, 24, 255, 256, 65_535, 65_536):
+        row = Array("uint8", (count, 1), bytes(count))
+        for value in (row, [row] * min(count, 300), {f"{k:x}": row for k in range(min(count, 300))}, bytes(count)):
+            assert encode(value) == by_cbor2(value)
+    for value in ((1, (2, [F32])), {"a": True, "b": [F32, None, -0.0, math.nan, 1e300]}, [{"x": F32}, {}, []]):
+        assert encode(value) == by_cbor2(value)
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
@@ -144,6 +176,16 @@ def test_what_has_no_place_on_the_wire() -> None:
         encode({1})
     with pytest.raises(LocalError, match="map keys must be text"):
         encode({1: 2})
+
+
+def test_an_array_stays_as_it_is() -> None:
+    for name in ("dtype", "shape", "data", "more"):
+        with pytest.raises(AttributeError, match="immutable"):
+            setattr(F32, name, b"")
+        with pytest.raises(AttributeError, match="immutable"):
+            delattr(F32, name)
+    for other in (copy.copy(F32), copy.deepcopy(F32)):
+        assert (other, hash(other)) == (F32, hash(F32))
 
 
 def test_an_array_shows_no_values() -> None:

@@ -6,7 +6,7 @@ little-endian bytes in C order. `sordino_common.plan.arrays` turns it into an nd
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NoReturn
 
 from sordino_common.errors import CodecError, LocalError
 
@@ -31,7 +31,11 @@ class Array:
     The repr shows dtype and shape only: what an array holds may be somebody's data.
     """
 
-    __slots__ = ("_data", "_dtype", "_shape")
+    __slots__ = ("data", "dtype", "shape")
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
 
     def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
         if dtype not in DTYPES:
@@ -44,7 +48,18 @@ class Array:
             raise LocalError(f"Array: shape {shape} has a negative dimension or more than {MAX_RANK} dimensions")
         if len(data) != expected:
             raise LocalError(f"Array: {dtype}{list(shape)} needs {expected} bytes, got {len(data)}")
-        self._dtype, self._shape, self._data = dtype, shape, data
+        _PUT_DTYPE(self, dtype)
+        _PUT_SHAPE(self, shape)
+        _PUT_DATA(self, data)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"Array: {name} can't be set: it is immutable")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"Array: {name} can't be deleted: it is immutable")
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], bytes]]:  # copied by way of its checks
+        return Array, (self.dtype, self.shape, self.data)
 
     @classmethod
     def from_wire(cls, dtype: str, shape: tuple[int, ...], data: bytes) -> Array:
@@ -55,28 +70,22 @@ class Array:
             raise CodecError(str(error)) from None
 
     @property
-    def dtype(self) -> str:
-        return self._dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    @property
-    def data(self) -> bytes:
-        return self._data
-
-    @property
     def nbytes(self) -> int:
-        return len(self._data)
+        return len(self.data)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Array):
             return NotImplemented
-        return (self._dtype, self._shape, self._data) == (other._dtype, other._shape, other._data)
+        return (self.dtype, self.shape, self.data) == (other.dtype, other.shape, other.data)
 
     def __hash__(self) -> int:
-        return hash((self._dtype, self._shape, self._data))
+        return hash((self.dtype, self.shape, self.data))
 
     def __repr__(self) -> str:
-        return f"Array({self._dtype}{list(self._shape)})"
+        return f"Array({self.dtype}{list(self.shape)})"
+
+
+# The slots' own setters: reading a slot costs no call, unlike a property, and nobody else sets one.
+_PUT_DTYPE: Final = Array.__dict__["dtype"].__set__
+_PUT_SHAPE: Final = Array.__dict__["shape"].__set__
+_PUT_DATA: Final = Array.__dict__["data"].__set__

@@ -7,7 +7,7 @@ never names a class, a module or a function.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -121,7 +121,7 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS, *, minor: int =
     except CodecError as error:  # from a message's own __post_init__
         raise CodecError(f"message {kind}: {error}") from None
     # A field with a default that is spelled out and one that is left out must not be two encodings of one message.
-    expected = {name for name in cls.__struct_fields__ if cls.added.get(name, 0) <= minor}
+    expected = _fields_of(cls, minor)
     if len(fields) != len(expected):
         missing = sorted(expected - set(fields))
         if missing:
@@ -137,19 +137,29 @@ def decode_message(data: bytes, limits: Limits = DEFAULT_LIMITS, *, minor: int =
 _LEAVES: Final = frozenset({bool, int, float, str, bytes, type(None), Array})  # most of what a message is made of
 
 
+@lru_cache(maxsize=256)
+def _fields_of(cls: type[Message], minor: int) -> frozenset[str]:
+    return frozenset(name for name in cls.__struct_fields__ if cls.added.get(name, 0) <= minor)
+
+
 def to_plain(value: Any, *, minor: int | None = None) -> Any:
     """Structs as maps, all the way down; everything else is left to the codec. With `minor`, without the fields that
     came later; raises `LocalError` if one of them says more than its default."""
     if type(value) in _LEAVES:
         return value
     if isinstance(value, (list, tuple)):
+        if _LEAVES.issuperset(map(type, value)):
+            return list(value)
         return [item if type(item) in _LEAVES else to_plain(item, minor=minor) for item in value]
     if isinstance(value, msgspec.Struct):
         names = value.__struct_fields__
         if minor is not None and (added := getattr(type(value), "added", None)):
             names = tuple(name for name in names if added.get(name, 0) <= minor or _says_something(value, name, minor))
-        fields = [(name, getattr(value, name)) for name in names]
-        return {name: item if type(item) in _LEAVES else to_plain(item, minor=minor) for name, item in fields}
+        fields = {}
+        for name in names:
+            item = getattr(value, name)
+            fields[name] = item if type(item) in _LEAVES else to_plain(item, minor=minor)
+        return fields
     if isinstance(value, dict):
         return {key: to_plain(item, minor=minor) for key, item in value.items()}
     return value

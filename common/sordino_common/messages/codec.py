@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
 from typing import Any, Final
 
 import cbor2
 
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages.array import DTYPE_OF_TAG, DTYPES, MAX_RANK, Array
+from sordino_common.messages.heads import BYTES, LIST, MAP, NUMBER, TAG, TEXT, WIDE, head
 
 TAG_SHAPED: Final = 40  # RFC 8746 section 3.1.1: [dimensions, typed array], row-major
 
@@ -39,7 +43,9 @@ DEFAULT_LIMITS: Final = Limits()
 
 def encode(value: object) -> bytes:
     """Canonical CBOR of None, bool, int, float, str, bytes, `Array`, and lists, tuples and str-keyed dicts of them."""
-    return cbor2.dumps(_to_wire(value), canonical=True)
+    parts: list[bytes] = []
+    _write(value, parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
@@ -63,24 +69,72 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
         raise CodecError(f"CBOR: {cause}") from None
 
 
-# Exact types: a subclass (an enum, say) is left to the slower way. Rounds of a session pass here several times each.
+# Exact types: a subclass (an enum, say) goes the slower way.
 _PLAIN: Final = frozenset({bool, int, float, str, bytes, type(None)})
+_TEXT: Final = frozenset({str})
+_NO_KEYS: Final = repeat(b"")
 
 
-def _to_wire(value: object) -> object:
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, Array):
-        return cbor2.CBORTag(TAG_SHAPED, [list(value.shape), cbor2.CBORTag(DTYPES[value.dtype][1], value.data)])
-    if isinstance(value, (list, tuple)):
-        return [item if type(item) in _PLAIN else _to_wire(item) for item in value]
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
+def _write(value: object, parts: list[bytes]) -> None:
+    """Append the encoding of `value`. `cbor2` writes lists of plain items and whatever is rare; what messages are made
+    of is put together here, from heads that are known, so that nothing large is copied but once."""
+    entries: Iterable[tuple[bytes, Any]]
+    if isinstance(value, list | tuple):
+        if _PLAIN.issuperset(map(type, value)):
+            parts.append(cbor2.dumps(list(value), canonical=True))
+            return
+        parts.append(head(LIST, len(value)))
+        entries = zip(_NO_KEYS, value, strict=False)
+    elif isinstance(value, dict):
+        if not _TEXT.issuperset(map(type, value)) and not all(isinstance(key, str) for key in value):
             raise LocalError("codec: map keys must be text")
-        return {key: item if type(item) in _PLAIN else _to_wire(item) for key, item in value.items()}
-    if isinstance(value, bool | int | float | str | bytes):
-        return value
+        parts.append(head(MAP, len(value)))
+        keys, written = _in_order(tuple(value))
+        entries = zip(written, map(value.__getitem__, keys), strict=True)
+    else:
+        parts.append(_alone(value))
+        return
+    for key, item in entries:
+        kind = type(item)
+        if kind is bytes:
+            parts += (key, head(BYTES, len(item)), item)
+        elif kind is str:
+            text = item.encode()
+            parts += (key, head(TEXT, len(text)), text)
+        elif kind is Array:
+            parts += (key, _array_head(item.dtype, item.shape), item.data)
+        elif kind in _PLAIN:
+            parts += (key, cbor2.dumps(item, canonical=True))
+        else:
+            parts.append(key)
+            _write(item, parts)
+
+
+def _alone(value: object) -> bytes:
+    """The encoding of what is no container."""
+    if isinstance(value, Array):
+        return _array_head(value.dtype, value.shape) + value.data
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return cbor2.dumps(value, canonical=True)
     raise LocalError(f"codec: {type(value).__name__} has no place on the wire")
+
+
+@lru_cache(maxsize=128)  # the fields of a message, the tensors of a model: the same again and again
+def _in_order(keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[bytes, ...]]:
+    """The keys in canonical order, and their encodings. cbor2's sorts by (length, bytes) of the encoded key: RFC 7049
+    section 3.9, kept by RFC 8949 section 4.2.3. For text keys shorter than 24 bytes both orders agree."""
+    written = {key: head(TEXT, len(text := key.encode())) + text for key in keys}
+    ordered = sorted(written.items(), key=lambda pair: (len(pair[1]), pair[1]))
+    return tuple(key for key, _ in ordered), tuple(encoded for _, encoded in ordered)
+
+
+@lru_cache(maxsize=1024)
+def _array_head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What stands before the data of an array: tag 40, [dimensions, the typed array's tag and length."""
+    nbytes, tag = DTYPES[dtype]
+    dims = b"".join(head(NUMBER, dim) for dim in shape)
+    front = head(TAG, TAG_SHAPED) + head(LIST, 2) + head(LIST, len(shape)) + dims
+    return front + head(TAG, tag) + head(BYTES, nbytes * math.prod(shape))
 
 
 def _array_of_tag(tag: cbor2.CBORTag, _immutable: bool) -> object:
@@ -94,159 +148,136 @@ def _array_of_tag(tag: cbor2.CBORTag, _immutable: bool) -> object:
 
 
 def scan(data: bytes, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Refuse anything but one canonical, bounded item. Raises `CodecError`; builds nothing."""
-    if len(data) > limits.payload_bytes:
-        raise CodecError(f"CBOR: {len(data)} bytes, at most {limits.payload_bytes} are taken")
-    scanner = _Scanner(data, limits)
-    end = scanner.item(0, limits.depth)
-    if end != len(data):
-        raise CodecError(f"CBOR: {len(data) - end} bytes after the end of the item at byte {end}")
+    """Refuse anything but one canonical, bounded item. Raises `CodecError`; builds nothing but a stack of at most
+    `limits.depth` entries."""
+    size = len(data)
+    if size > limits.payload_bytes:
+        raise CodecError(f"CBOR: {size} bytes, at most {limits.payload_bytes} are taken")
+    at, depth, items_left = 0, limits.depth, limits.items
+    left, in_map, previous = 1, False, b""  # of the container that we are in: items to come, the key before
+    around: list[tuple[int, bool, bytes]] = []  # the same of those around it
+    while True:
+        while left == 0:
+            if not around:
+                if at != size:
+                    raise CodecError(f"CBOR: {size - at} bytes after the end of the item at byte {at}")
+                return
+            left, in_map, previous = around.pop()
+            depth += 1
+        is_key = in_map and not left & 1
+        left -= 1
+        if at >= size:
+            raise CodecError(f"CBOR: ends at byte {at} where an item is expected")
+        begin, first = at, data[at]
+        if is_key and not 0x60 <= first < 0x80:
+            raise CodecError(f"CBOR: map key at byte {at} is not text")
+        items_left -= 1
+        if items_left < 0:
+            raise CodecError(f"CBOR: more than {limits.items} items")
+        argument, at = (first & 31, at + 1) if first & 31 < 24 else _wide(data, at)
+        if first < 0x40:  # an integer
+            continue
+        if first < 0x80:  # a string
+            at += argument
+            if at > size:
+                raise CodecError(f"CBOR: truncated string of {argument} bytes at byte {begin}")
+            if first >= 0x60:
+                if argument > limits.text_bytes:
+                    raise CodecError(f"CBOR: text of {argument} bytes at byte {begin}, at most {limits.text_bytes}")
+                if not data[at - argument : at].isascii():
+                    _check_utf8(data[at - argument : at], begin)
+                if is_key:
+                    key = data[begin:at]
+                    if (len(previous), previous) >= (len(key), key):  # in the order of `_in_order`
+                        raise CodecError(f"CBOR: map key at byte {begin} is a duplicate or out of order")
+                    previous = key
+            continue
+        if first >= 0xE0:
+            if not 0xF4 <= first <= 0xF6:  # false, true, null
+                _check_float(data, begin, argument, at)
+            continue
+        if depth == 0:
+            raise CodecError(f"CBOR: nested deeper than {limits.depth} at byte {begin}")
+        if first >= TAG:
+            at, items_left = _shaped_array(data, begin, argument, at, items_left, limits)
+            continue
+        count = 2 * argument if first >= MAP else argument
+        if count > size - at:  # every item takes a byte at least
+            raise CodecError(f"CBOR: a container of {count} items at byte {begin}, but {size - at} bytes are left")
+        around.append((left, in_map, previous))
+        left, in_map, previous, depth = count, first >= MAP, b"", depth - 1
 
 
-# Whole items of one byte: numbers from -24 to 23, false, true and null. Most items are one of these.
-_ONE_BYTE: Final = frozenset((*range(0x18), *range(0x20, 0x38), 0xF4, 0xF5, 0xF6))
+def _wide(data: bytes, at: int) -> tuple[int, int]:
+    """(argument, offset behind it) of a head of more than one byte. A float's bits may be any."""
+    info = data[at] & 31
+    if info not in WIDE:
+        raise CodecError(f"CBOR: indefinite or reserved length at byte {at}")
+    width, least = WIDE[info]
+    after = at + 1 + width
+    if after > len(data):
+        raise CodecError(f"CBOR: truncated head at byte {at}")
+    argument = int.from_bytes(data[at + 1 : after], "big")
+    if argument < least and data[at] < 0xE0:
+        raise CodecError(f"CBOR: not the shortest form of {argument} at byte {at}")
+    return argument, after
 
-_SHORT: Final = frozenset((*range(0x40, 0x58), *range(0x60, 0x78)))  # strings of fewer than 24 bytes
+
+def _check_utf8(text: bytes, begin: int) -> None:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        raise CodecError(f"CBOR: text at byte {begin} is not UTF-8") from None
 
 
-class _Scanner:
-    __slots__ = ("data", "items_left", "limits")
+def _check_float(data: bytes, begin: int, argument: int, after: int) -> None:
+    info = data[begin] & 31
+    if info < 25:
+        raise CodecError(f"CBOR: simple value {argument} at byte {begin} is not false, true or null")
+    raw = data[begin + 1 : after]
+    (number,) = struct.unpack({25: ">e", 26: ">f", 27: ">d"}[info], raw)
+    if _shortest_float(number) != (info, raw):
+        raise CodecError(f"CBOR: not the shortest form of a float at byte {begin}")
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
-        self.data = data
-        self.limits = limits
-        self.items_left = limits.items
 
-    def head(self, at: int) -> tuple[int, int, int, int]:
-        """(major type, additional information, argument, offset behind the head) of the item at byte `at`."""
-        data = self.data
+def _shaped_array(data: bytes, begin: int, tag: int, at: int, items_left: int, limits: Limits) -> tuple[int, int]:
+    """(offset behind, items left after) a tag 40 at `begin`: an array of two, the list of dimensions and a tagged byte
+    string of just the right size. `at`: behind the tag."""
+    if tag != TAG_SHAPED:
+        raise CodecError(f"CBOR: tag {tag} at byte {begin} is not taken")
+    rank, elements, expected = 0, 1, 0
+    place = 0  # of the head: the pair, the list of dimensions, each of them, the typed array's tag, its bytes
+    while place < rank + 4:
         if at >= len(data):
             raise CodecError(f"CBOR: ends at byte {at} where an item is expected")
-        self.items_left -= 1
-        if self.items_left < 0:
-            raise CodecError(f"CBOR: more than {self.limits.items} items")
-        major, info = data[at] >> 5, data[at] & 31
-        if info < 24:
-            return major, info, info, at + 1
-        if info > 27:
-            raise CodecError(f"CBOR: indefinite or reserved length at byte {at}")
-        width = 1 << (info - 24)
-        raw = data[at + 1 : at + 1 + width]
-        if len(raw) != width:
-            raise CodecError(f"CBOR: truncated head at byte {at}")
-        argument = int.from_bytes(raw, "big")
-        if major != 7 and argument < (24, 1 << 8, 1 << 16, 1 << 32)[info - 24]:
-            raise CodecError(f"CBOR: not the shortest form of {argument} at byte {at}")
-        return major, info, argument, at + 1 + width
-
-    def item(self, at: int, depth: int) -> int:
-        """Check the item at byte `at`; returns the offset behind it."""
-        data = self.data
-        if at < len(data) and self.items_left > 0:
-            first = data[at]
-            if first in _ONE_BYTE:
-                self.items_left -= 1
-                return at + 1
-            if first in _SHORT:
-                end = at + 1 + (first & 31)
-                text_bytes = self.limits.text_bytes
-                if end <= len(data) and (first < 0x60 or (first - 0x60 <= text_bytes and data[at + 1 : end].isascii())):
-                    self.items_left -= 1
-                    return end
-        major, info, argument, after = self.head(at)
-        if major <= 1:
-            return after
-        if major <= 3:
-            return self._string(at, after, argument, is_text=major == 3)
-        if depth == 0 and major != 7:
-            raise CodecError(f"CBOR: nested deeper than {self.limits.depth} at byte {at}")
-        if major == 4:
-            self._room(at, argument, len(self.data) - after)
-            for _ in range(argument):
-                after = self.item(after, depth - 1)
-            return after
-        if major == 5:
-            return self._map(at, after, argument, depth - 1)
-        if major == 6:
-            return self._shaped_array(at, after, argument)
-        return self._simple(at, info, argument, after)
-
-    def _room(self, at: int, count: int, bytes_left: int) -> None:
-        if count > bytes_left:  # every item takes a byte at least
-            raise CodecError(f"CBOR: a container of {count} items at byte {at}, but {bytes_left} bytes are left")
-
-    def _string(self, at: int, after: int, length: int, *, is_text: bool) -> int:
-        end = after + length
-        if end > len(self.data):
-            raise CodecError(f"CBOR: truncated string of {length} bytes at byte {at}")
-        if is_text:
-            if length > self.limits.text_bytes:
-                raise CodecError(f"CBOR: text of {length} bytes at byte {at}, at most {self.limits.text_bytes}")
-            text = self.data[after:end]
-            if text.isascii():
-                return end
-            try:
-                text.decode("utf-8")
-            except UnicodeDecodeError:
-                raise CodecError(f"CBOR: text at byte {at} is not UTF-8") from None
-        return end
-
-    def _map(self, at: int, after: int, pairs: int, depth: int) -> int:
-        self._room(at, 2 * pairs, len(self.data) - after)
-        previous: bytes | None = None
-        for _ in range(pairs):
-            if after < len(self.data) and self.data[after] >> 5 != 3:
-                raise CodecError(f"CBOR: map key at byte {after} is not text")
-            end = self.item(after, depth)
-            key = self.data[after:end]
-            # cbor2's canonical mode sorts by (length, bytes) of the encoded key: RFC 7049 section 3.9, kept by
-            # RFC 8949 section 4.2.3. For text keys shorter than 24 bytes both orders agree.
-            if previous is not None and (len(previous), previous) >= (len(key), key):
-                raise CodecError(f"CBOR: map key at byte {after} is a duplicate or out of order")
-            previous = key
-            after = self.item(end, depth)
-        return after
-
-    def _simple(self, at: int, info: int, argument: int, after: int) -> int:
-        if info in (20, 21, 22):  # false, true, null
-            return after
-        if info < 25:
-            raise CodecError(f"CBOR: simple value {argument} at byte {at} is not false, true or null")
-        raw = self.data[at + 1 : after]
-        if info == 25:
-            (number,) = struct.unpack(">e", raw)
-        elif info == 26:
-            (number,) = struct.unpack(">f", raw)
+        items_left -= 1
+        if items_left < 0:
+            raise CodecError(f"CBOR: more than {limits.items} items")
+        major = data[at] & 0xE0
+        argument, at = (data[at] & 31, at + 1) if data[at] & 31 < 24 else _wide(data, at)
+        if place == 0:
+            if (major, argument) != (LIST, 2):
+                raise CodecError(f"CBOR: tag 40 at byte {begin} needs an array of two")
+        elif place == 1:
+            if major != LIST or argument > MAX_RANK:
+                raise CodecError(f"CBOR: shape at byte {begin} is not a list of at most {MAX_RANK} dimensions")
+            rank = argument
+        elif place < rank + 2:
+            if major != NUMBER:
+                raise CodecError(f"CBOR: a dimension of the array at byte {begin} is not a natural number")
+            elements *= argument
+        elif place == rank + 2:
+            if major != TAG or argument not in DTYPE_OF_TAG:
+                raise CodecError(f"CBOR: the array at byte {begin} is of no known element type")
+            expected = elements * DTYPES[DTYPE_OF_TAG[argument]][0]
         else:
-            (number,) = struct.unpack(">d", raw)
-        if _shortest_float(number) != (info, raw):
-            raise CodecError(f"CBOR: not the shortest form of a float at byte {at}")
-        return after
-
-    def _shaped_array(self, at: int, after: int, tag: int) -> int:
-        """Tag 40: an array of two, the list of dimensions and a tagged byte string of just the right size."""
-        if tag != TAG_SHAPED:
-            raise CodecError(f"CBOR: tag {tag} at byte {at} is not taken")
-        major, _, count, after = self.head(after)
-        if (major, count) != (4, 2):
-            raise CodecError(f"CBOR: tag 40 at byte {at} needs an array of two")
-        major, _, rank, after = self.head(after)
-        if major != 4 or rank > MAX_RANK:
-            raise CodecError(f"CBOR: shape at byte {at} is not a list of at most {MAX_RANK} dimensions")
-        elements = 1
-        for _ in range(rank):
-            major, _, dim, after = self.head(after)
-            if major != 0:
-                raise CodecError(f"CBOR: a dimension of the array at byte {at} is not a natural number")
-            elements *= dim
-        major, _, tag, after = self.head(after)
-        if major != 6 or tag not in DTYPE_OF_TAG:
-            raise CodecError(f"CBOR: the array at byte {at} is of no known element type")
-        major, _, length, after = self.head(after)
-        expected = elements * DTYPES[DTYPE_OF_TAG[tag]][0]
-        if major != 2 or length != expected:
-            raise CodecError(f"CBOR: the array at byte {at} needs {expected} bytes of data, got {length}")
-        return self._string(at, after, length, is_text=False)
+            if major != BYTES or argument != expected:
+                raise CodecError(f"CBOR: the array at byte {begin} needs {expected} bytes of data, got {argument}")
+            at += expected
+        place += 1
+    if at > len(data):
+        raise CodecError(f"CBOR: truncated string of {expected} bytes at byte {begin}")
+    return at, items_left
 
 
 def _shortest_float(number: float) -> tuple[int, bytes]:

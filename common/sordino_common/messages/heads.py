@@ -14,6 +14,8 @@ NUMBER: Final = 0x00  # major types, as the bits of a head: natural number
 BYTES: Final = 0x40  # byte string
 TEXT: Final = 0x60
 LIST: Final = 0x80
+MAP: Final = 0xA0
+TAG: Final = 0xC0
 
 # Additional information -> (bytes of the argument, least argument that has no shorter form).
 WIDE: Final = {24: (1, 24), 25: (2, 1 << 8), 26: (4, 1 << 16), 27: (8, 1 << 32)}
