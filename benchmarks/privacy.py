@@ -4,8 +4,12 @@
 norms, clipping, quantisation, the exact integer sum, and the optimizer's step by the apply Plan) over the training Plan
 of the same job on the same batch. Its parts, each run by itself, are in plain steps as well; they add up to less, for
 each leaves the next one a cache full of its own. `noise` is what the device's own noise costs a step; small models draw
-for many steps at once, so it is the time of such a draw, shared among them. The sampler and the noise do not depend on
-the batch: they grow with the rows of the split and with the parameters.
+for many steps at once, so it is the time of such a draw, shared among them; it does not depend on the batch.
+
+*What a device pays at a low rate* is more, and `sampled` says it: a whole step on 10 B rows of which each is taken with
+probability 1/10, so that B are expected, as many as the plain step has: coins, batches, sums, noise, optimizer. Rows
+keep their places (`private_sum`), so the fullest place decides how many batches there are, beside it for a middling
+sample. At the full rate there is a batch for each B rows, and none more.
 
 *The floor* is measured, too, where all gradients are outer products (`fewest_calls`): the two Plans, and between them
 the fewest NumPy calls on these very arrays that clip rows and add them exactly, L layers, written down one after the
@@ -36,6 +40,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import importlib.util
+import random
 import sys
 import warnings
 from collections.abc import Callable
@@ -48,8 +53,8 @@ import torch
 from timing import best_seconds
 from torch import nn
 
-from sordino_agent.private_step import AHEAD, Applier, StepNoise, gradient_layout
-from sordino_agent.private_sum import RowSum
+from sordino_agent.private_step import AHEAD, Applier, PrivateSums, StepNoise, gradient_layout
+from sordino_agent.private_sum import RowSum, batches_of, poisson_sample
 from sordino_common.plan.gradients import OuterRows, RowGradients, WholeRows
 from sordino_common.plan.interpreter import NumpyProgram
 from sordino_common.plan.spec import TensorSpec
@@ -60,6 +65,8 @@ from sordino_server.trace.subject import examples
 
 CLIP_NORM, GRID_BITS = 1.0, 16
 SIGMA_SQUARED = (1 << GRID_BITS) ** 2  # noise multiplier 1
+RATE = 10  # a row in so many is taken
+THRESHOLD = (1 << 32) // RATE
 OPTIMIZER = Sgd(lr=0.1)
 ROUNDS, SLICE_S = 150, 0.0008  # short slices: on a busy machine a long one is always disturbed
 
@@ -138,6 +145,24 @@ def steps(task: Task) -> tuple[dict[str, Callable[[], object]], int]:
         for _ in range(at_once):
             steps_noise.take()
 
+    x_all, y_all = (rows.numpy() for rows in examples(task.x, task.y, RATE * task.batch))
+    coins = middling_coins(task.batch)
+    drawn = PrivateSums(
+        gradient,
+        layout,
+        x=x_all,
+        y=y_all,
+        clip_norm=CLIP_NORM,
+        grid_bits=GRID_BITS,
+        threshold=THRESHOLD,
+        random=lambda count: (os.urandom(count), coins)[1],
+    )
+
+    def sampled() -> None:
+        total = drawn.draw(now[0])
+        total += steps_noise.take()
+        apply(total)
+
     total = clip_and_sum()
     made: dict[str, Callable[[], object]] = {
         "plain": lambda: plain.run([*params, x, y], quiet=True),
@@ -146,8 +171,20 @@ def steps(task: Task) -> tuple[dict[str, Callable[[], object]], int]:
         "clip, sum": clip_and_sum,
         "apply": lambda: apply(total),
         "noise": noise,
+        "sampled": sampled,
     }
     return made if fewest is None else {**made, "floor": floor}, at_once
+
+
+def batches_with(coins: bytes, batch: int) -> int:
+    sample = poisson_sample(RATE * batch, THRESHOLD, lambda _: coins)
+    return sum(1 for _ in batches_of(sample, batch, RATE * batch))
+
+
+def middling_coins(batch: int) -> bytes:
+    """Coins of a sample that takes as many batches as half of all samples do at most."""
+    many = [random.Random(seed).randbytes(4 * RATE * batch) for seed in range(99)]
+    return sorted(many, key=lambda coins: batches_with(coins, batch))[len(many) // 2]
 
 
 def fewest_calls(layout: RowGradients, outs: list[Any], grid_bits: int) -> Callable[[list[Any]], Any] | None:
@@ -242,7 +279,10 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")  # Opacus hooks modules in a way that PyTorch warns of
     print("times the plain step of the same kind\n")
-    print("model        batch  dp/plain  at most  floor   noise   gradients  clip,sum  apply   plain us  opacus/eager")
+    print(
+        "model        batch  dp/plain  at most  floor   noise   gradients  clip,sum  apply    sampled   plain us  "
+        "opacus/eager"
+    )
     for task in tasks():
         (own, at_once), theirs = steps(task), opacus_steps(task)
         with np.errstate(all="ignore"):  # as the device does, once for all steps
@@ -250,11 +290,13 @@ def main() -> None:
         seconds["noise"] /= at_once
         part = {name: seconds[name] / seconds["plain"] for name in own}
         floor = f"{part['floor']:.2f}" if "floor" in part else "-"
+        batches = batches_with(middling_coins(task.batch), task.batch)
+        sampled = f"{part['sampled']:.1f} in {batches}"
         opacus = f"{seconds['opacus'] / seconds['eager']:.2f}" if theirs else "not installed"
         print(
             f"{task.name:12s} {task.batch:5d} {part['private']:9.2f} {task.at_most:8.2f} {floor:>6s} "
             f"{part['noise']:7.2f} {part['gradients']:11.2f} {part['clip, sum']:9.2f} {part['apply']:6.2f} "
-            f"{seconds['plain'] * 1e6:10.0f} {opacus:>13s}"
+            f"{sampled:>10s} {seconds['plain'] * 1e6:10.0f} {opacus:>13s}"
         )
         sys.stdout.flush()
 

@@ -77,25 +77,28 @@ def poisson_sample(rows: int, threshold: int, random: RandomBytes = os.urandom) 
     """Ascending row numbers in [0, rows), each taken independently with probability `threshold` / 2^32, exactly."""
     if not 1 <= threshold <= FULL_SAMPLING or rows < 0:
         raise LocalError(f"poisson_sample: threshold in [1, 2^32] and rows >= 0, got {threshold} and {rows}")
-    coins = np.frombuffer(random(4 * rows), dtype="<u4").astype(np.uint64)
-    return np.flatnonzero(coins < np.uint64(threshold))
+    coins = np.frombuffer(random(4 * rows), dtype="<u4")
+    return np.flatnonzero(coins <= np.uint32(threshold - 1))
 
 
 def batches_of(sample: Rows, batch_rows: int, rows: int) -> Iterator[tuple[Rows, NDArray[np.bool_]]]:
     """(B row numbers, which of them count): the ascending `sample` of `rows` rows, row r at place r mod B. Batch k has
     the k-th row of the sample for each place, and where there is none the place's first row, which does not count."""
-    first = np.minimum(np.arange(batch_rows), max(0, rows - 1))
+    if not len(sample):
+        return
     places = sample % batch_rows
     order = np.argsort(places, kind="stable")
     found = np.bincount(places, minlength=batch_rows)
     # Place by place: how many of its rows came before.
     ranks = np.arange(len(sample)) - np.repeat(np.cumsum(found) - found, found)
-    for rank in range(int(found.max(initial=0))):
-        part = sample[order[ranks == rank]]
-        batch, counted = first.copy(), np.zeros(batch_rows, dtype=np.bool_)
-        batch[part % batch_rows] = part
-        counted[part % batch_rows] = True
-        yield batch, counted
+    where = ranks * batch_rows + places[order]
+    batches = int(ranks.max()) + 1
+    table = np.empty((batches, batch_rows), dtype=np.int64)
+    table[:] = np.minimum(np.arange(batch_rows), rows - 1)
+    counted = np.zeros((batches, batch_rows), dtype=np.bool_)
+    table.put(where, sample[order])
+    counted.put(where, True)
+    yield from zip(table, counted, strict=True)
 
 
 def expected_batches(rows: int, batch_rows: int, threshold: int) -> int:
@@ -164,7 +167,7 @@ class RowSum:
         np.sqrt(z, out=z)
         np.divide(self._whole, z, out=z)  # z²: 0 or NaN where the norm is infinite or NaN
         if count < len(counted):
-            z[~counted] = 0.0
+            np.multiply(z, counted, out=z)
         np.multiply(z, z, out=t)
         np.multiply(t, squares, out=t)
         others.quantise()
