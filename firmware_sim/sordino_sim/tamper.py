@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from sordino_agent.spdz.seat import MakeParty
 from sordino_common.errors import ConfigError
@@ -26,6 +27,7 @@ from sordino_common.spdz.effects import Broadcast, Effect
 from sordino_common.spdz.party import Party
 from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
 
+I64 = npt.NDArray[np.int64]
 What = Literal["opening", "mac", "seed", "commitment", "correction", "equivocation"]
 _HASH_BYTES: Final = 32
 _WORD_BITS: Final = 64
@@ -96,17 +98,17 @@ class Cheater(Party):
             data = _flipped(data, self._tamper.bit % (8 * len(data)))
         return super().on_correction(step, attempt, data)
 
-    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[Any, Any]:
-        shares, tags = super()._preprocessing(at, corrected)
+    def _preprocessing(self, at: tuple[int, int], corrected: bool, shares: I64) -> Any:
+        tags = super()._preprocessing(at, corrected, shares)
         if not self._layout.gates:
-            return shares, tags
+            return tags
         place = self._layout.root_elements + self._place()
         if self._due("opening", at[0]):
             shares.view(np.uint64)[place] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
         elif self.spec.active and self._due("mac", at[0]):
             tags = self._expanded(at) if tags is None else np.array(tags)
             tags[0, self._tag()] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
-        return shares, tags
+        return tags
 
     def _go_on(self) -> list[Effect]:
         return [self._bent(effect) for effect in super()._go_on()]

@@ -82,7 +82,7 @@ def test_every_wire_of_every_step(n: int, security: Security) -> None:
         original = party._end_step
 
         def end_step(effects: Any, party: Any = party, original: Any = original) -> None:
-            before = runs.setdefault(party._step, party._run.values)
+            before = runs.setdefault(party._step, [np.array(value) for value in party._run.values])
             for mine, theirs in zip(party._run.values, before, strict=True):
                 assert np.array_equal(mine, theirs)  # m is the same at every member
             original(effects)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -101,23 +101,46 @@ def matmul(
     `out` if given (C-contiguous, not an operand). With `workspace`, scratch memory is kept between calls.
 
     Raises `LocalError` for other dtypes or shapes that don't fit."""
-    shape = product_shape(a, b)
     if out is None:
-        out = np.empty(shape, dtype=np.int64)
-    elif out.shape != shape or out.dtype != np.int64 or not out.flags.c_contiguous:
+        out = np.empty(product_shape(a, b), dtype=np.int64)
+    for call in matmul_calls(a, b, out, backend=backend, workspace=workspace, costs=costs):
+        call()
+    return out
+
+
+def matmul_calls(
+    a: I64,
+    b: I64,
+    out: I64,
+    *,
+    backend: Backend | None = None,
+    workspace: Workspace | None = None,
+    costs: Costs | None = None,
+    room: Callable[[tuple[int, ...]], I64] | None = None,
+) -> list[Callable[[], object]]:
+    """`matmul` into `out` as calls that can be made again and again, whatever a and b hold by then. `room`: gives
+    memory, C-contiguous, for a copy of b; it may be used for something else between two times."""
+    shape = product_shape(a, b)
+    if out.shape != shape or out.dtype != np.int64 or not out.flags.c_contiguous:
         raise LocalError(f"matmul: `out` must be C-contiguous int64{list(shape)}, got {out.dtype}{list(out.shape)}")
     rows, inner, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     batch = max(a.size // max(rows * inner, 1), b.size // max(inner * columns, 1))
     chosen = backend or choose_backend(rows, inner, columns, batch=batch, costs=costs)
     if chosen == "limbs" and out.size and inner:
-        _limbs(a, b, out, workspace or Workspace())
-    elif chosen == "outer" and inner == 1:
-        np.multiply(a, b, out=out)
-    elif chosen == "dots":
-        np.einsum("...mk,...nk->...mn", a, np.ascontiguousarray(b.swapaxes(-1, -2)), out=out)
+        return [partial(_limbs, a, b, out, workspace or Workspace())]
+    if chosen == "outer" and inner == 1:
+        return [partial(np.multiply, a, b, out)]
+    right = b.swapaxes(-1, -2) if chosen == "dots" else b
+    calls: list[Callable[[], object]] = []
+    if not right.flags.c_contiguous:  # along the inner dimension for `dots`, along the columns for the loop
+        copy = room(right.shape) if room is not None else np.empty(right.shape, dtype=np.int64)
+        calls.append(partial(np.copyto, copy, right))
+        right = copy
+    if chosen == "dots":
+        calls.append(partial(np.einsum, "...mk,...nk->...mn", a, right, out=out))
     else:
-        np.matmul(a, b, out=out)
-    return out
+        calls.append(partial(np.matmul, a, right, out))
+    return calls
 
 
 def product_shape(a: I64, b: I64) -> tuple[int, ...]:

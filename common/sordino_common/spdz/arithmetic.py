@@ -11,71 +11,180 @@ and, summed over the parties with Σ λ^i = λ and γ as in `dealing`,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.ring.matmul import matmul
-from sordino_common.spdz.circuit import Circuit, Gate, Product, View
-from sordino_common.spdz.layout import Layout, Values, local_functions, view
+from sordino_common.spdz.calls import Call, Locals, Scratch, add_multiple, constant, product_calls, run
+from sordino_common.spdz.circuit import Circuit, Gate, Product, View, gate_of
+from sordino_common.spdz.layout import Layout, Values
 
 I64 = npt.NDArray[np.int64]
-_Share = Callable[[Values, "dict[int, Any]", I64], None]
+_SLOTS: Final = 4  # of scratch memory: two results, a factor, a factor's copy
+
+
+class Run:
+    """The arrays of a step attempt, and the calls that write them.
+
+    `shares`: this party's, of λ, then of γ (`gammas`); shares of openings take the place of γ, then D does. `rounds`:
+    D of each round. `values`: m of every wire; `inputs` come first. `tags`: see `check`."""
+
+    __slots__ = (
+        *("shares", "gammas", "rounds", "inputs", "values", "tags", "round"),
+        *("masking", "opening", "accepting", "locals"),
+    )
+
+    def __init__(self, circuit: Circuit, layout: Layout) -> None:
+        self.shares = np.empty(layout.root_elements + layout.gate_elements, dtype=np.int64)
+        self.gammas = self.shares[layout.root_elements :]
+        self.rounds = [self.gammas[place] for place in layout.rounds]
+        self.inputs: list[I64] = [np.empty(entry.wire.shape, dtype=np.int64) for entry in circuit.inputs]
+        self.values: Values = list(self.inputs)
+        self.masking: list[Call] = []  # once the shares are there
+        self.opening: list[list[Call]] = [[] for _ in layout.rounds]  # what is opened in each round
+        self.accepting: list[list[Call]] = [[] for _ in layout.rounds]  # m of what has been opened
+        self.locals: list[list[Call]] = [[] for _ in layout.stages]  # and what can be computed then
+        self.round = 0
+        self.tags: Any = None
 
 
 class Arithmetic:
-    """The circuit made ready for party `index`: what can be decided once is."""
+    """The circuit made ready for a party: `first` for party 0. It lends arrays for steps, and takes them back."""
 
     def __init__(self, circuit: Circuit, layout: Layout, *, first: bool) -> None:
         self._circuit = circuit
         self._layout: Final = layout
         self._first = first
-        self._locals = local_functions(circuit, constants=True)
-        self._tables = [np.array(table, dtype=np.int64) for table in circuit.tables]
-        self._shares = {number: self._gate_function(number) for number in layout.gates}
         self._views = self._operand_views()
+        self._bounds = [max(gate_of(circuit, number).bound_bits for number in opened) for opened in circuit.rounds]
+        self._scratch = Scratch(self._largest(), slots=_SLOTS)
+        self._locals = Locals(circuit, self._scratch)
+        self._free: list[Run] = []
 
-    def split(self, flat: I64) -> tuple[dict[int, Any], I64]:
-        """This party's shares: of λ, for every operand of a product (roots, and what views make of them), and of γ."""
-        shares: dict[int, Any] = {
-            number: flat[place].reshape(self._circuit.wire(number).shape)
-            for number, place in self._layout.roots.items()
-        }
-        for number, node in self._views:
-            shares[number] = view(node, shares[node.operand], self._tables)
-        return shares, flat[self._layout.root_elements :]
+    def lend(self) -> Run:
+        """Arrays for a step attempt; what they hold is of no meaning."""
+        one = self._free.pop() if self._free else self._lay_out()
+        one.round, one.tags = 0, None
+        return one
 
-    def locals_after(self, rounds: int, values: Values) -> None:
-        """m of all local nodes that can be computed once so many rounds have opened."""
-        for number in self._layout.stages[rounds]:
-            values[number] = self._locals[number](values)
+    def take_back(self, one: Run) -> None:
+        """Its arrays are for another step."""
+        self._free.append(one)
 
-    def share(self, round_: int, values: Values, masks: dict[int, Any], gammas: I64) -> I64:
-        """This party's shares of everything that opens in `round_`, flat. Overwrites its γ shares there."""
-        for number in self._circuit.rounds[round_]:
-            self._shares[number](values, masks, gammas[self._layout.gates[number]])
-        return gammas[self._layout.rounds[round_]]
+    def forget(self) -> None:
+        self._free.clear()
 
-    def accept(self, round_: int, values: Values, opened: I64) -> str:
-        """m = D >> t for the round's gates; or, if some |D| >= 2^63 - 2^bound_bits, the gate where that was."""
-        for number in self._circuit.rounds[round_]:
-            gate = self._circuit.node(number)
-            assert isinstance(gate, Gate)
-            flat = opened[self._layout.gates[number]]
-            if at_edge(flat, gate.bound_bits):
-                return f"gate {number}"
-            values[number] = (flat >> np.int64(gate.shift)).reshape(gate.wire.shape)
+    def begin(self, one: Run) -> None:
+        """All that follows from the inputs' m and the shares, once these are there."""
+        run(one.masking)
+        run(one.locals[0])
+
+    def share(self, one: Run) -> I64:
+        """This party's shares of everything that opens in the current round, flat."""
+        run(one.opening[one.round])
+        return one.rounds[one.round]
+
+    def accept(self, one: Run) -> str:
+        """From D of the current round m = D >> t, and all local nodes that can be computed then; the next round begins.
+        Or, if some |D| >= 2^63 - 2^bound_bits, the gate where that was."""
+        if at_edge(one.rounds[one.round], self._bounds[one.round]):  # at that of the gate with the largest bound
+            for number in self._circuit.rounds[one.round]:
+                if at_edge(one.gammas[self._layout.gates[number]], gate_of(self._circuit, number).bound_bits):
+                    return f"gate {number}"
+        run(one.accepting[one.round])
+        one.round += 1
+        run(one.locals[one.round])
         return ""
+
+    # --- laying out ------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> Run:
+        circuit, layout = self._circuit, self._layout
+        one = Run(circuit, layout)
+        moved = np.empty(layout.gate_elements, dtype=np.int64)
+        stage_of = {number: stage for stage, numbers in enumerate(layout.stages) for number in numbers}
+        for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
+            if isinstance(node, Gate):
+                place = layout.gates[number]
+                shift = partial(np.right_shift, one.gammas[place], constant(node.shift), moved[place])
+                one.accepting[node.round].append(shift)
+                one.values.append(moved[place].reshape(node.wire.shape))
+            else:
+                array, calls = self._locals.of(node, one.values)
+                one.locals[stage_of[number]] += calls
+                one.values.append(array)
+        masks: dict[int, I64] = {
+            number: one.shares[place].reshape(circuit.wire(number).shape) for number, place in layout.roots.items()
+        }
+        for number, view in self._views:
+            masks[number], calls = self._locals.view(view, masks[view.operand])
+            one.masking += calls
+        for round_, opened in enumerate(circuit.rounds):
+            for number in opened:
+                one.opening[round_] += self._gate_calls(number, one, masks)
+        return one
+
+    def _gate_calls(self, number: int, one: Run, masks: dict[int, I64]) -> list[Call]:
+        """Add to γ^i, where it stands, all else that z^i is made of."""
+        gate = gate_of(self._circuit, number)
+        out = one.gammas[self._layout.gates[number]].reshape(gate.wire.shape)
+        calls: list[Call] = []
+        for product in gate.products:
+            calls += self._product_calls(product, one.values, masks, out)
+        if self._first:
+            for term in gate.terms:
+                scratch = self._scratch.take(0, out.shape)
+                calls += add_multiple(out, term.coefficient, one.values[term.operand], scratch)
+            if gate.addend:
+                calls.append(partial(np.add, out, constant(gate.addend), out))
+        return calls
+
+    def _product_calls(self, product: Product, values: Values, masks: dict[int, I64], out: I64) -> list[Call]:
+        """out += k ([i=0] m_A·m_B - m_A·λ_B^i - λ_A^i·m_B)"""
+        m_a, m_b, mask_a, mask_b = values[product.a], values[product.b], masks[product.a], masks[product.b]
+        scratch, matrix = self._scratch, product.kind != "mul"
+        found = scratch.take(0, out.shape if matrix else m_a.shape)
+        other = scratch.take(1, found.shape)
+        factor = product.coefficient if self._first else -product.coefficient
+        calls: list[Call]
+        if product.a == product.b and not matrix:  # m (m - 2 λ), or -2 m λ
+            if self._first:
+                calls = [partial(np.multiply, mask_a, constant(-2), found), partial(np.add, found, m_a, found)]
+            else:
+                calls, factor = [partial(np.copyto, found, mask_a)], 2 * factor
+            calls.append(partial(np.multiply, found, m_a, found))
+        else:  # m_A (m_B - λ_B) - λ_A m_B, or -(m_A λ_B + λ_A m_B)
+            calls, right = [], mask_b
+            if self._first:
+                right = scratch.take(2, m_b.shape)
+                calls.append(partial(np.subtract, m_b, mask_b, right))
+            if matrix:
+                calls += product_calls(m_a, right, found, scratch, 3)
+                calls += product_calls(mask_a, m_b, other, scratch, 3)
+            else:
+                calls += [partial(np.multiply, m_a, right, found), partial(np.multiply, mask_a, m_b, other)]
+            calls.append(partial(np.subtract if self._first else np.add, found, other, found))
+        if product.reduce:
+            total = scratch.take(1, out.shape)
+            calls.append(partial(np.add.reduce, found, product.reduce, np.int64, total))
+            found = total
+        return calls + add_multiple(out, factor, found, found)
+
+    def _largest(self) -> int:
+        """Elements of the largest array that scratch memory is taken for: an operand or a result."""
+        circuit = self._circuit
+        operands = [(product.a, product.b) for number in circuit.gates for product in gate_of(circuit, number).products]
+        wires = [wire for pair in operands for wire in pair]
+        wires += range(len(circuit.inputs), len(circuit.inputs) + len(circuit.nodes))
+        return max((circuit.wire(wire).numel for wire in wires), default=0)
 
     def _operand_views(self) -> list[tuple[int, View]]:
         """The views between roots and operands, in order."""
         needed: set[int] = set()
         for number in self._layout.gates:
-            gate = self._circuit.node(number)
-            assert isinstance(gate, Gate)
-            for product in gate.products:
+            for product in gate_of(self._circuit, number).products:
                 for operand in (product.a, product.b):
                     current = operand
                     while current not in self._layout.roots:
@@ -90,59 +199,10 @@ class Arithmetic:
             result.append((number, node))
         return result
 
-    def _gate_function(self, number: int) -> _Share:
-        gate = self._circuit.node(number)
-        assert isinstance(gate, Gate)
-        shape = gate.wire.shape
-        products = [(self._product_function(product), np.int64(product.coefficient)) for product in gate.products]
-        terms = [(term.operand, np.int64(term.coefficient)) for term in gate.terms] if self._first else []
-        addend = np.int64(gate.addend) if self._first and gate.addend else None
-
-        def share(values: Values, masks: dict[int, Any], gammas: I64) -> None:
-            out = gammas.reshape(shape)
-            for product, coefficient in products:
-                part = product(values, masks)
-                if coefficient != 1:
-                    part = part * coefficient
-                np.add(out, part, out=out)
-            for operand, coefficient in terms:
-                np.add(out, values[operand] * coefficient, out=out)
-            if addend is not None:
-                np.add(out, addend, out=out)
-
-        return share
-
-    def _product_function(self, product: Product) -> Callable[[Values, dict[int, Any]], Any]:
-        """[i=0] m_A·m_B - m_A·λ_B^i - λ_A^i·m_B"""
-        a, b, first, reduce = product.a, product.b, self._first, product.reduce
-        if product.kind != "mul":
-
-            def matrix(values: Values, masks: dict[int, Any]) -> Any:
-                right = values[b] - masks[b] if first else -masks[b]
-                out = matmul(values[a], right)
-                return np.subtract(out, matmul(masks[a], values[b]), out=out)
-
-            return matrix
-
-        def elementwise(values: Values, masks: dict[int, Any]) -> Any:
-            if a == b:  # m (m - 2 λ), or -2 m λ
-                right = np.asarray(masks[a] * np.int64(-2))
-                if first:
-                    right += values[a]
-                full = right
-                full *= values[a]
-            else:
-                full = np.asarray(values[b] - masks[b] if first else -masks[b])
-                full *= values[a]
-                full -= masks[a] * values[b]
-            return full.sum(axis=reduce, dtype=np.int64) if reduce else full
-
-        return elementwise
-
 
 def at_edge(opened: I64, bound_bits: int) -> bool:
     """Whether some |D| >= 2^63 - 2^bound_bits: then D may have wrapped."""
     if not opened.size:
         return False
     limit = (1 << 63) - (1 << bound_bits)
-    return bool(opened.max() >= limit) or bool(opened.min() <= -limit)
+    return bool(np.maximum.reduce(opened, axis=None) >= limit) or bool(np.minimum.reduce(opened, axis=None) <= -limit)

@@ -62,6 +62,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_bytes, expand_ring
+from sordino_common.spdz.arithmetic import Run
 from sordino_common.spdz.check_matrix import MatrixGates
 from sordino_common.spdz.check_vector import BareGates, FamilyGates
 from sordino_common.spdz.field import Field, Fp
@@ -111,14 +112,12 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One step attempt that awaits its check: m of every wire, D of every gate (flat), and this party's shares of the
-    tags (None: to be expanded from its seed)."""
+    """One step attempt that awaits its check, with m of every wire, D of every gate (flat), and this party's shares of
+    the tags (None: to be expanded from its seed)."""
 
     step: int
     attempt: int
-    values: Values
-    opened: I64
-    tags: Fp | None
+    run: Run
 
     def __repr__(self) -> str:
         return f"Record(step={self.step}, attempt={self.attempt}, hidden)"
@@ -186,16 +185,17 @@ class Checker:
 
     def _numbers(self, record: Record, joint: Seed, scales: Sequence[int]) -> Numbers:
         return Numbers(
-            values=record.values,
-            opened=record.opened,
+            values=record.run.values,
+            opened=record.run.gammas,
             coefficients=coefficients(self._spec, self._layout, joint, record.step, record.attempt),
             kappas=scales,
             tags=self._tags(record),
         )
 
     def _tags(self, record: Record) -> Fp:
-        if record.tags is not None:
-            return record.tags
+        tags: Fp | None = record.run.tags
+        if tags is not None:
+            return tags
         info = stream(self._spec, "tags", record.step, record.attempt)
         return self._field.expand(self._seed, info, self._layout.tagging.tags)
 

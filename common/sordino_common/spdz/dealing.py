@@ -117,7 +117,7 @@ class Dealer:
         self._matmul = backend.matmul
         self._layout: Layout = layout_of(spec.circuit)
         self._row_numbers = {n for n, entry in enumerate(spec.circuit.inputs) if entry in spec.row_inputs}
-        locals_, first = local_functions(spec.circuit, constants=False), len(spec.circuit.inputs)
+        locals_, first = local_functions(spec.circuit), len(spec.circuit.inputs)
         self._path = [
             locals_[number] if number in locals_ else _gate_at(spec.circuit, self._layout, number)
             for number in range(first, first + len(spec.circuit.nodes))

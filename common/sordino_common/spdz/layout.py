@@ -96,8 +96,8 @@ def operands_of(node: View | Linear | Sum | Cat) -> tuple[int, ...]:
             return node.operands
 
 
-def local_functions(circuit: Circuit, *, constants: bool) -> Mapping[int, Local]:
-    """Wire -> what computes it from the values before it. With `constants` for m, without for λ."""
+def local_functions(circuit: Circuit) -> Mapping[int, Local]:
+    """Wire -> what computes its λ from those before it, for the dealer (parties: `calls`). Constants are in m only."""
     functions: dict[int, Local] = {}
     tables = [np.array(table, dtype=np.int64) for table in circuit.tables]
     for number, node in enumerate(circuit.nodes, start=len(circuit.inputs)):
@@ -105,7 +105,7 @@ def local_functions(circuit: Circuit, *, constants: bool) -> Mapping[int, Local]
             case View():
                 functions[number] = _view_function(node, tables)
             case Linear():
-                functions[number] = _linear_function(circuit, node, constants=constants)
+                functions[number] = _linear_function(node)
             case Sum():
                 functions[number] = _sum_function(node)
             case Cat():
@@ -115,7 +115,7 @@ def local_functions(circuit: Circuit, *, constants: bool) -> Mapping[int, Local]
     return functions
 
 
-def view(node: View, array: Array, tables: list[I64]) -> Array:
+def _view(node: View, array: Array, tables: list[I64]) -> Array:
     match node.op:
         case "view":
             return array.reshape(node.wire.shape)
@@ -131,17 +131,11 @@ def view(node: View, array: Array, tables: list[I64]) -> Array:
 
 def _view_function(node: View, tables: list[I64]) -> Local:
     operand = node.operand
-    return lambda values: view(node, values[operand], tables)
+    return lambda values: _view(node, values[operand], tables)
 
 
-def _linear_function(circuit: Circuit, node: Linear, *, constants: bool) -> Local:
-    shape = node.wire.shape
-    table: I64 | None = None
-    if constants and node.table is not None:
-        table_shape, flat = circuit.constants[node.table]
-        table = np.array(flat, dtype=np.int64).reshape(table_shape)
-    constant = np.int64(node.constant) if constants and node.constant else None
-    terms = node.terms
+def _linear_function(node: Linear) -> Local:
+    shape, terms = node.wire.shape, node.terms
 
     def linear(values: Values) -> Array:
         out: Array | None = None
@@ -156,12 +150,7 @@ def _linear_function(circuit: Circuit, node: Linear, *, constants: bool) -> Loca
                 np.add(out, values[wire] * np.int64(coefficient), out=out)
         if out is None:
             out = np.zeros(shape, dtype=np.int64)
-        out = np.asarray(out)
-        if table is not None:
-            np.add(out, table, out=out)
-        if constant is not None:
-            np.add(out, constant, out=out)
-        return out
+        return np.asarray(out)
 
     return linear
 

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from sordino_common.errors import LocalError, SordinoError
 from sordino_common.ring.prg import SEED_BYTES, Seed, expand_ring
-from sordino_common.spdz.arithmetic import Arithmetic, at_edge
+from sordino_common.spdz.arithmetic import Arithmetic, Run, at_edge
 from sordino_common.spdz.check import Checker, Record, coefficient_seed
 from sordino_common.spdz.effects import Broadcast, Checked, Done, Effect, Kind, Retry
 from sordino_common.spdz.errors import (
@@ -45,8 +45,8 @@ from sordino_common.spdz.errors import (
 )
 from sordino_common.spdz.field import Field, Mersenne127
 from sordino_common.spdz.intake import Intake, require_names, require_room, require_shape
-from sordino_common.spdz.layout import Values, layout_of
-from sordino_common.spdz.spec import PartySetup, SessionSpec, stream
+from sordino_common.spdz.layout import layout_of
+from sordino_common.spdz.spec import ROW_ROLES, PartySetup, SessionSpec, stream
 from sordino_common.spdz.transcript import Transcript
 from sordino_common.spdz.verification import Verification
 
@@ -95,7 +95,7 @@ class Party:
         self._stopped = False  # waiting for `on_restart`
         self._intake = Intake(spec, self._layout, index)
         self._intake.move(0, 0)
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._records: list[Record] = []
         self._outputs: dict[int, dict[str, I64]] = {}
         self._check: _Pending | None = None  # the check that is under way
@@ -172,9 +172,8 @@ class Party:
         if self._dead:
             raise SessionDead(f"the session has ended: {self._dead}")
         try:
-            with np.errstate(over="ignore"):  # Z_2^64 wraps on purpose; NumPy warns of it for single numbers
-                take(*arguments, **named)
-                return self._go_on()
+            take(*arguments, **named)
+            return self._go_on()
         except LocalError:
             raise  # the caller's mistake, found before anything changed
         except SordinoError as error:
@@ -185,6 +184,7 @@ class Party:
         self._dead = why
         self._checker = self._check = self._run = None
         self._state = None
+        self._arithmetic.forget()
         self._seed = Seed(bytes(SEED_BYTES))
         self._intake.clear()
         self._outputs.clear()
@@ -285,70 +285,67 @@ class Party:
             return False
         if given is None or (corrected and not self._intake.has_correction):
             return False
-        values: Values = [None] * (len(spec.circuit.inputs) + len(spec.circuit.nodes))
         assert self._state is not None
-        for number, entry in enumerate(spec.circuit.inputs):
-            if entry not in spec.row_inputs:
-                values[number] = self._state[entry.name]
+        run = self._run = self._arithmetic.lend()
+        for array, entry in zip(run.inputs, spec.circuit.inputs, strict=True):
+            if entry.role not in ROW_ROLES:
+                np.copyto(array, self._state[entry.name])
                 continue
-            opened = np.zeros(entry.wire.shape, dtype=np.int64)
             for part in self._intake.slices:
-                opened[part.positions] = given[part.owner][entry.name]
-            self._transcript.add("input", *at, 0, entry.name, opened)
-            if at_edge(opened, entry.bound_bits):
-                return self._retry(effects, f"input {entry.name}")
-            values[number] = np.asarray(opened >> np.int64(entry.shift))
+                array[part.positions] = given[part.owner][entry.name]
+            if self._checker is not None:
+                self._transcript.add("input", *at, 0, entry.name, array)
+            if at_edge(array, entry.bound_bits):
+                return self._retry(effects, run, f"input {entry.name}")
+            np.right_shift(array, np.int64(entry.shift), out=array)
         self._intake.running = True
-        self._run = _Run(values, *self._preprocessing(at, corrected), self._arithmetic)
-        self._arithmetic.locals_after(0, values)
-        if self._layout.rounds:
+        run.tags = self._preprocessing(at, corrected, run.shares)
+        self._arithmetic.begin(run)
+        if run.rounds:
             self._send_round(effects)
         return True
 
-    def _preprocessing(self, at: tuple[int, int], corrected: bool) -> tuple[I64, Any]:
-        """Shares of λ and then of γ, and those of the tags if this is the corrected party."""
-        count = self._layout.root_elements + self._layout.gate_elements
+    def _preprocessing(self, at: tuple[int, int], corrected: bool, shares: I64) -> Any:
+        """Write shares of λ and then of γ; returns those of the tags if this is the corrected party."""
         if not corrected:
-            return expand_ring(self._seed, stream(self.spec, "share", *at), (count,)), None
+            expand_ring(self._seed, stream(self.spec, "share", *at), shares.shape, shares)
+            return None
         data = self._intake.take_correction()
-        shares = np.frombuffer(data, dtype="<i8", count=count).copy()
-        if not self.spec.active:
-            return shares, None
+        np.copyto(shares, np.frombuffer(data, dtype="<i8", count=shares.size))
+        if self._checker is None:
+            return None
         tags = np.frombuffer(data, dtype="<u8", offset=shares.nbytes).reshape(2, -1)
         if int(tags[1].max()) >> 63:
             raise CorrectionError(f"the correction of step {at[0]} has shares of tags that are not in the field")
-        return shares, tags
+        return tags
 
     def _send_round(self, effects: list[Effect]) -> None:
         run = self._run
         assert run is not None
-        shares = self._arithmetic.share(run.round, run.values, run.masks, run.gammas)
-        payload = shares.astype("<i8", copy=False).tobytes()
+        payload = self._arithmetic.share(run).astype("<i8", copy=False).tobytes()
         effects.append(Broadcast(kind="open", step=self._step, attempt=self._attempt, round=run.round, payload=payload))
 
-    def _open(self, effects: list[Effect], run: _Run) -> bool:
+    def _open(self, effects: list[Effect], run: Run) -> bool:
         """Add up the shares of one round after the other, as far as all are there. Whether the step is done."""
-        while run.round < len(self._layout.rounds):
+        while run.round < len(run.rounds):
             came = self._intake.messages("open", run.round)
             if came is None:
                 return False
-            place = self._layout.rounds[run.round]
-            opened = run.gammas[place]  # our own shares stand there; the sum takes their place
+            opened = run.rounds[run.round]  # our own shares stand there; the sum takes their place
             for payload in came.values():
-                np.add(opened, np.frombuffer(payload, dtype="<i8"), out=opened)
-            if self.spec.active:
+                np.add(opened, np.frombuffer(payload, dtype="<i8"), opened)
+            if self._checker is not None:
                 self._transcript.add("open", self._step, self._attempt, run.round, "", opened)
-            edge = self._arithmetic.accept(run.round, run.values, run.gammas)
+            edge = self._arithmetic.accept(run)
             if edge:
-                return self._retry(effects, f"{edge}, round {run.round}")
-            run.round += 1
-            self._arithmetic.locals_after(run.round, run.values)
-            if run.round < len(self._layout.rounds):
+                return self._retry(effects, run, f"{edge}, round {run.round}")
+            if run.round < len(run.rounds):
                 self._send_round(effects)
         self._end_step(effects)
         return True
 
-    def _retry(self, effects: list[Effect], where: str) -> bool:
+    def _retry(self, effects: list[Effect], run: Run, where: str) -> bool:
+        self._arithmetic.take_back(run)
         self._run = None
         self._stopped = True
         effects.append(Retry(step=self._step, attempt=self._attempt, where=where))
@@ -357,22 +354,17 @@ class Party:
     def _end_step(self, effects: list[Effect]) -> None:
         run, spec, step = self._run, self.spec, self._step
         assert run is not None
-        self._state = {name: run.values[wire] for name, wire in spec.state_outputs.items()}
-        self._outputs[step] = {name: run.values[wire] for name, wire in spec.value_outputs.items()}
-        if spec.active:
-            self._records.append(
-                Record(
-                    step=step,
-                    attempt=self._attempt,
-                    values=run.values,
-                    opened=run.gammas,
-                    tags=run.tags,
-                )
-            )
+        # Copies: the run's arrays are for later steps, too.
+        self._state = {name: np.array(run.values[wire]) for name, wire in spec.state_outputs.items()}
+        self._outputs[step] = {name: np.array(run.values[wire]) for name, wire in spec.value_outputs.items()}
+        if self._checker is not None:
+            self._records.append(Record(step=step, attempt=self._attempt, run=run))
+        else:
+            self._arithmetic.take_back(run)
         self._run = None
         if not spec.check_due(step):
             self._next_step()
-        elif spec.active:
+        elif self._checker is not None:
             self._check_is_due = True
         else:
             done = Checked(step=step, outputs=self._outputs, state=dict(self._state))
@@ -406,7 +398,7 @@ class Party:
             random=self._random,
         )
         done = Checked(step=self._step, outputs=self._outputs, state=dict(self._state))
-        self._check = _Pending(machine, self._attempt, done)
+        self._check = _Pending(machine, self._attempt, done, self._records)
         self._records, self._outputs, self._check_is_due = [], {}, False
         self._intake.begin_check()
         self._say(effects, machine.begin())
@@ -422,6 +414,8 @@ class Party:
             self._say(effects, said)
             return True
         self._check = None
+        for record in check.records:
+            self._arithmetic.take_back(record.run)
         self._intake.end_check()
         self.checks += 1
         self._release(effects, check.done)
@@ -451,23 +445,13 @@ class Party:
 
 
 class _Pending:
-    """A check under way, of the attempt under which its last step ran, and what may leave when it has passed."""
+    """A check under way, of the attempt under which its last step ran; what may leave when it has passed; and whose
+    arrays are free then."""
 
-    __slots__ = ("attempt", "done", "machine")
+    __slots__ = ("attempt", "done", "machine", "records")
 
-    def __init__(self, machine: Verification, attempt: int, done: Checked) -> None:
+    def __init__(self, machine: Verification, attempt: int, done: Checked, records: list[Record]) -> None:
         self.machine = machine
         self.attempt = attempt
         self.done = done
-
-
-class _Run:
-    """A step attempt under way. `shares`: of λ, then of γ. `gammas`: γ shares, then this party's openings, then D."""
-
-    __slots__ = ("gammas", "masks", "round", "tags", "values")
-
-    def __init__(self, values: Values, shares: I64, tags: Any, arithmetic: Arithmetic) -> None:
-        self.values = values
-        self.masks, self.gammas = arithmetic.split(shares)
-        self.tags = tags
-        self.round = 0
+        self.records = records
