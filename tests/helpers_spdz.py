@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -489,7 +490,7 @@ class CheatingCommittee(Committee):
                     honest = effects.pop()
                     assert isinstance(honest, Broadcast)
                     payload = run.gammas[party._layout.rounds[round_]].tobytes()
-                    effects.append(dataclasses.replace(honest, payload=payload))
+                    effects.append(msgspec.structs.replace(honest, payload=payload))
 
             party._send_round = lie  # type: ignore[method-assign]
         elif cheat.what in ("mac", "lambda", "gamma"):
@@ -533,7 +534,7 @@ class CheatingCommittee(Committee):
                 ):
                     return message
                 tail = message.payload[first:]
-                return dataclasses.replace(
+                return msgspec.structs.replace(
                     message, payload=message.payload[:first] + flip(tail, 64 * cheat.place + cheat.bit)
                 )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -130,8 +131,7 @@ def plan_limits(memory_bytes: int) -> PlanLimits:
     return PlanLimits(value_bytes=memory_bytes, peak_bytes=memory_bytes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """A task that may run: its cost, and the function that runs it."""
 
     cost: TaskCost
@@ -209,15 +209,15 @@ class Workshop:
         return self._made_bench
 
     def _shares(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> Prepared:
-        work = self._bench.work_of(task)
-        cost = TaskCost(kind=task.kind, nodes=work.nodes, flops=work.flops, runs=1)
+        bench = self._bench
+        cost = bench.cost_of(task)
         match task:
-            case SpdzOpenTask():
-                return Prepared(cost=cost, run=lambda check: self._bench.open(task, check))
             case SpdzTask():
-                return Prepared(cost=cost, run=lambda check: self._bench.run(task, check))
+                return Prepared(cost=cost, run=partial(bench.run, task))
+            case SpdzOpenTask():
+                return Prepared(cost=cost, run=partial(bench.open, task))
             case SpdzEndTask():
-                return Prepared(cost=cost, run=lambda check: self._bench.end(task, check))
+                return Prepared(cost=cost, run=partial(bench.end, task))
 
     def _moments(self, task: MomentsTask) -> Prepared:
         command = task.command

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -145,7 +144,7 @@ def test_kappas_make_errors_in_two_gates_of_a_family_independent() -> None:
         assert run is not None
         run.gammas[0] += 1
         run.gammas[2] -= 1
-        effects.append(dataclasses.replace(honest, payload=run.gammas.tobytes()))
+        effects.append(msgspec.structs.replace(honest, payload=run.gammas.tobytes()))
 
     party._send_round = lie  # type: ignore[method-assign]
     with pytest.raises(MacCheckError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -176,7 +177,7 @@ def test_an_opening_of_the_next_step_cannot_be_chosen_to_mend_a_check() -> None:
     committee._deliver()
     assert all(("check-2", 0) in log for log in committee.log)
     committee.kept = [
-        (sender, receiver, dataclasses.replace(message, payload=flip(message.payload, 9)))
+        (sender, receiver, msgspec.structs.replace(message, payload=flip(message.payload, 9)))
         if (sender, message.kind) == (1, "open")
         else (sender, receiver, message)
         for sender, receiver, message in committee.kept

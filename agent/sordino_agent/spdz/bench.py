@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from sordino_agent.data.models import MemoryModels, Models, first_state
 from sordino_agent.errors import BadCommand, CircuitDiffers, UnknownSession
 from sordino_agent.spdz.seat import MakeParty, Seat
 from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, SpdzOpenTask, SpdzTask
+from sordino_agent.tasks import TaskCost
 from sordino_common.errors import LimitExceeded
 from sordino_common.messages import SpdzNumber, SpdzOpen
 from sordino_common.plan.values import Plan
@@ -39,14 +39,6 @@ class Lower(Protocol):
     """Plan -> (circuit, its digest)."""
 
     def __call__(self, plan: Plan, *, plan_id: bytes, settings: Settings) -> tuple[Circuit, bytes]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a task is expected to cost."""
-
-    nodes: int
-    flops: int
 
 
 class Bench:
@@ -68,15 +60,15 @@ class Bench:
         self._lower = lower or _lower
         self._random = random
         self._make_party = make_party
-        self._seats: dict[bytes, tuple[Seat, Work]] = {}
+        self._seats: dict[bytes, tuple[Seat, TaskCost]] = {}  # and a round's share of the step
         self._circuits: dict[tuple[bytes, tuple[SpdzNumber, ...]], tuple[Circuit, bytes]] = {}
 
-    def work_of(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> Work:
+    def cost_of(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> TaskCost:
         """An estimate: a round's share of the step, for every event."""
         if isinstance(task, SpdzTask) and task.session in self._seats:
-            work = self._seats[task.session][1]
-            return Work(nodes=work.nodes * len(task.events), flops=work.flops * len(task.events))
-        return Work(nodes=1, flops=0)
+            round_, events = self._seats[task.session][1], len(task.events)
+            return TaskCost(kind=task.kind, nodes=round_.nodes * events, flops=round_.flops * events, runs=1)
+        return TaskCost(kind=task.kind, nodes=1, runs=1)
 
     def open(self, task: SpdzOpenTask, check: Check | None) -> SpdzOpenFacts:
         """Raises whatever does not fit, by name, and then nothing is open."""
@@ -113,9 +105,10 @@ class Bench:
             command, spec, agent=task.agent, rows=rows, model=model, random=self._random, make_party=self._make_party
         )
         rounds = len(circuit.rounds)
-        self._seats[command.session] = (
-            seat, Work(nodes=len(circuit.nodes) // (rounds + 1) + 1, flops=_flops(circuit) // (rounds + 1))
-        )  # fmt: skip
+        round_ = TaskCost(
+            kind=task.kind, nodes=len(circuit.nodes) // (rounds + 1) + 1, flops=_flops(circuit) // (rounds + 1)
+        )
+        self._seats[command.session] = seat, round_
         return SpdzOpenFacts(
             circuit=digest,
             digest=spec.digest,
@@ -127,7 +120,10 @@ class Bench:
 
     def run(self, task: SpdzTask, check: Check | None) -> SpdzFacts:
         """Raises the error that ended the session."""
-        seat = self._seat(task.session)
+        found = self._seats.get(task.session)
+        if found is None:
+            raise UnknownSession("the process that computes has lost the session's shares (it ended and began anew)")
+        seat = found[0]
         try:
             if task.setup is not None:
                 seat.begin(task.setup)
@@ -143,12 +139,6 @@ class Bench:
         if found is not None:
             found[0].end(finished=task.finished)
         return SpdzFacts(effects=())
-
-    def _seat(self, session: bytes) -> Seat:
-        found = self._seats.get(session)
-        if found is None:
-            raise UnknownSession("the process that computes has lost the session's shares (it ended and began anew)")
-        return found[0]
 
     def _forget(self, session: bytes) -> None:
         seat, _ = self._seats.pop(session)

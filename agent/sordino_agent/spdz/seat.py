@@ -31,6 +31,7 @@ from sordino_common.spdz.party import Party
 from sordino_common.spdz.spec import PADDING, PartySetup, SessionSpec
 
 I64 = npt.NDArray[np.int64]
+_Input = tuple[str, int, Named]  # an owner, attempt, D of its rows
 
 
 class MakeParty(Protocol):
@@ -71,7 +72,7 @@ class Seat:
         self._attempt = 0
         self._checkpoints = frozenset(command.checkpoints)
         self._shares: list[SpdzShare] = []  # what this task broadcasts
-        self._early: list[SpdzEvent] = []  # inputs of steps that are too far ahead for the party
+        self._early: dict[int, list[_Input]] = {}  # of steps that are too far ahead for the party
         self._reader = Reader(command.parties, most=4 * command.ahead + 4)
         self._sums: dict[str, float] = {}
         self._summed: dict[str, int] = {}
@@ -111,7 +112,10 @@ class Seat:
         the session is then over."""
         effects: list[SpdzEffect] = []
         for event in events:
-            effects += self._take(event)
+            if event.what == "share":
+                self._share(event, effects)
+            else:
+                effects += self._take(event)
         shares, self._shares = self._shares, []
         return shares, effects
 
@@ -124,6 +128,15 @@ class Seat:
             self._party.abandon()
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _share(self, event: SpdzEvent, effects: list[SpdzEffect]) -> None:
+        party = self._party
+        if party is None:
+            return  # an owner only
+        sender = self._command.parties.index(event.sender)
+        found = party.on_message(sender, event.kind, event.step, event.attempt, event.round, event.data)
+        if found:
+            effects += self._perform(found)
 
     def _take(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
         match event.what:
@@ -139,7 +152,9 @@ class Seat:
                 return self._read(event.step, self._reader.on_masks(event.step, _named(event)))
             case "restart":
                 self._attempt = event.attempt
-                self._early = [held for held in self._early if held.attempt >= event.attempt]
+                self._early = {
+                    step: [one for one in held if one[1] >= event.attempt] for step, held in self._early.items()
+                }
         party = self._party
         if party is None:
             return iter(())  # an owner only: states, shares and corrections are not for it
@@ -153,14 +168,9 @@ class Seat:
                 held = {name: value for name, value in state.items() if name in wanted}
                 return self._perform(party.resume(self._command.first_step, held))
             case "input":
-                return self._input(party, event)
+                return self._input(party, event.step, (event.sender, event.attempt, _named(event)))
             case "correction":
                 return self._perform(party.on_correction(event.step, event.attempt, event.data))
-            case "share":
-                sender = self._command.parties.index(event.sender)
-                return self._perform(
-                    party.on_message(sender, event.kind, event.step, event.attempt, event.round, event.data)
-                )
             case "restart":
                 return self._perform(party.on_restart(event.step, event.attempt))
         raise LocalError(f"event {event.what}")
@@ -214,36 +224,33 @@ class Seat:
             names, values = tuple(masked), tuple(from_numpy(value) for value in masked.values())
             yield SpdzEffect(what="input", step=step, attempt=event.attempt, names=names, values=values)
             if self._party is not None:
-                own = SpdzEvent(
-                    what="input", sender=self._agent, step=step, attempt=event.attempt, names=names, values=values
-                )
-                yield from self._input(self._party, own)
+                yield from self._input(self._party, step, (self._agent, event.attempt, masked))
 
-    def _input(self, party: Party, event: SpdzEvent) -> Iterator[SpdzEffect]:
-        if event.step > self._at + AHEAD_STEPS:
+    def _input(self, party: Party, step: int, rows: _Input) -> Iterator[SpdzEffect]:
+        sender, attempt, masked = rows
+        if step > self._at + AHEAD_STEPS:
             limit = 4 * self._command.ahead
-            if event.step > self._at + limit:
-                raise ProtocolError(f"rows of {event.sender} for step {event.step}, this party is at step {self._at}")
-            if len(self._early) >= limit * len(self._command.rows):
-                raise ProtocolError(f"{len(self._early)} batches wait for their steps, no more are taken")
-            self._early.append(event)
+            if step > self._at + limit:
+                raise ProtocolError(f"rows of {sender} for step {step}, this party is at step {self._at}")
+            waiting = sum(map(len, self._early.values()))
+            if waiting >= limit * len(self._command.rows):
+                raise ProtocolError(f"{waiting} batches wait for their steps, no more are taken")
+            self._early.setdefault(step, []).append(rows)
             return iter(())
-        return self._perform(party.on_input(event.sender, event.step, event.attempt, _named(event)))
+        return self._perform(party.on_input(sender, step, attempt, masked))
 
-    def _reached(self, step: int) -> Iterator[SpdzEffect]:
-        """The party is at `step`: inputs that waited for it are due."""
-        if step <= self._at:
-            return
+    def _reached(self, party: Party, step: int) -> Iterator[SpdzEffect]:
+        """The party is at `step`, later than before: inputs that waited for it are due."""
         self._at = step
-        due = [event for event in self._early if event.step <= step + AHEAD_STEPS]
-        if due and self._party is not None:
-            self._early = [event for event in self._early if event.step > step + AHEAD_STEPS]
-            for event in due:
-                yield from self._perform(self._party.on_input(event.sender, event.step, event.attempt, _named(event)))
+        for due in [early for early in self._early if early <= step + AHEAD_STEPS]:
+            for sender, attempt, masked in self._early.pop(due, ()):
+                yield from self._perform(party.on_input(sender, due, attempt, masked))
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
     def _perform(self, effects: list[Effect]) -> Iterator[SpdzEffect]:
+        party = self._party
+        assert party is not None
         for effect in effects:
             match effect:
                 case Broadcast():
@@ -256,13 +263,15 @@ class Seat:
                             payload=effect.payload,
                         )
                     )
-                    yield from self._reached(effect.step)
+                    if effect.step > self._at:
+                        yield from self._reached(party, effect.step)
                 case Retry():
                     yield SpdzEffect(what="retry", step=effect.step, attempt=effect.attempt, kind=effect.where[:200])
                 case Checked():
                     yield from self._release(effect)
                     yield SpdzEffect(what="checked", step=effect.step + 1)
-                    yield from self._reached(effect.step + 1)
+                    if effect.step >= self._at:
+                        yield from self._reached(party, effect.step + 1)
                 case Done():
                     yield SpdzEffect(what="done", step=self.spec.steps)
 
@@ -400,7 +409,7 @@ def _named(event: SpdzEvent) -> dict[str, Any]:
 
 def _picked(values: I64, rows: I64) -> I64:
     """The rows' values; zeros for `PADDING`."""
-    taken = values[np.maximum(rows, 0)]
-    if (rows == PADDING).any():
+    taken = values[rows]
+    if np.minimum.reduce(rows) == PADDING:
         taken[rows == PADDING] = 0
     return taken

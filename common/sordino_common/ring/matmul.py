@@ -134,7 +134,7 @@ def matmul_calls(
     calls: list[Callable[[], object]] = []
     if not right.flags.c_contiguous:  # along the inner dimension for `dots`, along the columns for the loop
         copy = room(right.shape) if room is not None else np.empty(right.shape, dtype=np.int64)
-        calls.append(partial(np.copyto, copy, right))
+        calls.append(partial(np.positive, right, copy))
         right = copy
     if chosen == "dots":
         calls.append(partial(np.einsum, "...mk,...nk->...mn", a, right, out=out))

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.spdz.calls import Call, Locals, Scratch, add_multiple, constant, product_calls, run
+from sordino_common.spdz.calls import Call, Locals, Scratch, add_multiple, constant, product_calls
 from sordino_common.spdz.circuit import Circuit, Gate, Product, View, gate_of
 from sordino_common.spdz.layout import Layout, Values
 
@@ -37,7 +37,7 @@ class Run:
     )
 
     def __init__(self, circuit: Circuit, layout: Layout) -> None:
-        self.shares = np.empty(layout.root_elements + layout.gate_elements, dtype=np.int64)
+        self.shares: I64 = np.empty(layout.root_elements + layout.gate_elements, dtype="<i8")  # as it travels
         self.gammas = self.shares[layout.root_elements :]
         self.rounds = [self.gammas[place] for place in layout.rounds]
         self.inputs: list[I64] = [np.empty(entry.wire.shape, dtype=np.int64) for entry in circuit.inputs]
@@ -78,12 +78,15 @@ class Arithmetic:
 
     def begin(self, one: Run) -> None:
         """All that follows from the inputs' m and the shares, once these are there."""
-        run(one.masking)
-        run(one.locals[0])
+        for call in one.masking:
+            call()
+        for call in one.locals[0]:
+            call()
 
     def share(self, one: Run) -> I64:
         """This party's shares of everything that opens in the current round, flat."""
-        run(one.opening[one.round])
+        for call in one.opening[one.round]:
+            call()
         return one.rounds[one.round]
 
     def accept(self, one: Run) -> str:
@@ -93,9 +96,11 @@ class Arithmetic:
             for number in self._circuit.rounds[one.round]:
                 if at_edge(one.gammas[self._layout.gates[number]], gate_of(self._circuit, number).bound_bits):
                     return f"gate {number}"
-        run(one.accepting[one.round])
+        for call in one.accepting[one.round]:
+            call()
         one.round += 1
-        run(one.locals[one.round])
+        for call in one.locals[one.round]:
+            call()
         return ""
 
     # --- laying out ------------------------------------------------------------------------------------------------
@@ -152,9 +157,9 @@ class Arithmetic:
         if product.a == product.b and not matrix:  # m (m - 2 λ), or -2 m λ
             if self._first:
                 calls = [partial(np.multiply, mask_a, constant(-2), found), partial(np.add, found, m_a, found)]
+                calls.append(partial(np.multiply, found, m_a, found))
             else:
-                calls, factor = [partial(np.copyto, found, mask_a)], 2 * factor
-            calls.append(partial(np.multiply, found, m_a, found))
+                calls, factor = [partial(np.multiply, mask_a, m_a, found)], 2 * factor
         else:  # m_A (m_B - λ_B) - λ_A m_B, or -(m_A λ_B + λ_A m_B)
             calls, right = [], mask_b
             if self._first:

@@ -71,7 +71,7 @@ from sordino_common.spdz.spec import SessionSpec, stream
 from sordino_common.spdz.tagging import COEFFICIENT_BITS
 
 I64 = npt.NDArray[np.int64]
-_TOGETHER: Final = 1 << 17  # elements of steps that are evaluated together: enough to hide the calls
+_TOGETHER: Final = 1 << 18  # elements of steps that are evaluated together: enough to hide the calls
 _MASK: Final = np.int64((1 << COEFFICIENT_BITS) - 1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -14,9 +15,9 @@ Kind = Literal["open", "check-1", "check-2", "check-3", "check-4"]
 KINDS: tuple[Kind, ...] = ("open", "check-1", "check-2", "check-3", "check-4")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Broadcast:
-    """Send this to every other party, in the session's own channel. `round` is 0 for a check's messages."""
+class Broadcast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Send this to every other party, in the session's own channel. `round` is 0 for a check's messages. A Struct,
+    which is made several times as fast as a frozen dataclass: one leaves in each round."""
 
     kind: Kind
     step: int

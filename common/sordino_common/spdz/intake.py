@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sordino_common.spdz.circuit import CircuitInput
-from sordino_common.spdz.effects import KINDS
+from sordino_common.spdz.effects import KINDS, Kind
 from sordino_common.spdz.errors import CorrectionError, ProtocolError
 from sordino_common.spdz.layout import Layout
 from sordino_common.spdz.spec import SessionSpec, Slice
@@ -98,9 +98,14 @@ class Intake:
         """The current attempt's correction; it is there once."""
         return self._corrections.pop((self.step, self.attempt))
 
-    def messages(self, kind: str, round_: int) -> Mapping[int, bytes] | None:
-        """All other parties' messages of that kind and round; None while one is missing."""
-        came = self._messages.get(self._place(kind, round_), _NONE)
+    def openings(self, round_: int) -> Mapping[int, bytes] | None:
+        """All other parties' messages of that round of the current attempt; None while one is missing."""
+        came = self._messages.get(("open", self.step, self.attempt, round_), _NONE)
+        return came if len(came) == len(self._others) else None
+
+    def messages(self, kind: Kind) -> Mapping[int, bytes] | None:
+        """All other parties' messages of that kind to the check that is under way; None while one is missing."""
+        came = self._messages.get(self._place(kind, 0), _NONE)
         return came if len(came) == len(self._others) else None
 
     def parties_missing(self, kind: str, round_: int) -> list[str]:

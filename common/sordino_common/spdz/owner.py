@@ -42,14 +42,13 @@ def mask(x: I64, r: I64, entry: CircuitInput) -> I64:
     """D = (x << t) + r mod 2^64. Raises `OutOfRange` if |x << t| is not below the bound that the circuit counts on."""
     if x.dtype != np.int64 or x.shape != r.shape:
         raise LocalError(f"mask {entry.name}: expected int64{list(r.shape)}, got {x.dtype}{list(x.shape)}")
-    limit = np.int64(1 << (entry.bound_bits - entry.shift))
-    if x.size and not (bool((x < limit).all()) and bool((x > -limit).all())):
+    limit = 1 << (entry.bound_bits - entry.shift)
+    if x.size and (np.maximum.reduce(x, axis=None) >= limit or np.minimum.reduce(x, axis=None) <= -limit):
         stated = f"{entry.wire.magnitude:g} that the job states for {entry.role} (spdz.ranges)"
         raise OutOfRange(
             f"input {entry.name}: a value is not within the {stated}; raise the range, or scale or clip the data"
         )
-    with np.errstate(over="ignore"):  # Z_2^64 wraps on purpose; NumPy warns of it for single numbers
-        masked: I64 = np.asarray(np.add(np.left_shift(x, np.int64(entry.shift)), r))
+    masked: I64 = np.asarray(np.add(np.left_shift(x, np.int64(entry.shift)), r))
     return masked
 
 

@@ -52,6 +52,7 @@ from sordino_common.spdz.verification import Verification
 
 I64 = npt.NDArray[np.int64]
 P = ParamSpec("P")
+_RING: Final = np.dtype("<i8")
 
 
 class Party:
@@ -105,6 +106,8 @@ class Party:
     @property
     def waiting_for(self) -> str:
         """What has to come before anything goes on, for a person: names the missing."""
+        if self._run is not None:
+            return f"step {self._step}: open of {', '.join(self._intake.parties_missing('open', self._run.round))}"
         if self._dead or self._finished:
             return ""
         if self._stopped:
@@ -113,9 +116,9 @@ class Party:
             return f"step {self._step}: what is given to it"
         if self._state is None:
             return "the first parameters"
-        kind, round_ = self._now_at()
-        if kind is not None:
-            return f"step {self._step}: {kind} of {', '.join(self._intake.parties_missing(kind, round_))}"
+        if self._check is not None and (self._check_is_due or self._ended):
+            kind = self._check.machine.awaits
+            return f"step {self._step}: {kind} of {', '.join(self._intake.parties_missing(kind, 0))}"
         owners = self._intake.owners_missing()
         if owners:
             return f"step {self._step}: the rows of {', '.join(owners)}"
@@ -289,7 +292,7 @@ class Party:
         run = self._run = self._arithmetic.lend()
         for array, entry in zip(run.inputs, spec.circuit.inputs, strict=True):
             if entry.role not in ROW_ROLES:
-                np.copyto(array, self._state[entry.name])
+                array[...] = self._state[entry.name]
                 continue
             for part in self._intake.slices:
                 array[part.positions] = given[part.owner][entry.name]
@@ -311,7 +314,7 @@ class Party:
             expand_ring(self._seed, stream(self.spec, "share", *at), shares.shape, shares)
             return None
         data = self._intake.take_correction()
-        np.copyto(shares, np.frombuffer(data, dtype="<i8", count=shares.size))
+        shares[...] = np.frombuffer(data, _RING, shares.size)
         if self._checker is None:
             return None
         tags = np.frombuffer(data, dtype="<u8", offset=shares.nbytes).reshape(2, -1)
@@ -322,18 +325,18 @@ class Party:
     def _send_round(self, effects: list[Effect]) -> None:
         run = self._run
         assert run is not None
-        payload = self._arithmetic.share(run).astype("<i8", copy=False).tobytes()
+        payload = self._arithmetic.share(run).tobytes()
         effects.append(Broadcast(kind="open", step=self._step, attempt=self._attempt, round=run.round, payload=payload))
 
     def _open(self, effects: list[Effect], run: Run) -> bool:
         """Add up the shares of one round after the other, as far as all are there. Whether the step is done."""
         while run.round < len(run.rounds):
-            came = self._intake.messages("open", run.round)
+            came = self._intake.openings(run.round)
             if came is None:
                 return False
             opened = run.rounds[run.round]  # our own shares stand there; the sum takes their place
             for payload in came.values():
-                np.add(opened, np.frombuffer(payload, dtype="<i8"), opened)
+                np.add(opened, np.frombuffer(payload, _RING), opened)
             if self._checker is not None:
                 self._transcript.add("open", self._step, self._attempt, run.round, "", opened)
             edge = self._arithmetic.accept(run)
@@ -406,7 +409,7 @@ class Party:
         return True
 
     def _go_on_checking(self, effects: list[Effect], check: _Pending) -> bool:
-        came = self._intake.messages(check.machine.awaits, 0)
+        came = self._intake.messages(check.machine.awaits)
         if came is None:
             return False
         said = check.machine.advance(came)
@@ -433,15 +436,6 @@ class Party:
             self._finished = True
             self._die("finished")
             effects.append(Done())
-
-    # --- small things ----------------------------------------------------------------------------------------------
-
-    def _now_at(self) -> tuple[str | None, int]:
-        if self._run is not None:
-            return "open", self._run.round
-        if self._check is not None and (self._check_is_due or self._ended):
-            return self._check.machine.awaits, 0
-        return None, 0
 
 
 class _Pending:
