@@ -86,7 +86,8 @@ def _words(x: Fp | I64) -> I64:
     if x.dtype == np.uint64:
         check_fp("dots", x)
         return x.view(np.int64)
-    check_int64("dots", x)
+    if x.dtype != np.int64:
+        check_int64("dots", x)
     return x.view(np.int64)[np.newaxis]
 
 
@@ -94,7 +95,7 @@ def _shape(operands: Sequence[I64]) -> tuple[int, int]:
     if not operands:
         return 0, 0
     shape = operands[0].shape[1:]
-    if len(shape) != 2 or any(x.shape[1:] != shape for x in operands):
+    if len(shape) != 2 or [x.shape[1:] for x in operands] != [shape] * len(operands):
         shapes = ", ".join(str(x.shape[1:]) for x in operands)
         raise LocalError(f"fp.dots: expected batches of vectors of one shape, got {shapes}")
     if shape[1] > MAX_INNER:
@@ -108,10 +109,10 @@ def _limbs(x: I64, space: Workspace, slot: str) -> F64:
     table = space.floats(slot, (batch, length, 4 * count))
     if count == 1:
         word = x[0] if x.strides[-1] == x.itemsize else np.ascontiguousarray(x[0])
-        np.copyto(table.reshape(batch, -1), word.view(np.uint16))
-        np.copyto(table[..., 3], word.view(np.int16)[..., 3::4])
+        table.reshape(batch, -1)[...] = word.view(np.uint16)
+        table[..., 3] = word.view(np.int16)[..., 3::4]
     else:
         words = space.integers("words", (batch, length, count))
         words[..., 0], words[..., 1] = x[0], x[1]  # many times as fast as a copy of the transposed array
-        np.copyto(table, words.view(np.uint16))
+        table[...] = words.view(np.uint16)
     return table

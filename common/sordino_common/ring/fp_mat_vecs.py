@@ -108,8 +108,8 @@ def _multiply_group(pieces: Sequence[_Piece], products: F64, space: Workspace) -
     for a, _, _ in pieces:
         words[start : start + a.size].reshape(a.shape)[...] = a
         start += a.size
-    np.copyto(limbs[0], words.view(np.uint32)[::2])
-    np.copyto(limbs[1], words.view(np.int32)[1::2])
+    limbs[0] = words.view(np.uint32)[::2]
+    limbs[1] = words.view(np.int32)[1::2]
     start = 0
     for a, v, at in pieces:
         factor = limbs[:, start : start + a.size].reshape(_LIMBS, *a.shape)
@@ -121,7 +121,7 @@ def _folded(products: F64) -> Fp:
     """Σ_(i, j) 2^(32 i + 8 j) products[i, :, j] mod p. [2, n, 8], integers below 2^52."""
     size = products.shape[1]
     sums = np.empty((_LIMBS, _BYTES, size), dtype=np.int64)
-    np.copyto(sums, products.swapaxes(1, 2), casting="unsafe")
+    sums[...] = products.swapaxes(1, 2)
     pairs = sums[:, 1::2]
     pairs <<= np.int64(8)
     pairs += sums[:, ::2]

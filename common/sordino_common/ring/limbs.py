@@ -12,6 +12,7 @@ into blocks of 512 accordingly, and blocks are added up as int64.
 
 from __future__ import annotations
 
+import math
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -22,29 +23,43 @@ F64: TypeAlias = npt.NDArray[np.float64]
 
 INNER_BLOCK: Final = 512
 WRAPPING_BITS: Final = 22
+_VIEWS: Final = 256
 
 
 class Workspace:
     """Scratch memory that is used again: one array per slot, as large as the largest request so far. Not for two
     threads at once; what it gave for a slot is void when the slot is taken again."""
 
-    __slots__ = ("_slots",)
+    __slots__ = ("_floats", "_integers", "_slots")
 
     def __init__(self) -> None:
         self._slots: dict[str, npt.NDArray[np.uint8]] = {}
+        # Views that were given before: a program asks for the same few again and again.
+        self._floats: dict[tuple[str, tuple[int, ...]], F64] = {}
+        self._integers: dict[tuple[str, tuple[int, ...]], I64] = {}
 
     def floats(self, slot: str, shape: tuple[int, ...]) -> F64:
-        return self._bytes(slot, shape).view(np.float64).reshape(shape)
+        found = self._floats.get((slot, shape))
+        if found is None:
+            memory = self._bytes(slot, shape)
+            found = self._floats[slot, shape] = memory.view(np.float64).reshape(shape)
+        return found
 
     def integers(self, slot: str, shape: tuple[int, ...]) -> I64:
-        return self._bytes(slot, shape).view(np.int64).reshape(shape)
+        found = self._integers.get((slot, shape))
+        if found is None:
+            memory = self._bytes(slot, shape)
+            found = self._integers[slot, shape] = memory.view(np.int64).reshape(shape)
+        return found
 
     def _bytes(self, slot: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        needed = 8
-        for size in shape:
-            needed *= size
+        needed = 8 * math.prod(shape)
         held = self._slots.get(slot)
-        if held is None or held.size < needed:
+        grows = held is None or held.size < needed
+        if grows or len(self._floats) + len(self._integers) >= _VIEWS:  # they hold memory that is no slot's any more
+            self._floats.clear()
+            self._integers.clear()
+        if held is None or grows:
             held = self._slots[slot] = np.empty(needed, dtype=np.uint8)
         return held[:needed]
 

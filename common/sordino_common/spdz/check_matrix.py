@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.spdz.check_vector import tags_of
+from sordino_common.spdz.check_vector import joined, stacked, tags_of
 from sordino_common.spdz.circuit import gate_of
 from sordino_common.spdz.inner import InnerProducts, total
 from sordino_common.spdz.layout import Layout
@@ -52,7 +52,7 @@ class MatrixGates:
         public = u_t + linear
         for node, gate in zip(self._nodes, self._gates, strict=True):
             if node.addend:
-                chi, psi = (np.stack([step.coefficients[at] for step in steps]) for at in (gate.rows, gate.columns))
+                chi, psi = (stacked([step.coefficients[at] for step in steps]) for at in (gate.rows, gate.columns))
                 public += node.addend * sum(a * b for a, b in zip(total(chi), total(psi), strict=True))
         return public, -u_y - x_t
 
@@ -72,7 +72,7 @@ class MatrixGates:
 
     def _compressed(self, field: Field, steps: Sequence[Numbers], rows: int) -> tuple[Fp, Fp, list[int]]:
         """u and t of all products, [2, rows, n]; and Σ χ (Σ k L - D) ψ of each row, of λ and r at the dealer."""
-        table = field.vectors(np.concatenate([step.coefficients[self._drawn] for step in steps]))
+        table = field.vectors(joined([step.coefficients[self._drawn] for step in steps]))
         table = table.reshape(len(table), len(steps), -1, *table.shape[2:])
 
         def vector(place: slice) -> Planes:
@@ -80,13 +80,13 @@ class MatrixGates:
 
         jobs: list[tuple[I64, Planes]] = []
         for one in self._products:  # χ times A: A transposed times χ
-            a = np.stack([step.values[one.product.a] for step in steps])
+            a = stacked([step.values[one.product.a] for step in steps])
             chi = vector(one.gate.rows)
             jobs.append((a.swapaxes(-1, -2), chi.reshape(len(table), *a.shape[:-1], *chi.shape[3:])))
         # k goes to the integers of B if k B are some, and to t otherwise: of a trained model m and λ are large.
         of_t = []
         for one in self._products:
-            b, k = np.stack([step.values[one.product.b] for step in steps]), one.product.coefficient
+            b, k = stacked([step.values[one.product.b] for step in steps]), one.product.coefficient
             fits = abs(k) * max(int(b.max(initial=0)), -int(b.min(initial=0))) < 1 << 63
             of_t.append(1 if fits else k)
             psi = vector(one.gate.columns)
@@ -116,7 +116,7 @@ class MatrixGates:
 
     def _linear(self, field: Field, steps: Sequence[Numbers], rows: int, parts: Sequence[Fp]) -> list[int]:
         """Σ k χ part of each row. parts [2, steps, height]: D ψ of all gates, then L ψ of all terms."""
-        chi = [np.stack([step.coefficients[gate.rows] for step in steps]) for gate in self._gates]
+        chi = [stacked([step.coefficients[gate.rows] for step in steps]) for gate in self._gates]
         inner = InnerProducts(1, rows)
         inner.right(0, np.concatenate(parts[: len(chi)], axis=2).reshape(2, rows, -1))
         inner.add(inner.left(np.concatenate(chi, axis=1).reshape(rows, -1)), 0, to=0, scales=[-1] * rows)
@@ -134,4 +134,4 @@ class MatrixGates:
 
 
 def _matrices(arrays: Sequence[I64], gate: MatrixGate) -> I64:
-    return np.stack(arrays).reshape(len(arrays), gate.rows.stop - gate.rows.start, -1)
+    return stacked(arrays).reshape(len(arrays), gate.rows.stop - gate.rows.start, -1)

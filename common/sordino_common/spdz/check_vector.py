@@ -50,8 +50,8 @@ class FamilyGates:
             drawn = self._drawn(group, steps)
             counted = [k for k, factor in enumerate(group.factors) if factor.weighed]
             if counted:
-                mine = np.concatenate([values[k].reshape(-1) for k in counted])
-                weights = _weights(field, [np.tile(each, len(counted)) for each in drawn], mine)
+                mine = joined([values[k].reshape(-1) for k in counted])
+                weights = _weights(field, [joined([each] * len(counted)) for each in drawn], mine)
                 for place, k in enumerate(counted):
                     number = inner.left(weights.reshape(2, len(counted), 1, -1)[:, place])
                     for one in group.factors[k].weighed:
@@ -136,7 +136,7 @@ class FamilyGates:
             assert family.columns is not None
             each = [(family.rows, (*family.shape[:-1], 1)), (family.columns, family.shape[-1:])]
         return tuple(
-            np.concatenate([_spread(step.coefficients[place].reshape(shape), group, family.shape) for step in steps])
+            joined([_spread(step.coefficients[place].reshape(shape), group, family.shape) for step in steps])
             for place, shape in each
         )
 
@@ -155,7 +155,7 @@ class BareGates:
         totals = [0] * rows
         for gate, place, at in self._gates:
             inner = InnerProducts(1, rows)
-            rho = np.concatenate([step.coefficients[at] for step in steps]).reshape(rows, -1)
+            rho = joined([step.coefficients[at] for step in steps]).reshape(rows, -1)
             add_linear(inner, steps, rho, [gate], [place], [[1] * rows], to=0)
             (found,) = inner.run(field)
             if addends and gate.addend:
@@ -178,7 +178,7 @@ def add_linear(
     rows = len(rho)
     number = inner.left(rho)
     for index, (gate, place, scale) in enumerate(zip(gates, places, scales, strict=True)):
-        inner.right(("opened", index), np.concatenate([step.opened[place] for step in steps]).reshape(rows, -1))
+        inner.right(("opened", index), joined([step.opened[place] for step in steps]).reshape(rows, -1))
         inner.add(number, ("opened", index), to=to, scales=[-each for each in scale])
         for term in gate.terms:
             if not inner.knows(term.operand):
@@ -188,12 +188,27 @@ def add_linear(
 
 def values_of(steps: Sequence[Numbers], wire: int, rows: int) -> I64:
     """m or λ of all steps, [rows, n]."""
-    return np.concatenate([step.values[wire].reshape(-1) for step in steps]).reshape(rows, -1)
+    return joined([step.values[wire].reshape(-1) for step in steps]).reshape(rows, -1)
 
 
 def tags_of(steps: Sequence[Numbers], places: Sequence[slice]) -> Fp:
     """Of all steps, one after the other: [2, 1, n]."""
     return np.concatenate([step.tags[:, place] for step in steps for place in places], axis=1)[:, np.newaxis]
+
+
+def joined(vectors: Sequence[I64]) -> I64:
+    """One after the other; one alone is no copy."""
+    return np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
+
+
+def stacked(arrays: Sequence[I64]) -> I64:
+    """Along a first axis; one alone is no copy. `np.stack` costs several times the calls."""
+    if len(arrays) == 1:
+        return arrays[0][np.newaxis]
+    result = np.empty((len(arrays), *arrays[0].shape), dtype=arrays[0].dtype)
+    for k, array in enumerate(arrays):
+        result[k] = array
+    return result
 
 
 def _weights(field: Field, drawn: Sequence[I64], values: I64) -> Fp:
