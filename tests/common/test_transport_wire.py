@@ -173,6 +173,36 @@ def test_the_end_frees_what_waited_for_room(pair: Pair) -> None:
     assert not pair.wire.blocked
 
 
+def test_what_is_larger_than_one_read_is_read_on_at_once(pair: Pair) -> None:
+    whole = plain(b"x", random.Random(3).randbytes(69_000))
+    pair.theirs.sendall(whole)
+    reads = 0
+    while pair.wire.next_plain() is None:
+        assert pair.wire.pending() is (reads > 0)
+        pair.wire.fill()
+        reads += 1
+    assert reads == 2
+    assert pair.wire.drained
+    pair.wire.fill()
+    assert not pair.wire.pending()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_whole_packet_comes_out_however_its_beginning_is_cut(pair: Pair, large: bool) -> None:
+    """Also behind others, and in what was put together from pieces: offsets count from where the last one ended."""
+    for nbytes in (0, 123, 124, 16_379, 16_380, 65_000):
+        before, whole = plain(b"t", bytes(66_000 if large else 3)), plain(b"t", bytes(nbytes))
+        for cut in (1, 2, 3, 4, 5):
+            pair.theirs.sendall(before + whole[:cut])
+            taken = pair.take()
+            if large:  # more than one read
+                taken = [*taken[0], *pair.take()[0]], b""
+            assert taken[0][0][0] == b"t"
+            assert len(taken[0]) == 1
+            pair.theirs.sendall(whole[cut:])
+            assert pair.take() == ([(b"t", bytes(nbytes))], b"")
+
+
 def test_it_says_when_it_is_drained(pair: Pair) -> None:
     """So that nobody looks twice; never before all is taken, and not at the end, which is still to be read."""
     whole = plain(b"x", b"1")

@@ -23,7 +23,7 @@ from sordino_common.transport.reactor import READ, WRITE, Reactor
 ALERT: Final = "ALERT"  # stands in the reason of every `ssl.SSLError` that the peer has sent us
 _READ_BYTES: Final = 1 << 16  # below the size from which malloc asks the system for every single buffer
 _PLAIN: Final = 0x30  # PUBLISH: not retained, not a repetition, quality of service 0
-_LENGTH_BYTES: Final = 4  # of the remaining length, at most
+_SHIFTS: Final = (7, 14, 21, 28)  # of the digits of the remaining length behind the first; 28: of one too many
 _KNOWN_HEADS: Final = 512  # of packets: topics are few, and so are their lengths
 
 
@@ -43,6 +43,7 @@ class Wire:
         self._buffer: bytes | bytearray = b""  # what was read; from `_at` on, nobody has taken it yet
         self._at = 0
         self._passing: float = 0  # so many bytes from there on are paho's
+        self._full = False  # the last read gave as much as it was asked for: there may be more
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._unsent = b""
         # Plain attributes, for every packet asks.
@@ -65,6 +66,7 @@ class Wire:
 
     def fill(self) -> None:
         """Read once what the socket has. How it ended, if it did, comes out of `recv`."""
+        self._full = False
         if self.ended:
             return
         try:
@@ -73,6 +75,7 @@ class Wire:
             if _broken(self._remember(error)):
                 self._end()
             return
+        self._full = len(data) == _READ_BYTES
         if not data:
             self._end()
         elif not self._buffer:
@@ -90,13 +93,16 @@ class Wire:
         if self._passing or here - begin < 2:
             return None
         length, at = buffer[begin + 1], begin + 2
-        if length > 0x7F:
-            if at < here and buffer[at] < 0x80:  # as in most packets
-                length, at = length & 0x7F | buffer[at] << 7, at + 1
-            else:
-                length, at = self._length()
-                if at == 0:
-                    return None
+        for shift in _SHIFTS if length > 0x7F else ():
+            if shift > 21:
+                self._passing = math.inf  # no length at all: paho will say so
+                return None
+            if at == here:
+                return None  # not all of it is there yet
+            digit, at = buffer[at], at + 1
+            length = length & (1 << shift) - 1 | digit << shift
+            if digit < 0x80:
+                break
         end = at + length
         if buffer[begin] != _PLAIN or end - begin > self._most_bytes:
             self._passing = end - begin
@@ -141,20 +147,12 @@ class Wire:
             raise self.error
         return b""
 
-    def pending(self) -> int:
-        """Bytes that TLS has decrypted and nobody has read: no selector reports them."""
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) and self._sock.fileno() >= 0 else 0
-
-    def _length(self) -> tuple[int, int]:
-        """(remaining length, offset behind it) of the packet that is next; offset 0: not all of it is there yet."""
-        length, at = 0, self._at + 1
-        for k, digit in enumerate(self._buffer[at : at + _LENGTH_BYTES]):
-            length |= (digit & 0x7F) << 7 * k
-            if digit < 0x80:
-                return length, at + 1 + k
-        if len(self._buffer) >= at + _LENGTH_BYTES:
-            self._passing = math.inf  # no length at all: paho will say so
-        return 0, 0
+    def pending(self) -> bool:
+        """Whether `fill` would find more at once: what TLS has decrypted and nobody has read, which no selector
+        reports; or the rest of something large."""
+        if isinstance(self._sock, ssl.SSLSocket):
+            return self._sock.fileno() >= 0 and self._sock.pending() > 0
+        return self._full
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
