@@ -7,7 +7,7 @@ ahead than the party takes are held here.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -72,6 +72,7 @@ class Seat:
         self._attempt = 0
         self._checkpoints = frozenset(command.checkpoints)
         self._shares: list[SpdzShare] = []  # what this task broadcasts
+        self._effects: list[SpdzEffect] = []  # and what else it wants done
         self._early: dict[int, list[_Input]] = {}  # of steps that are too far ahead for the party
         self._reader = Reader(command.parties, most=4 * command.ahead + 4)
         self._sums: dict[str, float] = {}
@@ -110,13 +111,13 @@ class Seat:
     def feed(self, events: Sequence[SpdzEvent]) -> tuple[list[SpdzShare], list[SpdzEffect]]:
         """Take the events in order: what is to be broadcast, and what else is to be done. Raises what the party raises;
         the session is then over."""
-        effects: list[SpdzEffect] = []
         for event in events:
             if event.what == "share":
-                self._share(event, effects)
+                self._share(event)
             else:
-                effects += self._take(event)
+                self._take(event)
         shares, self._shares = self._shares, []
+        effects, self._effects = self._effects, []
         return shares, effects
 
     def end(self, *, finished: bool) -> None:
@@ -129,16 +130,14 @@ class Seat:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _share(self, event: SpdzEvent, effects: list[SpdzEffect]) -> None:
+    def _share(self, event: SpdzEvent) -> None:
         party = self._party
         if party is None:
             return  # an owner only
         sender = self._command.parties.index(event.sender)
-        found = party.on_message(sender, event.kind, event.step, event.attempt, event.round, event.data)
-        if found:
-            effects += self._perform(found)
+        self._perform(party.on_message(sender, event.kind, event.step, event.attempt, event.round, event.data))
 
-    def _take(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
+    def _take(self, event: SpdzEvent) -> None:
         match event.what:
             case "mask":
                 return self._mask(event)
@@ -147,7 +146,7 @@ class Seat:
             case "outputs":
                 return self._read(event.step, self._reader.on_copy(event.sender, event.step, _named(event)))
             case "masks" if self._steps is not None:
-                return iter((self._steps.read(event.step, _named(event)),))
+                return self._effects.append(self._steps.read(event.step, _named(event)))
             case "masks":
                 return self._read(event.step, self._reader.on_masks(event.step, _named(event)))
             case "restart":
@@ -157,7 +156,7 @@ class Seat:
                 }
         party = self._party
         if party is None:
-            return iter(())  # an owner only: states, shares and corrections are not for it
+            return None  # an owner only: states, shares and corrections are not for it
         if self._steps is not None and event.what in ("step", "state"):
             return self._feed(party, self._steps, event)
         match event.what:
@@ -177,40 +176,40 @@ class Seat:
 
     # --- inputs ----------------------------------------------------------------------------------------------------
 
-    def _provide(self) -> Iterator[SpdzEffect]:
+    def _provide(self) -> None:
         """The first state, masked, for every party, this one included; after that it is forgotten here."""
         model, seed = self._model, self._state_seed
         if model is None or seed is None:
             raise LocalError("an agent was asked for first parameters that it does not provide, or twice")
         self._model = self._state_seed = None
         masked = mask_state(self.spec, seed, model)
-        yield SpdzEffect(
-            what="state", names=tuple(masked), values=tuple(from_numpy(value) for value in masked.values())
+        self._effects.append(
+            SpdzEffect(what="state", names=tuple(masked), values=tuple(from_numpy(value) for value in masked.values()))
         )
         if self._party is not None:
-            yield from self._begin_with(self._party, self._agent, masked)
+            self._begin_with(self._party, self._agent, masked)
 
-    def _begin_with(self, party: Party, sender: str, masked: Named) -> Iterator[SpdzEffect]:
+    def _begin_with(self, party: Party, sender: str, masked: Named) -> None:
         try:
             effects = party.on_state(masked)
         except ProtocolError as error:
             raise ProtocolError(f"first parameters of {sender}: {error}") from None
         return self._perform(effects)
 
-    def _feed(self, party: Party, steps: Steps, event: SpdzEvent) -> Iterator[SpdzEffect]:
+    def _feed(self, party: Party, steps: Steps, event: SpdzEvent) -> None:
         """What a step was said to be, or what somebody gives to it; once all is there the party begins."""
         if event.what == "step":
             masked = steps.tell(event.step, event.data, _named(event))
             if masked:
                 names, values = tuple(masked), tuple(from_numpy(value) for value in masked.values())
-                yield SpdzEffect(what="state", step=event.step, names=names, values=values)
+                self._effects.append(SpdzEffect(what="state", step=event.step, names=names, values=values))
         else:
             steps.give(event.sender, event.step, _named(event))
         fed = steps.complete(self._command)
         if fed is not None:
-            yield from self._perform(party.feed(fed.step, fed.terms, fed.kept, fed.given))
+            self._perform(party.feed(fed.step, fed.terms, fed.kept, fed.given))
 
-    def _mask(self, event: SpdzEvent) -> Iterator[SpdzEffect]:
+    def _mask(self, event: SpdzEvent) -> None:
         """Own rows of the batches of steps [step, until), for every party, this one included."""
         if self._owner is None or self._rows is None or self.spec.schedule is None:
             raise LocalError("an agent without rows was asked for its rows")
@@ -222,11 +221,11 @@ class Seat:
             picked = {name: _picked(values, mine[0].rows) for name, values in self._rows.items()}
             masked = self._owner.masked(step, event.attempt, picked)
             names, values = tuple(masked), tuple(from_numpy(value) for value in masked.values())
-            yield SpdzEffect(what="input", step=step, attempt=event.attempt, names=names, values=values)
+            self._effects.append(SpdzEffect(what="input", step=step, attempt=event.attempt, names=names, values=values))
             if self._party is not None:
-                yield from self._input(self._party, step, (self._agent, event.attempt, masked))
+                self._input(self._party, step, (self._agent, event.attempt, masked))
 
-    def _input(self, party: Party, step: int, rows: _Input) -> Iterator[SpdzEffect]:
+    def _input(self, party: Party, step: int, rows: _Input) -> None:
         sender, attempt, masked = rows
         if step > self._at + AHEAD_STEPS:
             limit = 4 * self._command.ahead
@@ -236,19 +235,19 @@ class Seat:
             if waiting >= limit * len(self._command.rows):
                 raise ProtocolError(f"{waiting} batches wait for their steps, no more are taken")
             self._early.setdefault(step, []).append(rows)
-            return iter(())
+            return None
         return self._perform(party.on_input(sender, step, attempt, masked))
 
-    def _reached(self, party: Party, step: int) -> Iterator[SpdzEffect]:
+    def _reached(self, party: Party, step: int) -> None:
         """The party is at `step`, later than before: inputs that waited for it are due."""
         self._at = step
         for due in [early for early in self._early if early <= step + AHEAD_STEPS]:
             for sender, attempt, masked in self._early.pop(due, ()):
-                yield from self._perform(party.on_input(sender, due, attempt, masked))
+                self._perform(party.on_input(sender, due, attempt, masked))
 
     # --- effects ---------------------------------------------------------------------------------------------------
 
-    def _perform(self, effects: list[Effect]) -> Iterator[SpdzEffect]:
+    def _perform(self, effects: list[Effect]) -> None:
         party = self._party
         assert party is not None
         for effect in effects:
@@ -264,55 +263,57 @@ class Seat:
                         )
                     )
                     if effect.step > self._at:
-                        yield from self._reached(party, effect.step)
+                        self._reached(party, effect.step)
                 case Retry():
-                    yield SpdzEffect(what="retry", step=effect.step, attempt=effect.attempt, kind=effect.where[:200])
+                    self._effects.append(
+                        SpdzEffect(what="retry", step=effect.step, attempt=effect.attempt, kind=effect.where[:200])
+                    )
                 case Checked():
-                    yield from self._release(effect)
-                    yield SpdzEffect(what="checked", step=effect.step + 1)
+                    self._release(effect)
+                    self._effects.append(SpdzEffect(what="checked", step=effect.step + 1))
                     if effect.step >= self._at:
-                        yield from self._reached(party, effect.step + 1)
+                        self._reached(party, effect.step + 1)
                 case Done():
-                    yield SpdzEffect(what="done", step=self.spec.steps)
+                    self._effects.append(SpdzEffect(what="done", step=self.spec.steps))
 
-    def _release(self, checked: Checked) -> Iterator[SpdzEffect]:
+    def _release(self, checked: Checked) -> None:
         """What leaves, now that it is checked: the outputs that the session names, to whom it names; checkpoints."""
         done = checked.step + 1
         if self._steps is not None:
-            yield from self._steps.release(checked, attempt=self._attempt)
+            self._effects += self._steps.release(checked, attempt=self._attempt)
             return
         for output in self._command.outputs:
             if output.name == MODEL:
                 if done == self.spec.steps or (output.every and done % output.every == 0):
                     params = [entry.name for entry in self.spec.state_inputs if entry.role == "param"]
-                    yield from self._tell(output.receiver, done, {name: checked.state[name] for name in params})
+                    self._tell(output.receiver, done, {name: checked.state[name] for name in params})
                 continue
             for step, values in checked.outputs.items():
                 if output.name not in values:
                     raise ProtocolError(f"the Plan has no output {output.name!r}")
-                yield from self._output(output.name, output.receiver, step, values[output.name])
+                self._output(output.name, output.receiver, step, values[output.name])
         if done in self._checkpoints:
             names, arrays = tuple(checked.state), tuple(from_numpy(value) for value in checked.state.values())
-            yield SpdzEffect(what="checkpoint", step=done, names=names, values=arrays)
+            self._effects.append(SpdzEffect(what="checkpoint", step=done, names=names, values=arrays))
 
-    def _output(self, name: str, receiver: str, step: int, value: I64) -> Iterator[SpdzEffect]:
+    def _output(self, name: str, receiver: str, step: int, value: I64) -> None:
         if receiver != OWNERS:
-            yield from self._tell(receiver, step, {name: value})
+            self._tell(receiver, step, {name: value})
             return
         assert self.spec.schedule is not None
         for part in self.spec.schedule.step(step):
-            yield from self._tell(part.owner, step, {name: np.ascontiguousarray(value[part.positions])})
+            self._tell(part.owner, step, {name: np.ascontiguousarray(value[part.positions])})
 
-    def _tell(self, to: str, step: int, values: Named) -> Iterator[SpdzEffect]:
+    def _tell(self, to: str, step: int, values: Named) -> None:
         if to == self._agent:
-            yield from self._read(step, self._reader.on_copy(self._agent, step, dict(values)))
+            self._read(step, self._reader.on_copy(self._agent, step, dict(values)))
             return
         arrays = tuple(from_numpy(np.asarray(value, order="C")) for value in values.values())
-        yield SpdzEffect(what="output", to=to, step=step, names=tuple(values), values=arrays)
+        self._effects.append(SpdzEffect(what="output", to=to, step=step, names=tuple(values), values=arrays))
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def _read(self, step: int, values: Named | None) -> Iterator[SpdzEffect]:
+    def _read(self, step: int, values: Named | None) -> None:
         """x of an output that opens to this agent: a model becomes a file, row results become sums."""
         if values is None:
             return
@@ -322,14 +323,14 @@ class Seat:
                 name: (value.astype(np.float64) / 2.0 ** params[name].wire.fraction_bits).astype(np.float32)
                 for name, value in values.items()
             }
-            yield SpdzEffect(what="model", step=step, kind="model", data=_file_of(floats))
+            self._effects.append(SpdzEffect(what="model", step=step, kind="model", data=_file_of(floats)))
             return
         if any(output.receiver == self._agent and output.name in values for output in self._command.outputs):
-            yield from self._gather(step, values)
+            self._gather(step, values)
             return
-        yield from self._sum(step, values)
+        self._sum(step, values)
 
-    def _gather(self, step: int, values: Named) -> Iterator[SpdzEffect]:
+    def _gather(self, step: int, values: Named) -> None:
         """Row results of all owners, for who may read them all: OUTPUT/OWNER in one file, when every row is there."""
         assert self.spec.schedule is not None
         counts = dict(self.spec.schedule.rows)
@@ -345,16 +346,16 @@ class Seat:
         wanted = [output.name for output in self._command.outputs if output.receiver == self._agent]
         total = sum(counts.values())
         if all(self._summed.get(name, 0) == total for name in wanted if name != MODEL):
-            yield SpdzEffect(what="model", kind="predictions", data=_file_of(self._predictions))
-            yield SpdzEffect(what="sums", round=total)
+            self._effects.append(SpdzEffect(what="model", kind="predictions", data=_file_of(self._predictions)))
+            self._effects.append(SpdzEffect(what="sums", round=total))
 
-    def _sum(self, step: int, values: Named) -> Iterator[SpdzEffect]:
+    def _sum(self, step: int, values: Named) -> None:
         assert self.spec.schedule is not None
         (mine,) = [part for part in self.spec.schedule.step(step) if part.owner == self._agent]
         real = mine.rows != PADDING
         wires = {entry.name: self.spec.circuit.wire(entry.wire) for entry in self.spec.circuit.outputs}
         if self._rows is not None and "y" not in self._rows:
-            yield from self._predict(values, mine.rows[real], real, wires)
+            self._predict(values, mine.rows[real], real, wires)
             return
         for output, value in values.items():
             if value.shape[:1] != real.shape:
@@ -368,11 +369,11 @@ class Seat:
         wanted = sum(output.receiver == OWNERS for output in self._command.outputs)
         own = dict(self.spec.schedule.rows)[self._agent]
         if len(self._summed) == wanted and all(count == own for count in self._summed.values()):
-            yield SpdzEffect(what="sums", names=tuple(self._sums), sums=tuple(self._sums.values()), round=own)
+            self._effects.append(
+                SpdzEffect(what="sums", names=tuple(self._sums), sums=tuple(self._sums.values()), round=own)
+            )
 
-    def _predict(
-        self, values: Named, rows: I64, real: npt.NDArray[np.bool_], wires: Mapping[str, Wire]
-    ) -> Iterator[SpdzEffect]:
+    def _predict(self, values: Named, rows: I64, real: npt.NDArray[np.bool_], wires: Mapping[str, Wire]) -> None:
         """Predictions of own rows, gathered until all are there; then a file of them."""
         assert self.spec.schedule is not None
         own = dict(self.spec.schedule.rows)[self._agent]
@@ -382,8 +383,8 @@ class Seat:
             held[rows] = floats
             self._summed[name] = self._summed.get(name, 0) + len(rows)
         if all(count == own for count in self._summed.values()):
-            yield SpdzEffect(what="model", kind="predictions", data=_file_of(self._predictions))
-            yield SpdzEffect(what="sums", round=own)
+            self._effects.append(SpdzEffect(what="model", kind="predictions", data=_file_of(self._predictions)))
+            self._effects.append(SpdzEffect(what="sums", round=own))
 
     def _correct(self, predictions: I64, rows: I64) -> npt.NDArray[np.float64]:
         """1 for every row whose predicted class is its own: the largest of several, or the sign of a logit."""
