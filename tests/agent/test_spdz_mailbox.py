@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sordino_agent.spdz.mailbox import MOST_EVENTS, MOST_ROUNDS, Mailbox
+from sordino_agent.spdz.mailbox import EARLY_BYTES, MOST_EARLY, MOST_EVENTS, MOST_ROUNDS, Mailbox
 from sordino_agent.spdz.tasks import SpdzEvent
 from sordino_common.messages import SpdzShare
 from sordino_common.spdz.errors import ProtocolError
@@ -46,6 +46,34 @@ def test_with_one_other_party_a_share_is_ready_as_if_it_had_been_waited_for() ->
             )
             assert pair.missing() == general.missing() == {}
         assert pair.take() == general.take()
+
+
+def test_what_is_early_goes_along_or_when_its_step_is_reached() -> None:
+    mailbox = Mailbox(others=1)
+    early = [SpdzEvent(what="correction", step=step) for step in (7, 5, 6)]
+    for event in early:
+        mailbox.put_early(event)
+    assert mailbox.ready == []
+    mailbox.reached(5)
+    assert mailbox.ready == [early[1]]
+    mailbox.put_shares("b", (share(0),))
+    taken = mailbox.take()
+    assert [event.step for event in taken if event.what == "correction"] == [5, 7, 6]
+    assert len(taken) == 4
+    assert mailbox.take() == ()
+    mailbox.reached(7)
+    assert mailbox.ready == []
+
+
+def test_what_is_large_or_one_too_many_does_not_wait() -> None:
+    mailbox = Mailbox(others=1)
+    large = SpdzEvent(what="correction", step=9, data=bytes(EARLY_BYTES + 1))
+    mailbox.put_early(large)
+    assert mailbox.ready == [large]
+    for step in range(10, 11 + MOST_EARLY):
+        mailbox.put_early(SpdzEvent(what="correction", step=step))
+    assert [event.step for event in mailbox.ready] == [9, 10 + MOST_EARLY]
+    assert len(mailbox.take()) == MOST_EARLY + 2
 
 
 def test_no_more_waits_than_fits() -> None:

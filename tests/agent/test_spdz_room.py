@@ -12,8 +12,11 @@ from helpers_agent import SERVER, data_ref
 from helpers_channel import entry, roster
 from helpers_shares import NAMES, OPEN, SHARES_POLICY, Committee, Conduct, Packet, committee, fleet_roster, open_command
 from sordino_agent.budget import BudgetSpec
+from sordino_agent.executor import Cancel, InlineExecutor, OnDone
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.spdz.policy import SpdzPolicy
+from sordino_agent.spdz.tasks import SpdzTask
+from sordino_agent.tasks import Task
 from sordino_common import messages as m
 from sordino_common.channel.roster import Roster
 from sordino_common.plan.arrays import from_numpy, to_numpy
@@ -466,6 +469,46 @@ def test_a_party_that_is_silent_is_named() -> None:
     abort = made.abort("agent-00")
     assert abort.code == "silence"
     assert "nothing came for 30 s; waiting for step 0: the rows of agent-02" in abort.reason
+
+
+def _run_watched(monkeypatch: pytest.MonkeyPatch, command: m.SpdzOpen) -> tuple[list[list[str]], Committee]:
+    """The events of every task of a session that runs to its end."""
+    tasks: list[list[str]] = []
+    submit = InlineExecutor.submit
+
+    def watch(executor: InlineExecutor, task: Task, on_done: OnDone) -> Cancel:
+        if isinstance(task, SpdzTask):
+            tasks.append([event.what for event in task.events])
+        return submit(executor, task, on_done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InlineExecutor, "submit", watch)
+        made = committee()
+        made.open(command)
+        assert Conduct(made, command).run()
+    return tasks, made
+
+
+def test_a_correction_that_comes_early_crosses_with_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = open_command()
+    tasks, made = _run_watched(monkeypatch, command)
+    monkeypatch.setattr("sordino_agent.spdz.mailbox.MOST_EARLY", 0)
+    hasty, other = _run_watched(monkeypatch, command)
+    for kind in (m.SpdzChecked, m.SpdzClosed):
+        assert made.said(kind) == other.said(kind)
+    corrections = [sum(events.count("correction") for events in all_) for all_ in (tasks, hasty)]
+    assert corrections == [command.steps] * 2
+    alone = [sum(set(events) == {"correction"} for events in all_) for all_ in (tasks, hasty)]
+    assert alone[0] < alone[1]
+
+
+def test_rows_are_masked_and_sent_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sordino_agent.spdz.session.MASK_STEPS", 3)
+    tasks, made = _run_watched(monkeypatch, open_command())
+    assert max(events.count("mask") for events in tasks) == 1
+    sent = [packet.message for packet in made.wire.sent if isinstance(packet.message, m.SpdzInput)]
+    assert {len(message.batches) for message in sent} <= {1, 2, 3}
+    assert max(len(message.batches) for message in sent) == 3  # of the four that may run ahead
 
 
 def test_shares_of_round_after_round_are_bounded() -> None:

@@ -1,6 +1,7 @@
 """What has come for one session and has not gone to the worker yet: so that a round costs one crossing of the pipe.
 
-Shares of a round wait until every other party's is there; before that the party could do nothing with them. All else
+Shares of a round wait until every other party's is there; before that the party could do nothing with them. A
+correction of a step that the party has not come to waits for company: alone it would cost a crossing, too. All else
 goes with the next task, in the order it came.
 """
 
@@ -14,6 +15,8 @@ from sordino_common.spdz.errors import ProtocolError
 
 MOST_ROUNDS: Final = 64  # of incomplete rounds: an honest party is at most two rounds ahead of another
 MOST_EVENTS: Final = 4096
+MOST_EARLY: Final = 8  # that wait for company,
+EARLY_BYTES: Final = 1 << 20  # each of at most so many: of one that is larger the crossing is the least
 _Round = tuple[str, int, int, int]  # kind, step, attempt, round
 
 
@@ -23,6 +26,7 @@ class Mailbox:
 
     def __init__(self, *, others: int) -> None:
         self.ready: list[SpdzEvent] = []
+        self._early: list[SpdzEvent] = []
         self._others = others
         self._rounds: dict[_Round, dict[str, SpdzEvent]] = {}
 
@@ -31,6 +35,19 @@ class Mailbox:
         if len(self.ready) >= MOST_EVENTS:
             raise self._full()
         self.ready.append(event)
+
+    def put_early(self, event: SpdzEvent) -> None:
+        """What is of no use before its step: it goes along with the next task, and is `ready` once that is
+        `reached`."""
+        if len(self._early) < MOST_EARLY and len(event.data) <= EARLY_BYTES:
+            self._early.append(event)
+        else:
+            self.put(event)
+
+    def reached(self, step: int) -> None:
+        """What is of `step`, or before, waits no longer."""
+        self.ready += [event for event in self._early if event.step <= step]
+        self._early = [event for event in self._early if event.step > step]
 
     def put_shares(self, sender: str, shares: tuple[SpdzShare, ...]) -> None:
         for share in shares:
@@ -61,8 +78,9 @@ class Mailbox:
         return ProtocolError(f"{len(self.ready)} messages wait for this device, no more are taken")
 
     def take(self) -> tuple[SpdzEvent, ...]:
-        ready, self.ready = tuple(self.ready), []
-        return ready
+        taken = (*self.ready, *self._early)
+        self.ready, self._early = [], []
+        return taken
 
     def missing(self) -> dict[str, tuple[str, ...]]:
         """Who has sent what of the rounds that are not complete, for people."""

@@ -34,7 +34,7 @@ log = logging.getLogger("sordino.agent")
 
 MODEL: Final = "model"  # `sordino_common.spdz.opening.MODEL`, which takes NumPy to import
 BURN_STEPS: Final = 64  # burnt at a time: an fsync takes as long as several rounds
-MASK_STEPS: Final = 8  # batches masked in one task, so that shares do not wait for long
+MASK_STEPS: Final = 16  # batches masked in one task, and sent in one message, so that shares do not wait for long
 _REASON_CHARS: Final = 1000
 # Who is of the committee is not to be trusted any more: what it keeps is of no use.
 _CHEATING: Final = frozenset({"mac-check", "equivocation", "commitment", "protocol", "correction", "mask-at-edge"})
@@ -96,6 +96,10 @@ class Session:
         self._confirmed = command.first_step
         self._going = False  # the server has confirmed the beginning: rows may go out
         self._masked_to = command.first_step
+        self._mask_until = 0
+        # Corrections up to this step are needed now or next: the party has sent shares of the step before it. Of steps
+        # that send none, or are told one by one, every correction is needed now.
+        self._soon = command.steps if self.stepwise or not facts.rounds else command.first_step + 1
         self._provided = False
         self._model_read = False
         self._burnt = (command.first_step, -1)
@@ -167,7 +171,11 @@ class Session:
         if len(parts) == message.parts:
             del self._parts[message.step, message.attempt]
             data = b"".join(parts[k] for k in range(message.parts)) if message.parts > 1 else message.data
-            self._mailbox.put(SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data))
+            event = SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data)
+            if message.step > self._soon:
+                self._mailbox.put_early(event)
+            else:
+                self._mailbox.put(event)
         self._hear()
 
     def on_step(self, message: m.SpdzStep) -> None:
@@ -378,24 +386,29 @@ class Session:
     # --- to the worker ---------------------------------------------------------------------------------------------
 
     def _ask_for_rows(self) -> None:
-        if not (self.is_owner and self._going):
-            return
-        until = min(self.command.steps, self._confirmed + self.command.ahead)
-        while self._masked_to < until:
-            upto = min(until, self._masked_to + MASK_STEPS)
-            self._mailbox.put(SpdzEvent(what="mask", step=self._masked_to, until=upto, attempt=self._attempt))
-            self._masked_to = upto
+        """Own rows up to `ahead` of what is confirmed, a portion with every task."""
+        if self.is_owner and self._going:
+            self._mask_until = min(self.command.steps, self._confirmed + self.command.ahead)
+
+    def _portion(self) -> SpdzEvent:
+        first, self._masked_to = self._masked_to, min(self._mask_until, self._masked_to + MASK_STEPS)
+        return SpdzEvent(what="mask", step=first, until=self._masked_to, attempt=self._attempt)
 
     def _hear(self) -> None:
         self._heard_s = self._loop.now_s()
         self._flush()
 
     def _flush(self) -> None:
-        if self.over or self._busy or self._setup is None or not (self._mailbox.ready or not self._begun):
+        if self.over or self._busy or self._setup is None:
+            return
+        rows = self._masked_to < self._mask_until
+        if self._begun and not rows and not self._mailbox.ready:
             return
         setup = None if self._begun else self._setup
         self._begun = self._busy = True
         events = self._mailbox.take()
+        if rows:
+            events = (*events, self._portion())
         self._executor.submit(SpdzTask(session=self.id, setup=setup, events=events), self._done)
 
     def _done(self, outcome: Outcome) -> None:
@@ -418,7 +431,7 @@ class Session:
             return
         self._compute_s += outcome.seconds
         self._waiting_for = facts.waiting_for
-        if self._mailbox.ready:
+        if self._mailbox.ready or self._masked_to < self._mask_until:
             self._flush()
         if self._closing is not None:
             self._try_to_close()
@@ -497,6 +510,9 @@ class Session:
             if share.kind == "open":
                 self._rounds += 1
                 self._opened_bytes += len(share.payload)
+            if share.step >= self._soon:
+                self._soon = share.step + 1
+                self._mailbox.reached(self._soon)
 
     def _burn(self, step: int, attempt: int) -> None:
         """Shares up to `step`, under `attempt`, are about to leave."""
