@@ -105,11 +105,11 @@ class Watch:
     def _patch_shares(self, patch: pytest.MonkeyPatch) -> None:
         send_shares = Session._send_shares
 
-        def watched(session: Session, effects: Any) -> None:
+        def watched(session: Session, shares: Any) -> None:
             self.opened.setdefault((session._agent, session.id), set()).add(session)
-            send_shares(session, effects)
+            send_shares(session, shares)
             step, attempt = session._journal.burnt_steps(session.id)
-            if any(effect.step >= step or effect.attempt > attempt for effect in effects):
+            if any(share.step >= step or share.attempt > attempt for share in shares):
                 self.broken.append(f"{session._agent} sends shares of steps that are not burnt")
 
         patch.setattr(Session, "_send_shares", watched)

@@ -13,8 +13,8 @@ import pytest
 
 from helpers_sim import boston_shares
 from sordino_agent.spdz.session import Session
-from sordino_agent.spdz.tasks import SpdzEffect
 from sordino_common.clock import VirtualLoop
+from sordino_common.messages import SpdzShare
 from sordino_server.model import make_model
 from sordino_server.rounds.effects import Checkpoint
 from sordino_server.run_shares import SharedRun, shared_run
@@ -83,13 +83,13 @@ def test_kill_any_party_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     playing: list[Play] = []
     original = Session._send_shares
 
-    def watched(self: Session, effects: list[SpdzEffect]) -> None:
+    def watched(self: Session, shares: tuple[SpdzShare, ...]) -> None:
         boot = playing[-1].fleet.agents[self._agent].boot
         sent.setdefault((len(playing), self._agent, self.id), set()).add(boot)
         journal = playing[-1].fleet.agents[self._agent].journal
-        original(self, effects)
+        original(self, shares)
         step, attempt = journal.burnt_steps(self.id)
-        assert all(effect.step < step and effect.attempt <= attempt for effect in effects)
+        assert all(share.step < step and share.attempt <= attempt for share in shares)
 
     monkeypatch.setattr(Session, "_send_shares", watched)
     playing.append(Play(shared, "agent-00", 1e9))

@@ -71,6 +71,7 @@ def fleets(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedFleet]:
 
 def states(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """To whom masked parameters come, in order."""
+    from sordino_agent.spdz import room
     from sordino_agent.spdz.session import Session
 
     came: list[str] = []
@@ -80,7 +81,8 @@ def states(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         came.append(f"{sender} to {self._agent}")
         original(self, sender, message)
 
-    monkeypatch.setattr(Session, "on_state", watch)
+    for table in (room._OF_PEERS, room._OF_THE_DEALER):
+        monkeypatch.setitem(table, m.SpdzState, watch)  # type: ignore[arg-type]  # they are dicts
     return came
 
 
