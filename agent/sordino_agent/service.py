@@ -48,6 +48,7 @@ from sordino_common.channel.boot import next_boot
 from sordino_common.channel.files import write_atomically
 from sordino_common.channel.roster import RosterBook
 from sordino_common.clock import Timer
+from sordino_common.daemon.collector import old_set_aside
 from sordino_common.daemon.liveness import Liveness
 from sordino_common.daemon.notify import Notifier
 from sordino_common.daemon.signals import STOPS, Signals
@@ -375,7 +376,8 @@ def run(loaded: LoadedConfig, notifier: Notifier | None = None) -> int:
         with Signals(reactor, (*STOPS, signal.SIGHUP)) as signals:
             try:
                 service.open()
-                reactor.run_until(service.until_closed(signals), deadline_s=float("inf"))
+                with old_set_aside():
+                    reactor.run_until(service.until_closed(signals), deadline_s=float("inf"))
             finally:
                 service.finish()
     return 0

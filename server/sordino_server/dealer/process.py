@@ -29,6 +29,7 @@ from sordino_common.channel.files import write_atomically
 from sordino_common.channel.identity import DeviceKey, check_sign_key
 from sordino_common.channel.roster import RosterBook
 from sordino_common.config import load_config
+from sordino_common.daemon.collector import old_set_aside
 from sordino_common.daemon.liveness import Liveness
 from sordino_common.daemon.notify import Notifier
 from sordino_common.daemon.signals import Signals
@@ -234,7 +235,8 @@ def run_dealer(folder: Path, *, version: str, notifier: Notifier | None = None) 
         )
         service.watch(tell)
         liveness.start()
-        reactor.run_until(lambda: bool(signals.taken()), deadline_s=float("inf"))
+        with old_set_aside():
+            reactor.run_until(lambda: bool(signals.taken()), deadline_s=float("inf"))
         manager.stopping(2 * _DRAIN_S)
         liveness.stop()
     return 0
