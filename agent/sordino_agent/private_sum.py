@@ -26,6 +26,12 @@ products 2 · 2^-53. So the true integer norm² is below t (1 + (n + 14) 2^-53) 
 of a row that stays is at most 4^g. `tests/agent/test_private_sum.py` holds the integers themselves against it, by
 Python's arithmetic.
 
+**Behind the Plan a row has no place.** Of a batch that is not full, the rows that count wait until there are B of them,
+so that a sample of some B rows is clipped and added about once, however many batches the Plan takes for it. What is
+done with a row does not depend on where it waits: each entry is rounded by itself, as IEEE has it, sums of integers are
+exact, and Σ squares of a factor is a library's call for that row alone, of one shape and, as rows are padded to 64
+bytes, of one alignment.
+
 **The sum is exact.** |a_i c_j| <= 2^2k, so Σ over a batch stays below B 2^2k <= 2^53, where a float64 product of
 matrices is exact in whatever order it adds, and over batches Σ stays below R 2^2k <= 2^62, R the rows of the split:
 k = min(20, (53 - log2 B)/2, (62 - log2 R)/2). At the end all entries, in units of 2^-s, are shifted to the grid,
@@ -71,6 +77,7 @@ _SHRINK: Final = 1.0 - 2.0**-21  # of z, so 2^-20 of f
 _LIMIT: Final = 1.0 - 2.0**-24
 _MOST_ENTRIES: Final = 1 << 28
 _FEW_ENTRIES: Final = 1 << 16
+_LINE: Final = 8  # float64 in 64 bytes
 
 
 def poisson_sample(rows: int, threshold: int, random: RandomBytes = os.urandom) -> Rows:
@@ -138,6 +145,7 @@ class RowSum:
         self._scale = np.zeros(gradients.rows)  # z² and then z
         self._length = np.zeros(gradients.rows)  # t
         self._stays = np.zeros(gradients.rows, dtype=np.bool_)
+        self._batch = gradients.rows
         self._flat = np.zeros(self.length)  # the sum of one batch, in units of 2^-s of the grid
         self._total: Ints = np.zeros(self.length, dtype=np.int64)  # of all batches so far
         self._pairs = _Pairs(gradients, self._flat, self._scale)
@@ -151,7 +159,8 @@ class RowSum:
 
     def clear(self) -> None:
         """Begin a new sum."""
-        self._rows = 0  # as long as it is 0, `_total` is of the sum before
+        self._rows = self._waiting = 0
+        self._begun = False  # until then `_total` is of the sum before
 
     def add(self, outs: Sequence[NDArray[Any]], counted: NDArray[np.bool_]) -> None:
         """Add the `counted` [B] rows of a run of the gradient Plan, whose outputs are `outs`; they are only read.
@@ -161,13 +170,29 @@ class RowSum:
         count = len(counted) - counted.tobytes().count(0)  # a quarter of what NumPy's own count takes for so few
         if self._rows + count > self._most_rows:
             raise LocalError(f"a sample of more than the {self._most_rows} rows that there are")
+        if self._waiting + count > self._batch:
+            self._settle()
+        if count == self._batch:
+            self._pairs.load(outs)
+            self._others.load(outs)
+        elif count:
+            rows, places = np.flatnonzero(counted), slice(self._waiting, self._waiting + count)
+            self._pairs.load_some(outs, rows, places)
+            self._others.load_some(outs, rows, places)
+        self._rows += count
+        self._waiting += count
+        if self._waiting == self._batch:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Clip the rows that wait, and add them to the total. Places behind them hold rows that were settled before."""
         pairs, others, z, t = self._pairs, self._others, self._scale, self._length
-        squares = pairs.load(outs) + others.load(outs)
+        squares = pairs.squares() + others.squares()
         np.maximum(squares, self._least, out=z)
         np.sqrt(z, out=z)
         np.divide(self._whole, z, out=z)  # z²: 0 or NaN where the norm is infinite or NaN
-        if count < len(counted):
-            np.multiply(z, counted, out=z)
+        if self._waiting < self._batch:
+            z[self._waiting :] = 0.0
         np.multiply(z, z, out=t)
         np.multiply(t, squares, out=t)
         others.quantise()
@@ -179,20 +204,24 @@ class RowSum:
             others.drop(~stays)
         pairs.sum()
         others.sum()
-        # The batch's entries are integers below 2^53: as such they are added.
-        if self._rows:
+        # The entries are integers below 2^53: as such they are added.
+        if self._begun:
             np.add(self._total, self._flat, out=self._total, dtype=np.int64, casting="unsafe")
         else:
             self._total[:] = self._flat
-        self._rows += count
+        self._begun = True
+        self._waiting = 0
 
     def integers(self) -> list[NDArray[Any]]:
-        """What each row of the batch that was added last has given, [B, ...]."""
-        return [self._pairs.whole.copy(), self._others.values.copy()]
+        """What each row of a whole batch that was added last has given, [B, ...]."""
+        return [self._pairs.rows.copy(), self._others.rows.copy()]
 
     def take(self) -> Ints:
         """int64[P], blocks in order, each flattened, in grid units. Begins a new sum."""
-        if not self._rows:
+        if self._waiting:
+            with np.errstate(all="ignore"):
+                self._settle()
+        if not self._begun:
             self._total.fill(0)
         # One call for all parts costs less than one for each, but it takes a table as large as the sum.
         order, total = self._order, self._total
@@ -223,8 +252,9 @@ class _Pairs:
             m, n = block.shape
             self._shapes.append((block.name, (m, n + (rider is not None)), None if rider is None else rider.name))
         lefts, rights = ([shape[side] for _, shape, _ in self._shapes] for side in (0, 1))
-        self.whole = np.zeros((gradients.rows, sum(lefts) + sum(rights)))
-        factors = np.split(self.whole, np.cumsum([*lefts, *rights])[:-1], axis=1)
+        self._whole = _lines(gradients.rows, sum(lefts) + sum(rights))
+        self.rows = self._whole[:, : sum(lefts) + sum(rights)]
+        factors = np.split(self.rows, np.cumsum([*lefts, *rights])[:-1], axis=1)
         # By factor: where it lies in a run's outputs, and in the matrix; a rider's ones stand right of it.
         sources = [block.left for block in pairs] + [block.right for block in pairs]
         widths = [block.shape[side] for side in (0, 1) for block in pairs]
@@ -255,13 +285,21 @@ class _Pairs:
             begin += m * n
         return places
 
-    def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
-        """Take a batch; Σ |A_b|² (|C_b|² + 1 for a rider), [B]. Row by row: the last digits of a product of matrices
-        would depend on a row's place in the batch."""
-        if not self._count:
-            return 0.0
+    def load(self, outs: Sequence[NDArray[Any]]) -> None:
+        """Take a batch."""
         for place, part in self._loads:
             part[:] = outs[place]
+
+    def load_some(self, outs: Sequence[NDArray[Any]], rows: Rows, places: slice) -> None:
+        """Take `rows` of a batch to `places`."""
+        for place, part in self._loads:
+            part[places] = outs[place].take(rows, axis=0)
+
+    def squares(self) -> Floats | float:
+        """Σ |A_b|² (|C_b|² + 1 for a rider), [B]. Row by row: the last digits of a product of matrices would depend on
+        a row's place."""
+        if not self._count:
+            return 0.0
         for part in self._ones:
             part.fill(1.0)
         for factor, squares in self._squares:
@@ -274,11 +312,11 @@ class _Pairs:
     def quantise(self) -> None:
         """Integers z · value, toward zero."""
         if self._count:
-            np.multiply(self.whole, self._scale, out=self.whole)
-            np.trunc(self.whole, out=self.whole)
+            np.multiply(self._whole, self._scale, out=self._whole)
+            np.trunc(self._whole, out=self._whole)
 
     def drop(self, dropped: NDArray[np.bool_]) -> None:
-        self.whole[dropped] = 0.0
+        self._whole[dropped] = 0.0
 
     def sum(self) -> None:
         """Σ over the rows, each to its place: exact, see the module's text."""
@@ -292,7 +330,11 @@ class _Others:
     def __init__(self, gradients: RowGradients, flat: Floats, scale: Floats, unit: float) -> None:
         """`scale` [B]: where the squares of the rows' scales will be found; `unit`: what they are multiplied by."""
         self._blocks = [block for block in gradients.blocks if isinstance(block, WholeRows) and not _rides(block)]
-        self.values = np.zeros((gradients.rows, sum(math.prod(block.shape) for block in self._blocks)))
+        ends = np.cumsum([0, *(math.prod(block.shape) for block in self._blocks)])
+        self._values = _lines(gradients.rows, int(ends[-1]))
+        self.rows = self._values[:, : int(ends[-1])]
+        parts = np.split(self.rows, ends[1:-1], axis=1)
+        self._loads = [(block.output, part) for block, part in zip(self._blocks, parts, strict=False)]
         self._flat = flat
         self._scale = scale
         self._unit = unit
@@ -302,29 +344,43 @@ class _Others:
         ends = np.cumsum([math.prod(block.shape) for block in self._blocks])
         return {block.name: part for block, part in zip(self._blocks, np.split(flat, ends), strict=False)}
 
-    def load(self, outs: Sequence[NDArray[Any]]) -> Floats | float:
-        """Take a batch; Σ |g_b|², [B]."""
+    def load(self, outs: Sequence[NDArray[Any]]) -> None:
+        """Take a batch."""
+        for place, part in self._loads:
+            part[:] = outs[place].reshape(part.shape)
+
+    def load_some(self, outs: Sequence[NDArray[Any]], rows: Rows, places: slice) -> None:
+        """Take `rows` of a batch to `places`."""
+        for place, part in self._loads:
+            part[places] = outs[place].take(rows, axis=0).reshape(len(rows), -1)
+
+    def squares(self) -> Floats | float:
+        """Σ |g_b|², [B]."""
         if not self._blocks:
             return 0.0
-        rows = len(self.values)
-        np.concatenate([outs[block.output].reshape(rows, -1) for block in self._blocks], axis=1, out=self.values)
-        norms: Floats = np.einsum("bi,bi->b", self.values, self.values)
+        norms: Floats = np.einsum("bi,bi->b", self._values, self._values)
         return norms
 
     def quantise(self) -> None:
         """Integers z² · unit · value, toward zero."""
         if self._blocks:
-            self.values *= (self._scale * self._unit)[:, None]
-            np.trunc(self.values, out=self.values)
+            self._values *= (self._scale * self._unit)[:, None]
+            np.trunc(self._values, out=self._values)
 
     def drop(self, dropped: NDArray[np.bool_]) -> None:
-        self.values[dropped] = 0.0
+        self._values[dropped] = 0.0
 
     def sum(self) -> None:
         """Σ over the rows, in units of 2^-s of the grid, to its place."""
         if self._blocks:
-            np.add.reduce(self.values, axis=0, out=self._flat)
+            np.add.reduce(self.rows, axis=0, out=self._flat)
             self._flat /= self._unit
+
+
+def _lines(rows: int, width: int) -> Floats:
+    """Zeros [rows, width or a few more]: every row begins at the same place of a cache line, so that a library that
+    goes by where a vector lies does the same to each."""
+    return np.zeros((rows, -(-width // _LINE) * _LINE))
 
 
 def _rides(block: RowBlock) -> TypeGuard[WholeRows]:

@@ -136,6 +136,7 @@ def test_one_row_moves_a_sum_by_itself_and_by_nothing_else(name: str, batch: int
             feeds[layout.x], feeds[layout.y] = x[part], y[part]
             with np.errstate(all="ignore"):
                 total.add(program.run(feeds, own=False), counted)
+        total._settle()
         return total._total.copy()
 
     whole = fine(everybody)

@@ -214,6 +214,7 @@ def test_what_a_row_adds_does_not_depend_on_its_place_or_on_others(entries: int,
         padded = np.concatenate([some, np.zeros((16 - filled, entries), np.float32)])
         total.clear()
         add(total, [padded, np.zeros(16)], np.arange(16) < filled)
+        total._settle()
         return total._total.copy()  # before the one shift to the grid, which rounds
 
     together = sum_of(rows)
@@ -311,6 +312,29 @@ def test_padding_rows_do_not_count() -> None:
     noise = np.full(10, math.nan, dtype=np.float32)
     add(total, outs_of([row, noise, noise, noise], plan), np.arange(4) < 1)
     assert [int(entry) for entry in total.take()] == summed([row], plan)
+
+
+@given(st.data(), st.sampled_from(SHAPES))
+@settings(max_examples=60, deadline=None)
+def test_rows_that_wait_for_others_give_what_they_give_alone(data: st.DataObject, plan: RowGradients) -> None:
+    """Batches with any rows left out, some hostile: the integers of each row by itself, added."""
+    total = RowSum(plan, clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
+    assert all(part._whole.strides[0] % 64 == 0 for part in (total._pairs,) if part._whole.size)
+    alone = RowSum(plan, clip_norm=1.0, grid_bits=GRID, most_rows=1 << 22)
+    expected = np.zeros(total.length, dtype=np.int64)
+    for _ in range(data.draw(st.integers(1, 5))):
+        rows = data.draw(hnp.arrays(np.float32, (plan.rows, width(plan)), elements=st.one_of(ordinary, anything)))
+        counted = data.draw(hnp.arrays(np.bool_, plan.rows))
+        add(total, outs_of(list(rows), plan), counted)
+        for row in rows[counted]:
+            alone.clear()
+            add(alone, outs_of([row] * plan.rows, plan), np.arange(plan.rows) == plan.rows - 1)
+            with np.errstate(all="ignore"):
+                alone._settle()
+            expected += alone._total
+    with np.errstate(all="ignore"):
+        total._settle()
+    assert np.array_equal(total._total, expected)
 
 
 def test_an_empty_sample_is_the_zero_vector_and_take_begins_anew() -> None:
