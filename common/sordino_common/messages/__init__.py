@@ -3,6 +3,7 @@
 from sordino_common.messages.array import Array
 from sordino_common.messages.base import Message, decode_message, encode_message, message_types
 from sordino_common.messages.codec import DEFAULT_LIMITS, Limits, decode, encode
+from sordino_common.messages.corrections import read_correction, write_correction
 from sordino_common.messages.fleet import (
     ColumnInfo,
     DatasetInfo,
@@ -176,9 +177,11 @@ __all__ = [
     "encode",
     "encode_message",
     "message_types",
+    "read_correction",
     "read_shares",
     "task_of",
     "terms_of",
     "terms_of_step",
+    "write_correction",
     "write_shares",
 ]

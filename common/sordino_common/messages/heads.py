@@ -30,3 +30,20 @@ def head(major: int, argument: int) -> bytes:
         return bytes((major + argument,))
     width = 0 if argument < 1 << 8 else 1 if argument < 1 << 16 else 2 if argument < 1 << 32 else 3
     return bytes((major + 24 + width,)) + argument.to_bytes(1 << width, "big")
+
+
+def pattern_of(major: int) -> bytes:
+    """A regular expression, one group, for all that `head` writes for that major type: no argument has a shorter
+    head. To be compiled with `re.DOTALL`."""
+    wide = (
+        rb"\x%02x[\x18-\xff]" % (major + 24),
+        rb"\x%02x(?!\0).." % (major + 25),
+        rb"\x%02x(?!\0\0)...." % (major + 26),
+        rb"\x%02x(?!\0\0\0\0)........" % (major + 27),
+    )
+    return rb"([\x%02x-\x%02x]|%b)" % (major, major + 23, b"|".join(wide))
+
+
+def argument_of(written: bytes, major: int = NUMBER) -> int:
+    """The argument of what `pattern_of(major)` has matched."""
+    return int.from_bytes(written[1:], "big") if len(written) > 1 else written[0] - major

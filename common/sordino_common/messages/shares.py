@@ -12,29 +12,16 @@ import re
 from typing import Final, get_args
 
 from sordino_common.messages.base import by_hand
-from sordino_common.messages.heads import BYTES, LIST, NUMBER, TEXT, head
+from sordino_common.messages.heads import BYTES, LIST, NUMBER, TEXT, head, pattern_of
 from sordino_common.messages.spdz import SHARES_AT_ONCE, ShareKind, SpdzShare, SpdzShares
 
 _STEP, _ATTEMPT, _ROUND = 1 << 40, 1 << 20, 1 << 16  # at most, as the fields of `SpdzShare` say
 _FRONT: Final = b"\x82\x6bspdz-shares\xa1\x66shares"
 _KINDS: Final[dict[ShareKind, bytes]] = {kind: head(TEXT, len(kind)) + kind.encode() for kind in get_args(ShareKind)}
 _KIND_OF: Final = {written: kind for kind, written in _KINDS.items()}
-
-
-def _any_head(major: int) -> bytes:
-    """A pattern of the heads that `heads.head` writes for that major type: no argument has a shorter one."""
-    wide = (
-        rb"\x%02x[\x18-\xff]" % (major + 24),
-        rb"\x%02x(?!\0).." % (major + 25),
-        rb"\x%02x(?!\0\0)...." % (major + 26),
-        rb"\x%02x(?!\0\0\0\0)........" % (major + 27),
-    )
-    return rb"([\x%02x-\x%02x]|%b)" % (major, major + 23, b"|".join(wide))
-
-
 _SHARE: Final = re.compile(
     rb"\xa5\x64kind(%b)\x64step%b\x65round%b\x67attempt%b\x67payload%b"
-    % (b"|".join(map(re.escape, _KIND_OF)), *3 * (_any_head(NUMBER),), _any_head(BYTES)),
+    % (b"|".join(map(re.escape, _KIND_OF)), *3 * (pattern_of(NUMBER),), pattern_of(BYTES)),
     re.DOTALL,
 )
 
