@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sordino_common.errors import LocalError
 from sordino_common.ring.fixed import decode_fixed, encode_fixed
 from sordino_common.ring.limbs import Workspace, split_wrapping
-from sordino_common.ring.matmul import COSTS, Costs, choose_backend, costs_here, matmul, measure_costs
+from sordino_common.ring.matmul import COSTS, Costs, choose_backend, costs_here, matmul, matmul_calls, measure_costs
 from sordino_common.ring.prg import Seed, expand_ring, label
 from sordino_common.ring.sharing import correction, reconstruct
 
@@ -120,6 +120,43 @@ def test_expansion_is_deterministic_and_bound_to_its_info() -> None:
     assert np.array_equal(big[:32_768], expand_ring(seed, b"", (32_768,)))
     assert expand_ring(seed, b"", (0, 3)).shape == (0, 3)
     assert len(np.unique(big)) == big.size  # a collision has chance 3e-10
+
+
+def test_labels_of_parts_are_joined_labels() -> None:
+    assert label("a", 7, b"c", -1) == label("a", 7) + label(b"c", -1)
+
+
+@pytest.mark.parametrize("backend", ["direct", "dots", "limbs", None])
+@pytest.mark.parametrize("turned", [False, True])
+def test_calls_multiply_what_the_operands_hold_then(backend: str, turned: bool) -> None:
+    """Again and again, and whichever way the operands lie in memory; what copies them may lose it in between."""
+    rng = np.random.default_rng(3)
+    a, b = (np.empty((3, 5), dtype=np.int64).T, np.empty((4, 3), dtype=np.int64).T) if turned else (
+        np.empty((5, 3), dtype=np.int64), np.empty((3, 4), dtype=np.int64)
+    )  # fmt: skip
+    out, memory = np.empty((5, 4), dtype=np.int64), np.empty(64, dtype=np.int64)
+    calls = matmul_calls(a, b, out, backend=backend, room=lambda shape: memory[:12].reshape(shape))  # type: ignore[arg-type]
+    for _ in range(3):
+        for array in (a, b):
+            array[...] = rng.integers(-(1 << 63), (1 << 63) - 1, array.shape, endpoint=True)
+        memory[...] = -1
+        for call in calls:
+            call()
+        assert np.array_equal(out, oracle(a, b))
+
+
+def test_scratch_memory_is_of_its_slot_and_only_as_much_as_was_needed() -> None:
+    space = Workspace()
+    small = space.floats("a", (2, 3))
+    assert space.floats("a", (2, 3)) is small and space.integers("b", (5,)).dtype == np.int64
+    large = space.floats("a", (10, 10))
+    assert space.held_bytes == 840
+    again = space.floats("a", (2, 3))  # of the slot as it is now
+    assert again is not small and np.shares_memory(again, large) and not np.shares_memory(again, small)
+    for size in range(1, 400):  # many shapes: views are dropped, memory is not
+        assert space.integers("b", (size,)).shape == (size,)
+    assert space.held_bytes == 800 + 8 * 399
+    assert len(space._integers) + len(space._floats) <= 256
 
 
 def test_labels_do_not_collide() -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers_spdz import Builder, evaluate_node, odd_circuit, toy_circuit
+from helpers_spdz import Builder, Committee, evaluate_node, odd_circuit, toy_circuit, toy_rows, toy_spec, toy_state
 from sordino_common.spdz.arithmetic import Arithmetic, Run, at_edge
 from sordino_common.spdz.circuit import Circuit, Gate, View, gate_of
 from sordino_common.spdz.layout import layout_of
+from sordino_common.spdz.spec import Security
 
 INT64 = np.iinfo(np.int64)
 
@@ -138,3 +139,24 @@ def test_each_gate_has_an_edge_of_its_own() -> None:
             one.gammas[place] = sign * least
             assert arithmetic.accept(one) == f"gate {gate}"
             assert one.round == 0
+
+
+@pytest.mark.parametrize(("security", "most"), [("passive", 1), ("active", 5)])
+def test_arrays_are_lent_again_and_forgotten_at_the_end(
+    security: Security, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a passive session one set; of an active one as many as steps await their check, that which is under way
+    included, and the one that runs. None is left when the session has ended."""
+    made: dict[int, int] = {}
+    lay_out = Arithmetic._lay_out
+
+    def counted(self: Arithmetic) -> Run:
+        made[id(self)] = made.get(id(self), 0) + 1
+        return lay_out(self)
+
+    monkeypatch.setattr(Arithmetic, "_lay_out", counted)
+    spec = toy_spec(2, security=security, steps=12, check_every=2)
+    committee = Committee(spec, toy_rows(spec), toy_state(spec))
+    committee.run()
+    assert len(made) == 2 and all(1 <= count <= most for count in made.values())
+    assert all(not party._arithmetic._free for party in committee.parties)
