@@ -72,7 +72,6 @@ class _GateAt:
 
     place: slice
     shape: tuple[int, ...]
-    shift: np.int64
     terms: tuple[tuple[int, np.int64], ...]  # operand, coefficient
     products: tuple[Product, ...]
 
@@ -85,6 +84,15 @@ class _Dealt:
     before: dict[str, I64]
     after: dict[str, I64]
     outputs: dict[str, I64]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Draft:
+    """A step of which λ is known, and the tags, in the words of its correction: r is there yet in place of γ."""
+
+    values: Values
+    words: I64
+    dealt: _Dealt
 
 
 def derived_seed(root: Seed, *parts: str | int | bytes) -> Seed:
@@ -123,6 +131,9 @@ class Dealer:
             for number in range(first, first + len(spec.circuit.nodes))
         ]
         self._gates = [gate for gate in self._path if isinstance(gate, _GateAt)]
+        self._shifts = np.empty(self._layout.gate_elements, dtype=np.int64)
+        for number, place in self._layout.gates.items():
+            self._shifts[place] = gate_of(spec.circuit, number).shift
         self._scratch = np.empty(self._layout.root_elements + self._layout.gate_elements, dtype=np.int64)
         self._owner_seeds: dict[str, Seed] = {}
         self._seeds = [derived_seed(root, "party", index) for index in range(len(spec.parties))]
@@ -133,7 +144,7 @@ class Dealer:
         self._next = first_step
         self._attempt = 0
         self._done: dict[int, _Dealt] = {}
-        self._ahead: deque[tuple[_Dealt, bytes]] = deque()  # from the next step on, with their corrections
+        self._ahead: deque[_Draft] = deque()  # from the next step on
         self._fed = -1  # the last step whose state inputs are known, if the session is stepwise
         if spec.stepwise:
             self._state: dict[str, I64] = {}
@@ -199,14 +210,16 @@ class Dealer:
     def _deal(self, step: int, attempt: int) -> Deal:
         if not self._ahead:
             self._deal_ahead(step, attempt)
-        dealt, correction = self._ahead.popleft()
-        self._done[step] = dealt
-        self._state = dealt.after
+        draft = self._ahead.popleft()
+        correction = self._finish(draft, step, attempt)
+        self._done[step] = draft.dealt
+        self._state = draft.dealt.after
         self._next = step + 1
         return Deal(step=step, attempt=attempt, corrected=self.spec.corrected(step, attempt), correction=correction)
 
     def _deal_ahead(self, step: int, attempt: int) -> None:
-        """Deal this step, and some more with it."""
+        """Draft this step, and some more with it. What need not be done for all of them together is left for later, so
+        that nobody waits for it now."""
         spec, layout, roots = self.spec, self._layout, self._layout.root_elements
         count = 1 if spec.stepwise or not spec.active else min(steps_together(layout), _AHEAD, spec.steps - step)
         state, drafts = self._state, []
@@ -218,20 +231,26 @@ class Dealer:
             self._follow(values, shares[roots:])
             after = {name: values[wire] for name, wire in spec.state_outputs.items()}
             outputs = {name: values[wire] for name, wire in spec.value_outputs.items()}
-            drafts.append((number, values, words, _Dealt(attempt, state, after, outputs)))
+            drafts.append(_Draft(values, words, _Dealt(attempt, state, after, outputs)))
             state = after
         if self._sums is not None:
             numbers = [
-                self._numbers(number, attempt, values, words[roots : len(self._scratch)], self._tags(words))
-                for number, values, words, _ in drafts
+                self._numbers(
+                    number, attempt, one.values, one.words[roots : len(self._scratch)], self._tags(one.words)
+                )
+                for number, one in enumerate(drafts, start=step)
             ]
             self._sums.deal(self._field, numbers, self._alpha)
-        for number, values, words, dealt in drafts:
-            self._add_parts(values, words[roots : len(self._scratch)])
-            for wire, place in layout.roots.items():
-                words[place] = values[wire].reshape(-1)
-            self._correct(number, attempt, words)
-            self._ahead.append((dealt, words.astype("<i8", copy=False).tobytes()))
+        self._ahead.extend(drafts)
+
+    def _finish(self, draft: _Draft, step: int, attempt: int) -> bytes:
+        """The correction."""
+        values, words, layout = draft.values, draft.words, self._layout
+        self._add_parts(values, words[layout.root_elements : len(self._scratch)])
+        for wire, place in layout.roots.items():
+            words[place] = values[wire].reshape(-1)
+        self._correct(step, attempt, words)
+        return words.astype("<i8", copy=False).tobytes()
 
     @property
     def next_attempt(self) -> int:
@@ -289,9 +308,10 @@ class Dealer:
 
     def _follow(self, values: Values, gate_r: I64) -> None:
         """λ of every wire."""
+        masks = np.right_shift(gate_r, self._shifts)
         for number, node in enumerate(self._path, start=len(self.spec.circuit.inputs)):
             if isinstance(node, _GateAt):
-                values[number] = np.asarray(np.right_shift(gate_r[node.place].reshape(node.shape), node.shift))
+                values[number] = masks[node.place].reshape(node.shape)
             else:
                 values[number] = node(values)
 
@@ -351,7 +371,6 @@ def _gate_at(circuit: Circuit, layout: Layout, number: int) -> _GateAt:
     return _GateAt(
         place=layout.gates[number],
         shape=gate.wire.shape,
-        shift=np.int64(gate.shift),
         terms=tuple((term.operand, np.int64(term.coefficient)) for term in gate.terms),
         products=gate.products,
     )
