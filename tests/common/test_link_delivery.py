@@ -130,6 +130,19 @@ def test_small_messages_pass_a_bulky_one() -> None:
     assert quick.delivered and not big.told
 
 
+@pytest.mark.parametrize(("nbytes", "packets"), [(180_000, 16), (300_000, 32)])
+def test_bulky_messages_do_not_wait_for_the_acks_of_those_before(nbytes: int, packets: int) -> None:
+    """A stream of them, as a dealer's: a window of packets a round trip."""
+    mesh = pair(BadNetwork(delay_s=0.5))
+    a, b = mesh.stations["a"], mesh.stations["b"]
+    reports = [a.send("b", bulky(nbytes, fill=number)) for number in range(16)]
+    mesh.run_until(*reports, within_s=1.1 * packets / LinkSettings().window_chunks)
+    assert all(report.delivered for report in reports)
+    assert [one.message for one in b.inbox] == [bulky(nbytes, fill=number) for number in range(16)]
+    assert a.counters.total.retransmissions == 0 and len(a.packets) == packets
+    assert len(b.packets) <= packets // 4  # several to an ack
+
+
 def test_the_peer_restarts_in_mid_transfer_and_gets_it_all_again() -> None:
     mesh = pair(BadNetwork(delay_s=0.05))
     a = mesh.stations["a"]

@@ -6,7 +6,8 @@ one sent clearly later is: by three stamps, a quarter of a round trip (RFC 9002 
 When nothing comes back, the timer (see `pacing`) sends the oldest part again if that is small, else a
 probe: a few bytes that ask what is there. So a slow link is never filled with copies of a large chunk.
 
-A lane carries one bulky message at a time; small ones pass it by. Messages may arrive in another order than sent.
+A lane begins one bulky message after the other; small ones pass them by. Messages may arrive in another order than
+sent.
 """
 
 from __future__ import annotations
@@ -167,7 +168,8 @@ class Sender:
         return None
 
     def _candidate(self, now_s: float) -> Outgoing | None:
-        """The message whose chunk goes next. Bulk and small take turns; of bulky ones only one is under way."""
+        """The message whose chunk goes next. Bulk and small take turns; a bulky one begins when all of the one before
+        is under way, so that what is sent in single chunks waits for no acks."""
         turn, queues = self._bulk_turn, self._queues
         if not (self._active or queues[turn] or queues[not turn]):
             return None
@@ -175,13 +177,10 @@ class Sender:
         bulk_begun = False
         for parcel in self._active.values():
             bulk = parcel.bulk
+            if bulk in first or parcel.cutter is None or not parcel.cutter.unsent:
+                continue
             bulk_begun |= bulk
-            if (
-                bulk not in first
-                and parcel.hold_until_s <= now_s
-                and parcel.cutter is not None
-                and parcel.cutter.unsent
-            ):
+            if parcel.hold_until_s <= now_s:
                 first[bulk] = parcel
         full = len(self._active) > 0 and self._next_number - self.floor >= SPREAD
         for bulk in (turn, not turn):
