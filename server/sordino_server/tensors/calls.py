@@ -35,7 +35,7 @@ Like = tuple[TensorSpec, torch.Size, torch.dtype]
 class Form:
     """What calls of one key share. `view`: the op and its arguments, if the results are views of the first operand.
     `likes`: of the results, None where there is none. `func`, `specs`: the op and the operands' specs, held because
-    the key has their ids."""
+    the key has their ids. `fresh`: it gives one tensor, with memory of its own."""
 
     func: Any
     specs: tuple[TensorSpec, ...]
@@ -43,20 +43,22 @@ class Form:
     writes: bool
     view: tuple[Any, tuple[Any, ...]] | None
     likes: tuple[Like | None, ...]
+    fresh: bool
 
 
 def form_of(
     func: Any, operands: Sequence[Value], facts: Facts, writes: bool, view: tuple[Any, tuple[Any, ...]] | None
 ) -> Form:
     likes = [None if out is None else (out, torch.Size(out.shape), TORCH_DTYPES[out.dtype]) for out in facts.outs]
-    return Form(func, tuple([operand.spec for operand in operands]), facts, writes, view, tuple(likes))
+    specs = tuple([operand.spec for operand in operands])
+    return Form(func, specs, facts, writes, view, tuple(likes), facts.single and not writes and view is None)
 
 
 # By the op's id: hashing an op calls Python.
 _LIFTED: Final[dict[int, tuple[Any, frozenset[int | str]]]] = {}
 
 
-def _lifted(func: Any) -> frozenset[int | str]:
+def lifted(func: Any) -> frozenset[int | str]:
     """Which arguments of the op, by place and by name, hold a number that may change."""
     found = _LIFTED.get(id(func))
     if found is None:
@@ -84,7 +86,7 @@ def read(
         elif kind in _PLAIN:
             key.append(entry)
         elif kind is float:
-            if k in _lifted(func):
+            if k in lifted(func):
                 numbers.append(entry)
                 key.append(Number)
             else:
@@ -96,7 +98,7 @@ def read(
     for name, entry in kwargs.items() if kwargs else ():
         kind = type(entry)
         key.append(name)
-        if kind is float and name in _lifted(func):
+        if kind is float and name in lifted(func):
             numbers.append(entry)
             key.append(Number)
         elif kind in _WHOLE:

@@ -66,7 +66,9 @@ def _as_if_called_from_outside() -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Family:
+class Family:
+    """The Plans of one structure. `first`: its numbers the first time; `lifted`: those that were others since."""
+
     structure: Structure
     first: tuple[float, ...]
     lifted: set[int] = field(default_factory=set)
@@ -79,17 +81,18 @@ class Compiler:
     def __init__(self) -> None:
         self.facts: dict[Key, Facts] = {}  # what a form of step gives, by the form
         self.forms: dict[Key, Form] = {}  # the same, by what a call is recognized by
-        self._families: dict[Key, _Family] = {}
+        self._families: dict[Key, Family] = {}
         self.traces = 0
 
-    def compiled(
-        self, key: Key, structure: Callable[[], Structure], numbers: tuple[float, ...], lines: Sequence[Line]
-    ) -> Compiled:
-        """The Plan of a structure, which `key` stands for, with these numbers. Raises `PlanError` with the user's
-        line."""
+    def family(self, key: Key, structure: Callable[[], Structure], numbers: tuple[float, ...]) -> Family:
+        """The Plans of a structure, which `key` stands for."""
         family = self._families.get(key)
         if family is None:
-            family = self._families[key] = _Family(structure(), numbers)
+            family = self._families[key] = Family(structure(), numbers)
+        return family
+
+    def compiled(self, family: Family, numbers: tuple[float, ...], lines: Sequence[Line]) -> Compiled:
+        """The Plan with these numbers. Raises `PlanError` with the user's line."""
         if numbers != family.first:
             family.lifted.update(i for i, (a, b) in enumerate(zip(family.first, numbers, strict=True)) if a != b)
         kept = tuple((i, repr(value)) for i, value in enumerate(numbers) if i not in family.lifted)

@@ -66,8 +66,11 @@ def user_line() -> Line:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        name = code.co_filename
-        if _USERS[name] if name in _USERS else _is_users(name):
+        try:
+            users = _USERS[code.co_filename]
+        except KeyError:
+            users = _is_users(code.co_filename)
+        if users:
             key = (id(code), frame.f_lasti)
             line = _LINES.get(key)
             if line is None:

@@ -22,6 +22,7 @@ from sordino_server.tensors.compile import Compiled, Compiler, Place, Structure,
 from sordino_server.tensors.errors import RemoteFailure, UnsupportedOperation
 from sordino_server.tensors.lines import Line, user_line
 from sordino_server.tensors.ops import instead_of
+from sordino_server.tensors.script import Flush, Script
 from sordino_server.tensors.values import Cell, Facts, Key, Step, Value, interned
 
 # What a flush sends: everything that somebody here holds; what a fetch needs and what else is due; a whole step.
@@ -29,7 +30,6 @@ Scope = Literal["all", "asked", "step"]
 PLACES: Final = 1 << 20  # more results than one step has
 PENDING_MOST: Final = 4000  # steps that wait, dead ones counted: a fifth of what a Plan may have
 _backward_pass: Final = torch._C._current_graph_task_id
-_new: Final = tuple.__new__  # what a named tuple's own constructor does in Python
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,8 @@ class Recorder:
         self._last_write = -1  # since the last flush, to what is not a gradient: an optimizer's step, mostly
         self._held: dict[bytes, float] = {}  # id -> when its lease began, oldest first
         self._pending: dict[int, weakref.ref[Cell]] = {}
-        self._numbers = itertools.count()
+        self._numbers = itertools.count()  # of cells
+        self.script = Script()
 
     def cell(self, value: Value) -> Cell:
         """New memory that holds `value`."""
@@ -74,7 +75,7 @@ class Recorder:
         if value.step is not None:
             self._pending[cell.number] = weakref.ref(cell)
         if not cell.gradient:
-            self._last_write = next(self._numbers)
+            self._last_write = self.script.next - 1
 
     def knows(self, facts: Facts) -> bool:
         """Whether a step of this form may be recorded again without being looked at."""
@@ -122,18 +123,31 @@ class Recorder:
                 text = str(error).removeprefix("tensors: ")
                 raise UnsupportedOperation(f"{op.name()} on {self.chain}: {text}{instead_of(op.name())}") from None
             self.compiler.facts[key] = facts
-        return facts, self.record(facts, operands, numbers)
+        values = self.record(facts, operands, numbers)
+        self.script.interrupt()
+        return facts, values
 
     def record(self, facts: Facts, operands: Sequence[Value], numbers: Sequence[float]) -> tuple[Value | None, ...]:
         """Record one step of a known form. Raises the operand's own failure if it has one."""
         for operand in operands:
             if operand.failure is not None:
                 raise operand.failure
-        step = _new(Step, (facts, operands, numbers, next(self._numbers), self._line or user_line()))
+            self.script.place(operand)
+        return self.add(facts, operands, numbers)
+
+    def add(self, facts: Facts, operands: Sequence[Value], numbers: Sequence[float]) -> tuple[Value | None, ...]:
+        """Record one step, whose operands have their places in the script and no failure."""
+        script, line = self.script, self._line or user_line()
+        place, outs = script.next, facts.outs
+        step = Step(facts, operands, numbers, place, line)
+        script.next = place + len(outs)
+        script.lines.append(line)
+        if numbers:
+            script.given.append(numbers)
         self.recorded += 1
         if facts.single:
-            return (Value(facts.outs[0], step),)  # type: ignore[arg-type]  # what is single is there
-        return tuple([None if spec is None else Value(spec, step, k) for k, spec in enumerate(facts.outs)])
+            return (Value(outs[0], step, 0, place),)  # type: ignore[arg-type]  # what is single is there
+        return tuple([None if spec is None else Value(spec, step, k, place + k) for k, spec in enumerate(outs)])
 
     def request(self, scope: Scope = "all", asked: Value | None = None) -> Request | None:
         """The Plan of everything that is due and not there yet; None if nothing is. Changes nothing.
@@ -142,6 +156,25 @@ class Recorder:
         needed after all: gradients that an optimizer has used, and at the boundary of a step what follows the last
         write, the next step's beginning. It waits once: what is still held at the flush after that goes with it."""
         outputs, left = self._due(scope, asked)
+        known = self.script.flush_of(outputs.values())
+        return self._walked(scope, outputs, left) if known is None else self._repeated(known, outputs, left)
+
+    def _repeated(self, known: Flush, outputs: dict[int, Value], left: Sequence[weakref.ref[Cell]]) -> Request:
+        """The request of a flush that is the last one again."""
+        script = self.script
+        numbers = tuple([number for k in known.given for number in script.given[k]])
+        lines = tuple([script.lines[k] for k in known.steps])
+        return Request(
+            compiled=self.compiler.compiled(known.family, numbers, lines),
+            inputs=script.read(known),
+            outputs=tuple(outputs.values()),
+            numbers=numbers,
+            lines=lines,
+            left=tuple(left),
+        )
+
+    def _walked(self, scope: Scope, outputs: dict[int, Value], left: Sequence[weakref.ref[Cell]]) -> Request | None:
+        """The request for these outputs, found by walking from each to what it needs."""
         steps = self._steps(outputs)
         if not steps:  # with `step`: what was written is gone, and nothing else says where the step ends
             return self.request("all") if scope == "step" else None
@@ -163,21 +196,22 @@ class Recorder:
             return found
 
         start = 0
-        for facts, operands, given, number, _ in steps:
-            starts[number] = start
+        for step in steps:
+            starts[step.number] = start
             start += PLACES
-            key.append(facts)
-            key += map(place, operands)
-            if given:
-                numbers += given
+            key.append(step.facts)
+            key += map(place, step.operands)
+            numbers += step.numbers
         key.append(None)
         key += map(place, outputs.values())
         key.append(None)
         key += [id(value.spec) for value in read]  # interned (`store`)
         lines = tuple([step.line for step in steps])
         structure = partial(_structure, steps, place, read, outputs)
+        family = self.compiler.family(tuple(key), structure, tuple(numbers))
+        self.script.remember(family, steps, read, outputs.values())
         return Request(
-            compiled=self.compiler.compiled(tuple(key), structure, tuple(numbers), lines),
+            compiled=self.compiler.compiled(family, tuple(numbers), lines),
             inputs=tuple(read),
             outputs=tuple(outputs.values()),
             numbers=tuple(numbers),
@@ -271,6 +305,7 @@ class Recorder:
     def _settle(self) -> None:
         self.recorded = self.backwards = 0
         self._last_write = -1
+        self.script.begin()
         left = {}
         for number, reference in self._pending.items():
             cell = reference()

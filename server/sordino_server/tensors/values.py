@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from sordino_common.plan.spec import TensorSpec
 from sordino_server.tensors.errors import RemoteFailure
@@ -60,8 +62,8 @@ def interned(spec: TensorSpec) -> TensorSpec:
     return spec
 
 
-class Step(NamedTuple):
-    """One recorded operation."""
+class Step(msgspec.Struct, frozen=True, eq=False):
+    """One recorded operation. `number` grows from step to step of an agent, by at least the number of results."""
 
     facts: Facts
     operands: Sequence[Value]
@@ -83,17 +85,15 @@ class Stored:
         self._forget(self.tensor_id)
 
 
-class Value:
-    """A tensor on an agent, by what made it or by its id there. `spec` is interned."""
+class Value(msgspec.Struct, eq=False, weakref=True):
+    """A tensor on an agent, by what made it or by its id there. `spec` is interned. `place`: see `script`."""
 
-    __slots__ = ("_stored", "failure", "index", "spec", "step")
-
-    def __init__(self, spec: TensorSpec, step: Step | None = None, index: int = 0) -> None:
-        self.spec = spec
-        self.step = step
-        self.index = index
-        self.failure: RemoteFailure | None = None
-        self._stored: Stored | None = None
+    spec: TensorSpec
+    step: Step | None = None
+    index: int = 0
+    place: int = -1
+    failure: RemoteFailure | None = None
+    _stored: Stored | None = None
 
     @property
     def tensor_id(self) -> bytes | None:
@@ -105,15 +105,12 @@ class Value:
         self._stored, self.step = Stored(tensor_id, forget), None
 
 
-class Cell:
+class Cell(msgspec.Struct, eq=False, weakref=True):
     """What pointers that share memory share. `value` is what is in it now.
 
     `gradient`: it was made in a backward pass. `waited`: a flush has left it out once (`Recorder.request`)."""
 
-    __slots__ = ("__weakref__", "gradient", "number", "value", "waited")
-
-    def __init__(self, value: Value, number: int, gradient: bool = False) -> None:
-        self.value = value
-        self.number = number
-        self.gradient = gradient
-        self.waited = False
+    value: Value
+    number: int
+    gradient: bool = False
+    waited: bool = False

@@ -31,12 +31,8 @@ class SharedCell(Cell):
     """Memory on shares. `limit`: what was stated not to be passed by whatever is written into it, None if nothing was.
     `base`: what was in it when it was last kept, if something else has been written since."""
 
-    __slots__ = ("base", "limit")
-
-    def __init__(self, value: Value, number: int, gradient: bool = False) -> None:
-        super().__init__(value, number, gradient)
-        self.base: Value | None = None
-        self.limit: float | None = None
+    base: Value | None = None
+    limit: float | None = None
 
 
 def merged(stated: Iterable[Ranges]) -> Ranges:
