@@ -235,9 +235,7 @@ class Dealer:
             state = after
         if self._sums is not None:
             numbers = [
-                self._numbers(
-                    number, attempt, one.values, one.words[roots : len(self._scratch)], self._tags(one.words)
-                )
+                self._numbers(number, attempt, one.values, one.words[roots : len(self._scratch)], self._tags(one.words))
                 for number, one in enumerate(drafts, start=step)
             ]
             self._sums.deal(self._field, numbers, self._alpha)
