@@ -19,8 +19,25 @@ from sordino_common.errors import (
     PolicyRefusal,
     RemoteError,
 )
+from sordino_server import conductor
 from sordino_server.conductor import Conductor, Interrupted
-from sordino_server.rounds.effects import Answers, Ask, Effect, Gather, Present, Result, ask, begin, gather, look, meter
+from sordino_server.rounds.effects import (
+    Answers,
+    Ask,
+    Effect,
+    Gather,
+    Hear,
+    Present,
+    Result,
+    ask,
+    begin,
+    gather,
+    hear,
+    listen,
+    look,
+    meter,
+    tell,
+)
 from sordino_server.rounds.events import Note, Waiting
 from sordino_server.rounds.fedavg import federated_averaging
 from sordino_server.rounds.roll import shortage
@@ -75,6 +92,24 @@ def test_a_reply_to_another_question_does_not_count() -> None:
     second = run(fleet, question(("a",), quorum=1, deadline_s=2.5))  # a's first answer arrives in here
     assert second.replies == {}
     assert second.missing == {"a": "no answer within 2.5 s"}
+
+
+def test_what_was_told_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dealer tells as many corrections as a run has steps."""
+    monkeypatch.setattr(conductor, "_TOLD_MOST", 3)
+
+    def stream() -> Generator[Effect, Result, list[bytes]]:
+        yield from listen(frozenset({"a"}))
+        told = []
+        for _ in range(10):
+            told.append((yield from tell("a", m.Describe())))
+            yield from hear(Hear(purpose="answers", wait_s=1.0))
+        return told
+
+    fleet = Fleet([Agent("a")])
+    fleet.conductor.start(stream())
+    fleet.finish(within_s=1000.0)
+    assert list(fleet.conductor._told) == fleet.conductor.result()[-3:]
 
 
 def test_a_command_that_could_not_be_delivered_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
