@@ -13,7 +13,7 @@ from sordino_agent.errors import Silence
 from sordino_agent.policy import Policy
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.errors import LocalError
-from sordino_common.spdz.arithmetic import Arithmetic
+from sordino_common.spdz.arithmetic import Arithmetic, Run
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
 from sordino_server.rounds.effects import Gather, gather
 from sordino_server.tensors.errors import (
@@ -214,12 +214,11 @@ def test_a_step_that_meets_the_edge_of_the_ring_runs_again(
     xs = fleet.share(torch.tensor([1.5, -2.0]), alice, bob)
     accept, met = Arithmetic.accept, []
 
-    def once(self: Arithmetic, round_: int, values: Any, opened: Any) -> str:
-        edge = accept(self, round_, values, opened)
+    def once(self: Arithmetic, one: Run) -> str:
         if len(met) < 2:  # once for each member, as it would be
-            met.append(round_)
+            met.append(one.round)
             return "gate 0"
-        return edge
+        return accept(self, one)
 
     y = xs * xs
     monkeypatch.setattr(Arithmetic, "accept", once)
