@@ -203,6 +203,59 @@ def test_a_whole_packet_comes_out_however_its_beginning_is_cut(pair: Pair, large
             assert pair.take() == ([(b"t", bytes(nbytes))], b"")
 
 
+@pytest.mark.parametrize("behind", [0, 1, 500])
+def test_the_end_in_the_middle_of_something_large_comes_after_all_that_was_there(pair: Pair, behind: int) -> None:
+    before, large = plain(b"t", bytes(behind)), plain(b"x", random.Random(4).randbytes(69_900))
+    pair.theirs.sendall(before * (behind > 0) + large[: 68_000 - behind])
+    found, left = pair.take()
+    more, after = pair.take()
+    assert (found + more, left + after) == ([(b"t", bytes(behind))] * (behind > 0), b"")
+    pair.theirs.sendall(large[68_000 - behind : 68_100])
+    pair.theirs.close()
+    assert pair.take() == ([], b"")
+    pair.wire.fill()
+    assert pair.wire.waits_for_paho
+    left = b""
+    while data := pair.wire.recv(50_000):
+        left += data
+    assert left == large[:68_100]
+
+
+def test_a_break_in_the_middle_of_something_large_is_told_after_what_was_there(pair: Pair) -> None:
+    large = plain(b"x", bytes(69_900))
+    pair.theirs.sendall(large[:-1])
+    pair.take()
+    pair.take()
+    pair.theirs.close()
+    pair.wire.offer(b"lost")
+    assert pair.wire.next_plain() is None
+    left = b""
+    while len(left) < len(large) - 1:
+        left += pair.wire.recv(100_000)
+    assert left == large[:-1]
+    with pytest.raises(BrokenPipeError):
+        pair.wire.recv(1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_large_packets_among_small_ones(pair: Pair, seed: int) -> None:
+    draw = random.Random(seed)
+    packets = [(b"x", draw.randbytes(draw.choice([0, 200, 65_520, 65_530, 65_531, 65_532, 69_000]))) for _ in range(12)]
+    stream = b"".join(plain(*one) for one in packets)
+    found = []
+    while stream:
+        cut = draw.choice([7, 3000, 65_536, 100_000])
+        pair.theirs.sendall(stream[:cut])
+        stream = stream[cut:]
+        while True:
+            some, left = pair.take()
+            assert left == b""
+            found += some
+            if not some and not pair.wire.pending():
+                break
+    assert found == packets
+
+
 def test_it_says_when_it_is_drained(pair: Pair) -> None:
     """So that nobody looks twice; never before all is taken, and not at the end, which is still to be read."""
     whole = plain(b"x", b"1")

@@ -42,6 +42,7 @@ class Wire:
         self._others_want = False
         self._buffer: bytes | bytearray = b""  # what was read; from `_at` on, nobody has taken it yet
         self._at = 0
+        self._missing = 0  # so many bytes at its end are still to come: there is room for a large packet
         self._passing: float = 0  # so many bytes from there on are paho's
         self._full = False  # the last read gave as much as it was asked for: there may be more
         self._tls = isinstance(sock, ssl.SSLSocket)
@@ -70,6 +71,9 @@ class Wire:
         if self.ended:
             return
         try:
+            if self._missing:
+                self._fill_in()
+                return
             data = self._sock.recv(_READ_BYTES)
         except OSError as error:
             if _broken(self._remember(error)):
@@ -80,17 +84,26 @@ class Wire:
             self._end()
         elif not self._buffer:
             self._buffer, self.drained = data, False
-        else:  # a packet of which not all had come: those that are large come in many pieces
+        else:  # a packet of which not all had come
             if self._at or isinstance(self._buffer, bytes):
                 self._buffer, self._at = bytearray(memoryview(self._buffer)[self._at :]), 0
             self._buffer += data
+
+    def _fill_in(self) -> None:
+        """`fill` for the rest of something large, straight to where it belongs. Raises `OSError`."""
+        with memoryview(self._buffer) as view:
+            got = self._sock.recv_into(view[-self._missing :])
+        self._missing -= got
+        self._full = self._missing == 0
+        if not got:
+            self._end()
 
     def next_plain(self) -> tuple[bytes, bytes] | None:
         """Topic and payload of the next packet, if that is a plain one and whole. Afterwards `drained` may say that it
         was the last, and `waits_for_paho` whether what comes next is for paho."""
         buffer, begin = self._buffer, self._at
         here = len(buffer)
-        if self._passing or here - begin < 2:
+        if self._passing or self._missing or here - begin < 2:
             return None
         length, at = buffer[begin + 1], begin + 2
         for shift in _SHIFTS if length > 0x7F else ():
@@ -108,6 +121,11 @@ class Wire:
             self._passing = end - begin
             return None
         if here < end:
+            if end - begin > _READ_BYTES and not self.ended:  # it comes in many pieces
+                whole = bytearray(end - begin)
+                with memoryview(whole) as view:
+                    view[: here - begin] = memoryview(buffer)[begin:]
+                self._buffer, self._at, self._missing = whole, 0, end - here
             return None
         payload_at = at + 2 + (buffer[at] << 8 | buffer[at + 1] if length >= 3 else length)
         if payload_at >= end or buffer[payload_at]:
@@ -197,6 +215,8 @@ class Wire:
     def _end(self) -> None:
         """Nothing comes any more, and nothing leaves: what waits for room would wait for ever."""
         self.ended, self.drained, self._unsent = True, False, b""
+        if self._missing:
+            self._buffer, self._missing = bytes(memoryview(self._buffer)[: -self._missing]), 0
         self._watch_room()
 
     def _watch_room(self) -> None:
