@@ -158,6 +158,18 @@ def test_what_is_read_is_told_apart_by_shape_and_agent(followed: list[str]) -> N
         assert "flush" in followed
 
 
+def test_code_that_is_dead_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sordino_server.tensors.recorder.PENDING_MOST", 50)
+    with sordino.simulate(agents=1) as fleet:
+        x, recorder = fleet["alice"].send(torch.ones(3)), fleet["alice"].recorder
+        for _ in range(300):
+            x * 2
+        assert recorder.recorded <= 50
+        assert len(recorder.script.lines) == recorder.recorded
+        assert len(recorder._pending) <= 51
+        assert [sent.kind for sent in fleet.trace()] == ["tensor-put"]
+
+
 def test_a_refused_call_leaves_what_was_expected(followed: list[str]) -> None:
     with sordino.simulate(agents=2) as fleet:
         x, strange = fleet["alice"].send(torch.ones(3)), fleet["bob"].send(torch.ones(3))

@@ -305,6 +305,8 @@ class PointerFleet:
                     drops=_taken(agent.recorder.forgotten),
                     get=get and request.outputs[0] is asked,
                 )
+            elif scope != "asked":
+                agent.recorder.nothing_due()
         if not runs:
             return None
         for name, run in runs.items():

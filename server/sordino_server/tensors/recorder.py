@@ -296,6 +296,10 @@ class Recorder:
             if cell is not None:
                 cell.waited = True
 
+    def nothing_due(self) -> None:
+        """A flush has found that nobody holds anything of what was recorded."""
+        self._settle()
+
     def failed(self, request: Request, failure: RemoteFailure) -> None:
         """The request can't be carried out, ever: whoever uses its outputs is told."""
         for value in request.outputs:

@@ -183,6 +183,8 @@ class Committee:
         Raises `RemoteFailure` with a member's reason and the user's line, `AgentAway`, and errors of exit code 4."""
         request = self.recorder.shared_request(scope, asked)
         if request is None:
+            if scope != "asked":
+                self.recorder.nothing_due()
             return None
         self._require_alive()
         self._renew()

@@ -159,6 +159,9 @@ class SharedRecorder(Recorder):
         self._waited(request.left)
         self._settled()
 
+    def nothing_due(self) -> None:
+        self._settled()
+
     def gave_up(self, request: SharedRequest, failure: RemoteFailure) -> None:
         """It can't run, ever: whoever uses its outputs is told."""
         for value in request.outputs:
