@@ -82,8 +82,8 @@ def by_cbor2(value: object) -> bytes:
 LONG = st.sampled_from(["", "a", "b", "aa", "ü", "z" * 22, "z" * 23, "z" * 24, "y" * 24, "x" * 255, "x" * 256])
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
-@given(values | st.dictionaries(st.text(max_size=3) | LONG, values, max_size=30) | st.lists(values, max_size=30))
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(values | st.dictionaries(st.text(max_size=3) | LONG, scalars, max_size=12))
 def test_what_is_written_by_hand_is_as_by_cbor2(value: object) -> None:
     assert encode(value) == by_cbor2(value)
 
