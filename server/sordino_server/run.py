@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import msgspec
 
 from sordino_common.clock import Loop
-from sordino_common.daemon.collector import old_set_aside
 from sordino_common.errors import ConfigError, LocalError, SordinoError
 from sordino_server.baseline import Baseline, Owned, Pooled, run_baseline
 from sordino_server.checkpoint_files import Tensors
@@ -207,8 +206,7 @@ def run_job(
             next_sum=lambda: store.next_sum(run),
         )
         try:
-            with old_set_aside():
-                loop.run_until(lambda: conductor.done, deadline_s=math.inf)
+            loop.run_until(lambda: conductor.done, deadline_s=math.inf)
             final: Checkpoint = conductor.result()
         except DataMismatch as mismatch:  # seen on the devices, mended in the job file
             wrong = job.error(mismatch.key, str(mismatch))

@@ -108,12 +108,12 @@ def test_a_stopped_worker_starves_nobody(home: Home, start_mosquitto: Start) -> 
         stage = unit.stage
         unit.until(lambda: stage.server.endpoint.online("pi-01"))
         stage.ask(m.PlanPut(plan=TRAIN_PLAN))
+        fed = unit.fed
         under_way = stage.server.endpoint.send("pi-01", train_command(steps=1 << 30))
         unit.until(lambda: (seen := read_status(home.state / "status.json")).running and seen.worker_pid)
         worker = read_status(home.state / "status.json").worker_pid
         assert worker is not None
         os.kill(worker, signal.SIGSTOP)
-        fed = unit.fed
         refused = stage.answer(under_way)
         assert isinstance(refused, m.Refused)
         assert refused.code == "limit"

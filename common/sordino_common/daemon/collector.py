@@ -2,7 +2,8 @@
 
 Whatever was imported stays until the process ends; with PyTorch that is a few hundred thousand objects, and each full
 collection walks over all of them, 100 ms and more in which nothing is sent. `gc.freeze` sets them aside (they are still
-freed when nothing refers to them; only cycles among them stay).
+freed when nothing refers to them; only cycles among them stay). For processes whose first objects are their last ones:
+not for the simulator, whose agents come and go.
 """
 
 from __future__ import annotations

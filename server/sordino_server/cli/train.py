@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from sordino_common.daemon.collector import old_set_aside
 from sordino_common.daemon.logs import resolve, set_up_logging
 from sordino_common.daemon.notify import Notifier
 from sordino_common.errors import ConfigError
@@ -97,6 +98,7 @@ def train(
             open_fleet(home, version=installed_version()) as connection,
             interruptible(connection),
             served(notifier, connection.reactor, home.folder) as service,
+            old_set_aside(),
         ):
             result = run_job(
                 loaded,
