@@ -10,7 +10,7 @@ A member that breaks the protocol ends the session, and is named. Somebody who i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from sordino_agent.desk import Asker, asker_of
@@ -40,18 +40,23 @@ log = logging.getLogger("sordino.agent")
 LINGER_S: Final = 10.0  # how long a session's channels stay, for what was said last
 LINGER_MOST: Final = 8  # sessions whose channels stay: an endpoint has few, and somebody may open many short sessions
 # What is for a session, and who of it takes it: from other agents (a state from the server, too), from the dealer.
-_OF_PEERS: Final[Mapping[type[m.Message], Callable[[Session, str, Any], None]]] = {
-    m.SpdzShares: Session.on_shares,
-    m.SpdzInput: Session.on_input,
-    m.SpdzOutputs: Session.on_outputs,
-    m.SpdzState: Session.on_state,
-}
-_OF_THE_DEALER: Final[Mapping[type[m.Message], Callable[[Session, str, Any], None]]] = {
-    m.SpdzCorrection: Session.on_correction,
-    m.SpdzSetup: Session.on_setup,
-    m.SpdzMasks: Session.on_masks,
-    m.SpdzState: Session.on_state,
-}
+_Takers = dict[type[m.Message], Callable[[Session, str, Any], None]]
+_OF_PEERS: Final = _Takers(
+    {
+        m.SpdzShares: Session.on_shares,
+        m.SpdzInput: Session.on_input,
+        m.SpdzOutputs: Session.on_outputs,
+        m.SpdzState: Session.on_state,
+    }
+)
+_OF_THE_DEALER: Final = _Takers(
+    {
+        m.SpdzCorrection: Session.on_correction,
+        m.SpdzSetup: Session.on_setup,
+        m.SpdzMasks: Session.on_masks,
+        m.SpdzState: Session.on_state,
+    }
+)
 _ASKED: Final[frozenset[type[m.Message]]] = frozenset((m.SpdzStep, m.SpdzClose))  # by the server
 UNANSWERED: Final = frozenset((*_OF_PEERS, *_OF_THE_DEALER, m.SpdzConfirm, m.SpdzRestart, m.SpdzAbort))
 SESSION_KINDS: Final = UNANSWERED | _ASKED  # all but `SpdzOpen`

@@ -18,7 +18,7 @@ from sordino_common.messages.spdz import SHARES_AT_ONCE, ShareKind, SpdzShare, S
 _STEP, _ATTEMPT, _ROUND = 1 << 40, 1 << 20, 1 << 16  # at most, as the fields of `SpdzShare` say
 _FRONT: Final = b"\x82\x6bspdz-shares\xa1\x66shares"
 _KINDS: Final[dict[ShareKind, bytes]] = {kind: head(TEXT, len(kind)) + kind.encode() for kind in get_args(ShareKind)}
-_KIND_OF: Final = {written: kind for kind, written in _KINDS.items()}
+_KIND_OF: Final[dict[bytes, ShareKind]] = {written: kind for kind, written in _KINDS.items()}
 _SHARE: Final = re.compile(
     rb"\xa5\x64kind(%b)\x64step%b\x65round%b\x67attempt%b\x67payload%b"
     % (b"|".join(map(re.escape, _KIND_OF)), *3 * (pattern_of(NUMBER),), pattern_of(BYTES)),

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sordino_common.spdz.calls import Call, Locals, Scratch, add_multiple, constant, product_calls
+from sordino_common.spdz.calls import ADD_UP, Call, Locals, Scratch, add_multiple, constant, product_calls
 from sordino_common.spdz.circuit import Circuit, Gate, Product, View, gate_of
 from sordino_common.spdz.layout import Layout, Values
 
@@ -173,7 +173,7 @@ class Arithmetic:
             calls.append(partial(np.subtract if self._first else np.add, found, other, found))
         if product.reduce:
             total = scratch.take(1, out.shape)
-            calls.append(partial(np.add.reduce, found, product.reduce, np.int64, total))
+            calls.append(partial(ADD_UP, found, product.reduce, np.int64, total))
             found = total
         return calls + add_multiple(out, factor, found, found)
 

@@ -20,6 +20,8 @@ from sordino_common.spdz.circuit import Cat, Circuit, Linear, Sum, View
 
 I64 = npt.NDArray[np.int64]
 Call = Callable[[], object]
+# (array, axes, dtype, out, keepdims); its overloads can't be had of a `partial`.
+ADD_UP: Callable[..., object] = np.add.reduce
 
 
 class Scratch:
@@ -113,7 +115,7 @@ class Locals:
         if not node.dims:
             return array, []
         out = _new(node.wire.shape)
-        return out, [partial(np.add.reduce, array, node.dims, np.int64, out, node.keepdim)]
+        return out, [partial(ADD_UP, array, node.dims, np.int64, out, node.keepdim)]
 
 
 def _new(shape: tuple[int, ...]) -> I64:
