@@ -153,15 +153,16 @@ class Arithmetic:
         found = scratch.take(0, out.shape if matrix else m_a.shape)
         other = scratch.take(1, found.shape)
         factor = product.coefficient if self._first else -product.coefficient
-        calls: list[Call]
+        calls: list[Call] = []
         if product.a == product.b and not matrix:  # m (m - 2 λ), or -2 m λ
             if self._first:
-                calls = [partial(np.multiply, mask_a, constant(-2), found), partial(np.add, found, m_a, found)]
+                calls += (partial(np.multiply, mask_a, constant(-2), found), partial(np.add, found, m_a, found))
                 calls.append(partial(np.multiply, found, m_a, found))
             else:
-                calls, factor = [partial(np.multiply, mask_a, m_a, found)], 2 * factor
+                calls.append(partial(np.multiply, mask_a, m_a, found))
+                factor = 2 * factor
         else:  # m_A (m_B - λ_B) - λ_A m_B, or -(m_A λ_B + λ_A m_B)
-            calls, right = [], mask_b
+            right = mask_b
             if self._first:
                 right = scratch.take(2, m_b.shape)
                 calls.append(partial(np.subtract, m_b, mask_b, right))
