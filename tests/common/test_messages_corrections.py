@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers_by_hand import by_codec, edges, mutants, require_as_by_codec
 from sordino_common.errors import CodecError, LocalError
 from sordino_common.messages import (
     Limits,
-    Message,
     SpdzCorrection,
     decode_message,
     encode,
@@ -19,7 +19,6 @@ from sordino_common.messages import (
     read_correction,
     write_correction,
 )
-from sordino_common.messages.base import to_plain
 from sordino_common.messages.spdz import CORRECTION_PART_BYTES
 
 GOOD = {"session": bytes(range(16)), "step": 300, "attempt": 0, "part": 1, "parts": 2, "data": bytes(30)}
@@ -27,15 +26,6 @@ GOOD = {"session": bytes(range(16)), "step": 300, "attempt": 0, "part": 1, "part
 
 def correction(**changes: object) -> SpdzCorrection:
     return SpdzCorrection(**{**GOOD, **changes})  # type: ignore[arg-type]
-
-
-def by_codec(message: SpdzCorrection) -> bytes:
-    return encode(["spdz-correction", to_plain(message)])
-
-
-def edges(least: int, most: int) -> st.SearchStrategy[int]:
-    near = [least, 23, 24, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, most]
-    return st.sampled_from([number for number in near if least <= number <= most]) | st.integers(least, most)
 
 
 @settings(max_examples=200, deadline=None)
@@ -55,15 +45,6 @@ def test_by_hand_is_as_by_codec(data: st.DataObject) -> None:
     assert read_correction(written) == decode_message(written) == message
 
 
-def _by_codec_only(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Message | str:
-    with monkeypatch.context() as patch:
-        patch.setattr("sordino_common.messages.base._READ_BY_HAND", {})
-        try:
-            return decode_message(data)
-        except CodecError as error:
-            return str(error)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_changed_is_taken_or_refused_as_by_codec(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(seed)
@@ -77,29 +58,8 @@ def test_what_is_changed_is_taken_or_refused_as_by_codec(seed: int, monkeypatch:
             data=draw.randbytes(draw.choice([0, 5, 30])),
         )
     )
-    for _ in range(80):
-        data = bytearray(whole)
-        for _ in range(draw.choice([1, 1, 2])):
-            at = draw.randrange(len(data))
-            match draw.randrange(4):
-                case 0:
-                    data[at] ^= 1 << draw.randrange(8)
-                case 1:
-                    data[at] = draw.choice([0x00, 0x18, 0x19, 0x1A, 0x1B, 0x50, 0x5B, 0xA6, 0xFF])
-                case 2:
-                    del data[at : at + draw.choice([1, 2])]
-                case _:
-                    data[at:at] = draw.choice([b"\0", b"\x18\x05", b"\x00\x00"])
-        changed = bytes(data)
-        expected = _by_codec_only(changed, monkeypatch)
-        if isinstance(expected, str):
-            assert read_correction(changed) is None
-            with pytest.raises(CodecError) as caught:
-                decode_message(changed)
-            assert str(caught.value) == expected
-        else:
-            assert read_correction(changed) in (None, expected)
-            assert decode_message(changed) == expected
+    for data in mutants(whole, draw, count=80):
+        require_as_by_codec(data, read_correction, monkeypatch)
 
 
 def test_what_is_cut_short_or_goes_on_is_not_read() -> None:
