@@ -8,17 +8,35 @@ import msgspec
 import numpy as np
 import pytest
 
-from helpers_agent import SERVER, data_ref
+from helpers_agent import SERVER, TRAIN_PLAN, data_ref, small_table
 from helpers_channel import entry, roster
-from helpers_shares import NAMES, OPEN, SHARES_POLICY, Committee, Conduct, Packet, committee, fleet_roster, open_command
+from helpers_shares import (
+    LOWERED,
+    NAMES,
+    OPEN,
+    ROWS,
+    SHARES_POLICY,
+    Committee,
+    Conduct,
+    Packet,
+    committee,
+    fleet_roster,
+    open_command,
+)
 from sordino_agent.budget import BudgetSpec
+from sordino_agent.data.catalogue import MemoryCatalogue
 from sordino_agent.executor import Cancel, InlineExecutor, OnDone
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.service import link_settings
+from sordino_agent.spdz.bench import Bench
 from sordino_agent.spdz.policy import SpdzPolicy
-from sordino_agent.spdz.tasks import SpdzTask
+from sordino_agent.spdz.session import MASK_BYTES, MASK_STEPS
+from sordino_agent.spdz.tasks import SpdzOpenFacts, SpdzOpenTask, SpdzTask
 from sordino_agent.tasks import Task
+from sordino_agent.workshop import Programs, plan_limits
 from sordino_common import messages as m
 from sordino_common.channel.roster import Roster
+from sordino_common.errors import LimitExceeded
 from sordino_common.plan.arrays import from_numpy, to_numpy
 
 SESSION = open_command().session
@@ -283,6 +301,62 @@ def test_preprocessing_that_does_not_fit_is_refused() -> None:
     assert "limits.spdz_bytes on the device is 1024" in refused.reason
 
 
+BATCH_BYTES = 8 * 8 * 4  # of masked rows: 8 rows of three features and a target
+AT_ONCE_BYTES = BATCH_BYTES + 8 * max(LOWERED.circuit.opened_elements) + 8 * 4  # and w, b
+
+
+def _open(agent: str, *, message_bytes: int) -> SpdzOpenFacts:
+    """What the worker of `agent` says of a session of two parties and three owners."""
+    programs = Programs(executor="numpy", limits=plan_limits(64 << 20))
+    catalogue = MemoryCatalogue([small_table(rows=ROWS[agent] + 5, test=5, seed=7)])
+    task = SpdzOpenTask(
+        command=open_command(parties=NAMES[:2]),
+        plan=TRAIN_PLAN,
+        agent=agent,
+        min_rows=2,
+        held_bytes=1 << 20,
+        message_bytes=message_bytes,
+    )
+    return Bench(catalogue=catalogue, plan_of=lambda data: programs.load(data).plan).open(task, None)
+
+
+@pytest.mark.parametrize(
+    ("agent", "message_bytes", "text"),
+    [
+        ("agent-00", BATCH_BYTES - 1, f"a batch's masked rows may take {BATCH_BYTES} bytes"),
+        ("agent-02", BATCH_BYTES - 1, f"a batch's masked rows may take {BATCH_BYTES} bytes"),  # an owner only
+        (
+            "agent-00",
+            AT_ONCE_BYTES - 1,
+            f"a batch's masked rows, the largest round and the state may take {AT_ONCE_BYTES} bytes",
+        ),
+        ("agent-01", AT_ONCE_BYTES, "a part of a correction may take"),
+    ],
+)
+def test_what_no_message_of_this_device_may_carry_is_refused_before_the_session(
+    agent: str, message_bytes: int, text: str
+) -> None:
+    with pytest.raises(LimitExceeded) as refused:
+        _open(agent, message_bytes=message_bytes)
+    assert str(refused.value).startswith(text)
+    assert str(refused.value).endswith(
+        f"limits.payload_bytes on the device is {message_bytes}: raise it there, or give the job a smaller batch_rows"
+    )
+
+
+def test_it_is_the_devices_own_limit_that_a_session_is_held_against() -> None:
+    made = committee(limits=Limits(memory_bytes=64 << 20, payload_bytes=512))  # the Plan has less, a correction more
+    made.open(open_command(), names=["agent-00"])
+    refused = made.refusal("agent-00")
+    assert refused.code == "limit"
+    assert "a part of a correction may take" in refused.reason
+    assert "limits.payload_bytes on the device is 512" in refused.reason
+
+
+def test_an_owner_of_rows_needs_room_for_a_batch_of_them_and_no_more() -> None:
+    assert _open("agent-02", message_bytes=BATCH_BYTES).batch_bytes == BATCH_BYTES
+
+
 def test_a_session_from_another_than_the_server_is_refused() -> None:
     made = committee()
     made.tell("agent-00", open_command(), sender="agent-01")
@@ -509,6 +583,26 @@ def test_rows_are_masked_and_sent_in_portions(monkeypatch: pytest.MonkeyPatch) -
     sent = [packet.message for packet in made.wire.sent if isinstance(packet.message, m.SpdzInput)]
     assert {len(message.batches) for message in sent} <= {1, 2, 3}
     assert max(len(message.batches) for message in sent) == 3  # of the four that may run ahead
+
+
+@pytest.mark.parametrize(("most_bytes", "batches"), [(BATCH_BYTES - 1, 1), (2 * BATCH_BYTES, 2), (1 << 20, 4)])
+def test_a_portion_of_rows_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch, most_bytes: int, batches: int) -> None:
+    monkeypatch.setattr("sordino_agent.spdz.session.MASK_BYTES", most_bytes)
+    _, made = _run_watched(monkeypatch, open_command())
+    sent = [packet.message for packet in made.wire.sent if isinstance(packet.message, m.SpdzInput)]
+    assert max(len(message.batches) for message in sent) == batches  # four may run ahead
+
+
+def test_a_portion_of_rows_fits_a_message_to_a_device_with_the_least_limits() -> None:
+    least = Limits(payload_bytes=1 << 10, plans_bytes=1 << 10)
+    batch = m.SpdzValues(
+        step=1 << 40,
+        names=("x" * 200, "y" * 200),
+        values=(m.Array("int64", (1, 1, 1, 1, 1, 1, 1, MASK_BYTES // MASK_STEPS // 8), bytes(MASK_BYTES // MASK_STEPS)),
+                m.Array("int64", (1, 1, 1, 1, 1, 1, 1, 0), b"")),
+    )  # fmt: skip
+    message = m.SpdzInput(terms=bytes(32), attempt=1 << 20, batches=(batch,) * MASK_STEPS)
+    assert MASK_BYTES < len(m.encode_message(message)) <= link_settings(least).max_message_bytes
 
 
 def test_shares_of_round_after_round_are_bounded() -> None:

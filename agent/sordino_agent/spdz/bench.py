@@ -6,7 +6,7 @@ A worker that dies takes its seats along: a task for a session that is not here 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -23,8 +23,9 @@ from sordino_agent.spdz.tasks import SpdzEndTask, SpdzFacts, SpdzOpenFacts, Spdz
 from sordino_agent.tasks import TaskCost
 from sordino_common.errors import LimitExceeded
 from sordino_common.messages import SpdzNumber, SpdzOpen
+from sordino_common.messages.spdz import CORRECTION_PART_BYTES
 from sordino_common.plan.values import Plan
-from sordino_common.spdz.circuit import Circuit, Gate
+from sordino_common.spdz.circuit import Circuit, CircuitInput, Gate
 from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering.settings import Settings
 from sordino_common.spdz.opening import settings_of, spec_of
@@ -94,11 +95,13 @@ class Bench:
             raise CircuitDiffers("the session's digest is not that of its own numbers")
         _require_outputs(command, spec, task.agent)
         correction_bytes = layout_of(circuit).preprocessing_bytes(active=spec.active)
+        batch_bytes = _bytes_of(spec.row_inputs)
         if task.agent in command.parties and command.ahead * correction_bytes > task.held_bytes:
             raise LimitExceeded(
                 f"{command.ahead} corrections of {correction_bytes} bytes ahead; limits.spdz_bytes on the device is "
                 f"{task.held_bytes}"
             )
+        _require_messages(task, spec, batch_bytes=batch_bytes, correction_bytes=correction_bytes)
         rows = self._rows(task, plan, spec)
         model = self._model(task, plan, spec)
         seat = Seat(
@@ -113,6 +116,7 @@ class Bench:
             circuit=digest,
             digest=spec.digest,
             correction_bytes=correction_bytes,
+            batch_bytes=batch_bytes,
             opened_elements=circuit.gate_elements,
             rounds=rounds,
             **(_facts_of_steps(plan, circuit) if spec.stepwise else {}),
@@ -221,6 +225,29 @@ def _require_outputs(command: SpdzOpen, spec: SessionSpec, agent: str) -> None:
     for done in command.checkpoints:
         if done > command.steps or (done % command.check_every and done != command.steps):
             raise BadCommand(f"a checkpoint after {done} steps, but the check comes every {command.check_every}")
+
+
+def _require_messages(task: SpdzOpenTask, spec: SessionSpec, *, batch_bytes: int, correction_bytes: int) -> None:
+    """What goes in one message, or in one answer of this process, must fit into one; later would be in mid-session."""
+    is_party = task.agent in task.command.parties
+    needs: dict[str, int] = {}
+    if is_party or any(entry.owner == task.agent for entry in task.command.rows):
+        needs["a batch's masked rows"] = batch_bytes
+    if is_party:
+        openings = 8 * max(spec.circuit.opened_elements, default=0)  # may come with rows and with a checkpoint
+        state = 0 if spec.stepwise else _bytes_of(spec.state_inputs)  # else each member gives what it has
+        needs["a batch's masked rows, the largest round and the state"] = batch_bytes + openings + state
+        needs["a part of a correction"] = min(correction_bytes, CORRECTION_PART_BYTES)
+    for what, needed in needs.items():
+        if needed > task.message_bytes:
+            raise LimitExceeded(
+                f"{what} may take {needed} bytes at once; limits.payload_bytes on the device is {task.message_bytes}: "
+                "raise it there, or give the job a smaller batch_rows"
+            )
+
+
+def _bytes_of(inputs: Sequence[CircuitInput]) -> int:
+    return 8 * sum(entry.wire.numel for entry in inputs)
 
 
 def _flops(circuit: Circuit) -> int:

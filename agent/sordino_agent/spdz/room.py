@@ -232,6 +232,7 @@ class Room:
             agent=self._name,
             min_rows=self.policy.min_rows,
             held_bytes=self._limits.spdz_bytes,
+            message_bytes=self._limits.payload_bytes,
         )
         self._executor.submit(task, lambda outcome: self._opened(command, asker, held, outcome))
 

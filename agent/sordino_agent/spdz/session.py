@@ -34,7 +34,8 @@ log = logging.getLogger("sordino.agent")
 
 MODEL: Final = "model"  # `sordino_common.spdz.opening.MODEL`, which takes NumPy to import
 BURN_STEPS: Final = 64  # burnt at a time: an fsync takes as long as several rounds
-MASK_STEPS: Final = 16  # batches masked in one task, and sent in one message, so that shares do not wait for long
+MASK_STEPS: Final = 16  # batches masked in one task, and sent in one message, so that shares do not wait for long;
+MASK_BYTES: Final = 3 << 18  # of no more bytes, unless one batch has: a device takes 1 MiB, whatever its limits say
 _REASON_CHARS: Final = 1000
 # Who is of the committee is not to be trusted any more: what it keeps is of no use.
 _CHEATING: Final = frozenset({"mac-check", "equivocation", "commitment", "protocol", "correction", "mask-at-edge"})
@@ -97,6 +98,7 @@ class Session:
         self._going = False  # the server has confirmed the beginning: rows may go out
         self._masked_to = command.first_step
         self._mask_until = 0
+        self._mask_steps: Final = max(1, min(MASK_STEPS, MASK_BYTES // max(1, facts.batch_bytes)))
         # Corrections up to this step are needed now or next: the party has sent shares of the step before it. Of steps
         # that send none, or are told one by one, every correction is needed now.
         self._soon = command.steps if self.stepwise or not facts.rounds else command.first_step + 1
@@ -391,7 +393,7 @@ class Session:
             self._mask_until = min(self.command.steps, self._confirmed + self.command.ahead)
 
     def _portion(self) -> SpdzEvent:
-        first, self._masked_to = self._masked_to, min(self._mask_until, self._masked_to + MASK_STEPS)
+        first, self._masked_to = self._masked_to, min(self._mask_until, self._masked_to + self._mask_steps)
         return SpdzEvent(what="mask", step=first, until=self._masked_to, attempt=self._attempt)
 
     def _hear(self) -> None:

@@ -89,6 +89,7 @@ class SpdzOpenTask(_Value, frozen=True, kw_only=True):
     agent: str
     min_rows: int
     held_bytes: int  # what corrections may take
+    message_bytes: int  # what a message may carry, and what may come back of a task
 
 
 class SpdzTask(_Value, frozen=True, kw_only=True):
@@ -109,7 +110,7 @@ class SpdzEndTask(_Value, frozen=True, kw_only=True):
 
 
 class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
-    """The digests as this agent computes them, and the size of one step's correction.
+    """The digests as this agent computes them, the size of one step's correction, and of a whole batch's masked rows.
 
     Of a stepwise session: the names of the circuit's `inputs`, its `outputs` with their bytes, and which outputs are
     `copies` of which inputs."""
@@ -118,6 +119,7 @@ class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
     circuit: bytes
     digest: bytes
     correction_bytes: int
+    batch_bytes: int
     opened_elements: int
     rounds: int
     inputs: tuple[str, ...] = ()
