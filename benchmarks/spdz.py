@@ -132,6 +132,8 @@ class Session:
             for k, party in enumerate(self.parties):
                 if k != sender:
                     queue += ((k, e) for e in party.on_message(sender, *place))
+                    while party.has_work:
+                        queue += ((k, e) for e in party.work())
         ended = time.perf_counter()
         self.clock.dealer += dealt - begun
         self.clock.online += ended - dealt

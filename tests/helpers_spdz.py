@@ -295,6 +295,7 @@ class Committee:
         self.checked = [[] for _ in range(n)]
         self._queue: deque[tuple[int, int, Broadcast]] = deque()
         self._stopped: dict[int, Retry] = {}
+        self.works: Callable[[int], bool] = lambda k: True  # whether a party's driver finds the time
 
     @property
     def n(self) -> int:
@@ -372,8 +373,16 @@ class Committee:
                     pass
 
     def _deliver(self) -> None:
-        while self._queue:
-            place = self.rng.randrange(len(self._queue))
+        """Messages, and portions of the parties' own work, in any order."""
+        while True:
+            working = [k for k, party in enumerate(self.parties) if party.has_work and self.works(k)]
+            if not self._queue and not working:
+                return
+            place = self.rng.randrange(len(self._queue) + len(working))
+            if place >= len(self._queue):
+                k = working[place - len(self._queue)]
+                self._perform(k, self.parties[k].work())
+                continue
             self._queue.rotate(-place)
             sender, receiver, message = self._queue.popleft()
             party = self.parties[receiver]
@@ -512,8 +521,9 @@ class CheatingCommittee(Committee):
             assert checker is not None
             sigma = checker.sigma
 
-            def wrong(records: Any, joint: Seed) -> int:
-                return sigma(records, joint) ^ (1 << cheat.bit if records[-1].step == cheat.step else 0)
+            def wrong(records: Any, joint: Seed) -> Iterator[int | None]:
+                change = 1 << cheat.bit if records[-1].step == cheat.step else 0
+                return (portion if portion is None else portion ^ change for portion in sigma(records, joint))
 
             checker.sigma = wrong  # type: ignore[method-assign]
         else:

@@ -38,6 +38,7 @@ from sordino_common import messages as m
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import LimitExceeded
 from sordino_common.plan.arrays import from_numpy, to_numpy
+from sordino_common.spdz.layout import layout_of
 
 SESSION = open_command().session
 
@@ -552,7 +553,7 @@ def _run_watched(monkeypatch: pytest.MonkeyPatch, command: m.SpdzOpen) -> tuple[
 
     def watch(executor: InlineExecutor, task: Task, on_done: OnDone) -> Cancel:
         if isinstance(task, SpdzTask):
-            tasks.append([event.what for event in task.events])
+            tasks.append(["setup"] * (task.setup is not None) + [event.what for event in task.events])
         return submit(executor, task, on_done)
 
     with monkeypatch.context() as patch:
@@ -574,6 +575,15 @@ def test_a_correction_that_comes_early_crosses_with_something_else(monkeypatch: 
     assert corrections == [command.steps] * 2
     alone = [sum(set(events) == {"correction"} for events in all_) for all_ in (tasks, hasty)]
     assert alone[0] < alone[1]
+
+
+def test_a_task_without_events_is_a_portion_of_a_check_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are portions, whatever comes meanwhile."""
+    command = open_command()
+    tasks, _ = _run_watched(monkeypatch, command)
+    checks = len(command.parties) * command.steps // command.check_every
+    portions = 2 + len(layout_of(LOWERED.circuit).tagging.families)
+    assert sum(not events for events in tasks) == checks * portions
 
 
 def test_rows_are_masked_and_sent_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from sordino_common.spdz import check
 from sordino_common.spdz.circuit import Wire, gate_of
 from sordino_common.spdz.effects import Broadcast, Effect
 from sordino_common.spdz.errors import MacCheckError
+from sordino_common.spdz.party import Party
 from sordino_common.spdz.transcript import joint_seed
 
 P127 = 2**127 - 1
@@ -60,6 +61,14 @@ def test_a_wrong_opening_of_an_unusual_gate_is_found(gate: int) -> None:
         committee.run()
 
 
+def sigma_of(checker: check.Checker, party: Party, joint: Seed) -> int:
+    """All portions, the last one of which is σ_i."""
+    *others, sigma = checker.sigma(party._records, joint)
+    assert others and set(others) == {None}
+    assert sigma is not None
+    return sigma
+
+
 @pytest.mark.parametrize("odd", [False, True])
 def test_sigma_is_what_the_integers_say_however_many_steps_go_together(
     odd: bool, monkeypatch: pytest.MonkeyPatch
@@ -79,16 +88,16 @@ def test_sigma_is_what_the_integers_say_however_many_steps_go_together(
     for party in committee.parties:
         checker = party._checker
         assert checker is not None and len(party._records) == 3
-        together = checker.sigma(party._records, joint)
+        together = sigma_of(checker, party, joint)
         slow = check.Checker(committee.spec, party._layout, SlowField(P127), seed=party._seed, mac_key=checker._key)
         # The slow field expands seeds its own way; it is given the same shares.
         slow._tags = checker._tags  # type: ignore[method-assign]
-        assert slow.sigma(party._records, joint) == together
+        assert sigma_of(slow, party, joint) == together
         with monkeypatch.context() as patch:
             patch.setattr(check, "_TOGETHER", 1)
-            assert checker.sigma(party._records, joint) == together
+            assert sigma_of(checker, party, joint) == together
         sums.append(together)
-        others.append(checker.sigma(party._records, Seed(bytes(range(32)))))
+        others.append(sigma_of(checker, party, Seed(bytes(range(32)))))
     assert sum(sums) % P127 == 0
     assert sum(others) % P127 != 0
 

@@ -248,11 +248,15 @@ def weights(circuit: Circuit, joint: Seed, steps: int) -> list[int]:
         )
         for step in range(steps)
     ]  # fmt: skip
-    base, found = sums.of(field, numbers)[0], []
+
+    def public() -> int:
+        return sum(v for v, _ in sums.of(field, numbers))
+
+    base, found = public(), []
     for one in numbers:
         for place in range(layout.gate_elements):
             one.opened[place] = 1
-            found.append((base - sums.of(field, numbers)[0]) % P127)
+            found.append((base - public()) % P127)
             one.opened[place] = 0
     return found
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from helpers_spdz import Cheat, CheatingCommittee, Committee, flip, toy_rows, toy_spec, toy_state
-from sordino_common.errors import SordinoError
+from sordino_common.errors import LocalError, SordinoError
 from sordino_common.spdz.effects import Broadcast, Checked, Effect
-from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError
+from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError, SessionDead
 
 STEPS = 4
 
@@ -203,3 +203,73 @@ def test_two_contents_for_one_place_of_a_check_are_refused_while_later_steps_run
     with pytest.raises(ProtocolError, match="two different messages"):
         other.on_message(0, "check-4", 0, 0, 0, bytes(47) + b"1")
     assert len(theirs) == 32
+
+
+def test_openings_do_not_wait_for_a_check_value_that_is_computed_in_portions() -> None:
+    """A party whose σ is not computed answers every opening, and says nothing more of the check."""
+    committee = ahead()
+    committee.begin()
+    idle = committee.parties[1]
+    committee.works = lambda k: k != 1  # its driver never finds the time
+    committee._deliver()
+    log = committee.log[1]
+    assert {step for what, step in log if what == "open"} == {0, 1}
+    assert [what for what, step in log if what != "open"] == ["check-1", "check-2"]
+    assert committee.log[0][-1] != ("checked", 0)
+    committee.works = lambda k: True
+    assert idle.has_work
+    assert idle.waiting_for == "step 1: this party's own share of its check"
+    committee._deliver()
+    assert [[found.step for found in mine] for mine in committee.checked] == [list(range(STEPS))] * 2
+
+
+def test_a_check_value_takes_a_portion_for_each_family_of_gates() -> None:
+    committee = ahead()
+    committee.begin()
+    portions = [0, 0]
+    for party in committee.parties:
+        real = party._work
+
+        def work(party: object = party, real: Callable[[], None] = real) -> None:
+            portions[party.index] += 1  # type: ignore[attr-defined]
+            real()
+
+        party._work = work  # type: ignore[method-assign]
+    committee._deliver()
+    families = len(committee.parties[0]._layout.tagging.families)
+    assert families
+    assert portions == [STEPS * (2 + families)] * 2
+
+
+def test_work_that_is_not_there_is_no_work_and_after_the_end_it_is_refused() -> None:
+    committee = ahead()
+    committee.begin()
+    party = committee.parties[0]
+    assert not party.has_work
+    assert party.work() == []
+    committee._deliver()
+    assert party.work() == []  # all is done
+    other = ahead()
+    other.begin()
+    other.parties[0].abandon()
+    with pytest.raises(SessionDead, match="abandoned"):
+        other.parties[0].work()
+
+
+def test_the_next_word_of_a_check_is_not_taken_before_the_own_value_is_computed() -> None:
+    """What the machine says, it says with its own σ: whoever drives it past that is told."""
+    committee = ahead()
+    committee.begin()
+    committee.holds = lambda message: message.kind == "check-2"
+    committee._deliver()
+    party = committee.parties[0]
+    (seed,) = [message.payload for sender, _, message in committee.kept if sender == 1]
+    assert party._check is not None
+    machine = party._check.machine
+    with pytest.raises(LocalError, match="no σ is to be computed"):
+        machine.work()
+    assert machine.advance({1: seed}) is None
+    assert machine.has_work
+    with pytest.raises(LocalError, match="σ is not computed yet"):
+        machine.advance({1: bytes(32)})
+    assert not machine.passed

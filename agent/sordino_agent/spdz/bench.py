@@ -65,9 +65,9 @@ class Bench:
         self._circuits: dict[tuple[bytes, tuple[SpdzNumber, ...]], tuple[Circuit, bytes]] = {}
 
     def cost_of(self, task: SpdzOpenTask | SpdzTask | SpdzEndTask) -> TaskCost:
-        """An estimate: a round's share of the step, for every event."""
+        """An estimate: a round's share of the step, for every event, or for a portion of the work."""
         if isinstance(task, SpdzTask) and task.session in self._seats:
-            round_, events = self._seats[task.session][1], len(task.events)
+            round_, events = self._seats[task.session][1], max(1, len(task.events))
             return TaskCost(kind=task.kind, nodes=round_.nodes * events, flops=round_.flops * events, runs=1)
         return TaskCost(kind=task.kind, nodes=1, runs=1)
 
@@ -135,7 +135,9 @@ class Bench:
         except Exception:
             self._forget(task.session)
             raise
-        return SpdzFacts(shares=tuple(shares), effects=tuple(effects), waiting_for=seat.waiting_for[:400])
+        return SpdzFacts(
+            shares=tuple(shares), effects=tuple(effects), has_work=seat.has_work, waiting_for=seat.waiting_for[:400]
+        )
 
     def end(self, task: SpdzEndTask, check: Check | None) -> SpdzFacts:
         """Ending what is not here does nothing."""

@@ -108,9 +108,16 @@ class Seat:
         elif setup.owner_seed is not None:
             self._owner = InputOwner(self.spec, self._agent, Seed(setup.owner_seed))
 
+    @property
+    def has_work(self) -> bool:
+        """Whether there is something to do that no event has to come for."""
+        return self._party is not None and self._party.has_work
+
     def feed(self, events: Sequence[SpdzEvent]) -> tuple[list[SpdzShare], list[SpdzEffect]]:
-        """Take the events in order: what is to be broadcast, and what else is to be done. Raises what the party raises;
-        the session is then over."""
+        """Take the events in order, or, if there are none, do a portion of the work: what is to be broadcast, and what
+        else is to be done. Raises what the party raises; the session is then over."""
+        if not events and self._party is not None:
+            self._perform(self._party.work())
         for event in events:
             if event.what == "share":
                 self._share(event)

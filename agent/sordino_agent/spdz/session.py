@@ -116,6 +116,7 @@ class Session:
         self._begins: SpdzEvent | None = None  # the step that was told, before the party has it
         self._gifts: dict[str, SpdzEvent] = {}  # sender -> what it gives to that step
         self._words: set[str] = set()  # who was told the same step, in a passive session
+        self._has_work = False  # the worker can go on by itself
         self._waiting_for = ""
         self._outcomes: Final = tuple((name, partial(self._on_outcome, name)) for name in self.others)
         self._rounds = self._checks = self._retries = self._opened_bytes = 0
@@ -404,7 +405,7 @@ class Session:
         if self.over or self._busy or self._setup is None:
             return
         rows = self._masked_to < self._mask_until
-        if self._begun and not rows and not self._mailbox.ready:
+        if self._begun and not rows and not self._mailbox.ready and not self._has_work:
             return
         setup = None if self._begun else self._setup
         self._begun = self._busy = True
@@ -433,7 +434,8 @@ class Session:
             return
         self._compute_s += outcome.seconds
         self._waiting_for = facts.waiting_for
-        if self._mailbox.ready or self._masked_to < self._mask_until:
+        self._has_work = facts.has_work
+        if self._has_work or self._mailbox.ready or self._masked_to < self._mask_until:
             self._flush()
         if self._closing is not None:
             self._try_to_close()

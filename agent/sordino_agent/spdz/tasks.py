@@ -93,7 +93,8 @@ class SpdzOpenTask(_Value, frozen=True, kw_only=True):
 
 
 class SpdzTask(_Value, frozen=True, kw_only=True):
-    """`events` in order, after `setup` if it is there (once, first)."""
+    """`events` in order, after `setup` if it is there (once, first). Without either: a portion of the session's work,
+    if it has any."""
 
     kind = "spdz"
     session: bytes
@@ -128,10 +129,11 @@ class SpdzOpenFacts(_Value, frozen=True, kw_only=True):
 
 
 class SpdzFacts(_Value, frozen=True, kw_only=True):
-    """What came of the events. `shares` go to every other party before anything is done about `effects`. `waiting_for`:
-    what has to come next, for people."""
+    """What came of the events. `shares` go to every other party before anything is done about `effects`. `has_work`:
+    something is left to do that nothing has to come for. `waiting_for`: what has to come next, for people."""
 
     kind = "spdz-facts"
     shares: tuple[SpdzShare, ...] = ()
     effects: tuple[SpdzEffect, ...]
+    has_work: bool = False
     waiting_for: str = ""

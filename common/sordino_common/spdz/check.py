@@ -54,7 +54,7 @@ before has passed. It is what steps between two checks do anyway, with the last 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,18 +131,17 @@ class Sums:
         self._bare = BareGates(layout)
         self._matrix = MatrixGates(layout)
 
-    def of(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:
-        """(V, W_i) of several steps of one check, not reduced mod p."""
-        public, private = self._matrix.sums(field, steps)
-        public += self._bare.sums(field, steps, 1, addends=True)[0]
+    @property
+    def parts(self) -> int:
+        """How many parts `of` gives."""
+        return 2 + len(self._families)
+
+    def of(self, field: Field, steps: Sequence[Numbers]) -> Iterator[tuple[int, int]]:
+        """(V, W_i) of several steps of one check, not reduced mod p: parts of them, to be added up."""
+        yield self._bare.sums(field, steps, 1, addends=True)[0], sum(_total_tag(step) for step in steps)
+        yield self._matrix.sums(field, steps)
         for gates in self._families:
-            v, w = gates.sums(field, steps)
-            public += v
-            private += w
-        for step in steps:
-            low, high = step.tags[:, -1].tolist()
-            private += low + (high << 64)
-        return public, private
+            yield gates.sums(field, steps)
 
     def deal(self, field: Field, steps: Sequence[Numbers], alpha: int) -> None:
         """Write all tags of the steps."""
@@ -171,17 +170,20 @@ class Checker:
         """p: shares of σ are taken modulo it."""
         return self._field.prime
 
-    def sigma(self, records: list[Record], joint: Seed) -> int:
-        """σ_i over all gates of `records`, with the coefficients that `joint` gives."""
+    def sigma(self, records: Sequence[Record], joint: Seed) -> Iterator[int | None]:
+        """σ_i over all gates of `records`, with the coefficients that `joint` gives, in portions: None after each, and
+        σ_i after the last."""
         public, private = 0, 0
         scales = kappas(self._spec, self._layout, joint, self._spec.check_of(records[-1].step))
         together = steps_together(self._layout)
+        left = self._sums.parts * -(-len(records) // together)
         for first in range(0, len(records), together):
             steps = [self._numbers(record, joint, scales) for record in records[first : first + together]]
-            v, w = self._sums.of(self._field, steps)
-            public += v
-            private += w
-        return (self._key * public + private) % self._field.prime
+            for v, w in self._sums.of(self._field, steps):
+                public += v
+                private += w
+                left -= 1
+                yield (self._key * public + private) % self._field.prime if not left else None
 
     def _numbers(self, record: Record, joint: Seed, scales: Sequence[int]) -> Numbers:
         return Numbers(
@@ -198,6 +200,12 @@ class Checker:
             return tags
         info = stream(self._spec, "tags", record.step, record.attempt)
         return self._field.expand(self._seed, info, self._layout.tagging.tags)
+
+
+def _total_tag(step: Numbers) -> int:
+    """This party's share of α Σ ρ γ over all gates of the step."""
+    low, high = step.tags[:, -1].tolist()
+    return int(low) + (int(high) << 64)
 
 
 def steps_together(layout: Layout) -> int:

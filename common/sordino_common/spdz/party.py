@@ -17,6 +17,9 @@ learns from a check while later steps run (the seeds of coefficients that are us
 α from one that is not, with which no check can pass any more) says nothing of their masks. There is one check at a
 time: a step at whose end one is due waits until the one before has passed, and behind the last step nothing runs.
 
+What takes longest of a check is σ, and nobody waits for it but the check. So it is computed in portions, between
+messages: whoever drives the party calls `work` when nothing has come, as long as it `has_work`.
+
 An error that a method raises ends the session: whatever is called next raises `SessionDead`. Messages may come early
 (they wait, bounded), twice (ignored if equal), or contradict one another (`ProtocolError`).
 
@@ -101,6 +104,7 @@ class Party:
         self._outputs: dict[int, dict[str, I64]] = {}
         self._check: _Pending | None = None  # the check that is under way
         self._check_is_due = False  # the step is done, and its check may not begin yet
+        self._said: tuple[Kind, bytes] | None = None  # what a portion of work came to, to be said
         self._ended = False  # the last step is done
 
     @property
@@ -117,12 +121,19 @@ class Party:
         if self._state is None:
             return "the first parameters"
         if self._check is not None and (self._check_is_due or self._ended):
+            if self.has_work:
+                return f"step {self._step}: this party's own share of its check"
             kind = self._check.machine.awaits
             return f"step {self._step}: {kind} of {', '.join(self._intake.parties_missing(kind, 0))}"
         owners = self._intake.owners_missing()
         if owners:
             return f"step {self._step}: the rows of {', '.join(owners)}"
         return f"step {self._step}: the dealer's correction"
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is something to do that nothing has to come for."""
+        return self._check is not None and self._check.machine.has_work
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -155,6 +166,10 @@ class Party:
     def on_restart(self, step: int, attempt: int) -> list[Effect]:
         """Everybody met the edge at `step`: it runs again under `attempt`."""
         return self._guard(self._restart, step, attempt)
+
+    def work(self) -> list[Effect]:
+        """Do a portion of what is to be done, if anything is: some of a check's σ."""
+        return self._guard(self._work)
 
     def close(self) -> None:
         """Forget everything. Raises `UncheckedOpenings` if openings were never checked, unless the session is dead."""
@@ -260,10 +275,17 @@ class Party:
         self.retries += 1
         self._intake.move(step, attempt)
 
+    def _work(self) -> None:
+        if self._check is not None and self._check.machine.has_work:
+            self._said = self._check.machine.work()
+
     # --- going on --------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> list[Effect]:
         effects: list[Effect] = []
+        if self._said is not None:
+            self._say(effects, self._said)
+            self._said = None
         while not self._finished and self._state is not None:
             if self._check is not None and self._go_on_checking(effects, self._check):
                 continue
@@ -409,12 +431,15 @@ class Party:
         return True
 
     def _go_on_checking(self, effects: list[Effect], check: _Pending) -> bool:
+        if check.machine.has_work:
+            return False
         came = self._intake.messages(check.machine.awaits)
         if came is None:
             return False
         said = check.machine.advance(came)
         if said is not None:
             self._say(effects, said)
+        if not check.machine.passed:
             return True
         self._check = None
         for record in check.records:

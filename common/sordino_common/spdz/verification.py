@@ -2,7 +2,7 @@
 
     check-1   hash of all openings so far, commitment of this check's seed  hashes differ: EquivocationError
     check-2   the seed                                                      not the committed one: CommitmentError
-    check-3   commitment of σ_i (`check`, with coefficients from all seeds together)
+    check-3   commitment of σ_i (`check`, with coefficients from all seeds together), once `work` has computed it
     check-4   σ_i and the commitment's nonce                                sum is not 0: MacCheckError
 
 A member's seed leaves when all others have told it that they saw the same openings and are bound to their seeds, so the
@@ -14,7 +14,7 @@ know then is the share of the one whom he would deceive.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from sordino_common.errors import LocalError
@@ -69,13 +69,20 @@ class Verification:
         self._phase = 1
         self._seed_commitments: dict[int, bytes] = {}
         self._sigma_commitments: dict[int, bytes] = {}
+        self._portions: Iterator[int | None] | None = None
+        self.passed = False
         self._sigma = b""
         self._nonce = b""
 
     @property
     def awaits(self) -> Kind:
-        """The kind of message that the others have to send next."""
+        """The kind of message that the others have to send next; nothing is done with it before the `work` is."""
         return KINDS[self._phase]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether σ_i is to be computed now."""
+        return self._portions is not None
 
     def begin(self) -> Said:
         """The first message."""
@@ -83,7 +90,10 @@ class Verification:
 
     def advance(self, came: Mapping[int, bytes]) -> Said | None:
         """All others' messages of the kind that was awaited, by party, of the right sizes. Returns what to say next, or
-        None: the check has passed. Raises `EquivocationError`, `CommitmentError`, `MacCheckError`."""
+        None: there is `work` to do, or the check has passed. Raises `EquivocationError`, `CommitmentError`,
+        `MacCheckError`."""
+        if self.has_work:
+            raise LocalError(f"{self.awaits}: σ is not computed yet")
         if len(came) != len(self._spec.parties) - 1:
             raise LocalError(
                 f"{self.awaits}: messages of {len(self._spec.parties) - 1} parties expected, got {len(came)}"
@@ -94,15 +104,27 @@ class Verification:
                 self._compare_transcripts(came)
                 return "check-2", self._seed
             case 2:
-                self._compute_sigma(self._joint_seed(came))
-                commitment = commit_sigma(self._spec, self._step, self._index, self._sigma, self._nonce)
-                return "check-3", commitment
+                self._portions = self._checker.sigma(self._records, self._joint_seed(came))
+                return None
             case 3:
                 self._sigma_commitments = dict(came)
                 return "check-4", self._sigma + self._nonce
             case _:
                 self._judge(came)
+                self.passed = True
                 return None
+
+    def work(self) -> Said | None:
+        """Compute a portion of σ_i. Returns what to say, after the last one."""
+        if self._portions is None:
+            raise LocalError("no σ is to be computed now")
+        sigma = next(self._portions)
+        if sigma is None:
+            return None
+        self._portions = None
+        self._sigma = sigma.to_bytes(SIGMA_BYTES, "little")
+        self._nonce = self._random(NONCE_BYTES)
+        return "check-3", commit_sigma(self._spec, self._step, self._index, self._sigma, self._nonce)
 
     def _compare_transcripts(self, came: Mapping[int, bytes]) -> None:
         names = self._spec.parties
@@ -121,10 +143,6 @@ class Verification:
                 raise CommitmentError(f"{self._spec.parties[sender]} opened a seed that it had not committed to")
         seeds = [self._seed if k == self._index else came[k] for k in range(len(self._spec.parties))]
         return Seed(joint_seed(self._spec, self._step, seeds))
-
-    def _compute_sigma(self, joint: Seed) -> None:
-        self._sigma = self._checker.sigma(self._records, joint).to_bytes(SIGMA_BYTES, "little")
-        self._nonce = self._random(NONCE_BYTES)
 
     def _judge(self, came: Mapping[int, bytes]) -> None:
         total = int.from_bytes(self._sigma, "little")
