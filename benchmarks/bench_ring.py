@@ -1,9 +1,14 @@
-"""Products in Z_2^64: every back end against the chosen one, torch beside them; expansion of seeds. One thread."""
+"""Products in Z_2^64: every back end against the chosen one, torch beside them; expansion of seeds. One thread.
+
+A product is a list of calls that was made once (`matmul_calls`), as a session's are. `lie`: which of A and B lies in
+memory column by column (`-`: neither, `AB`: both); what a back end has to transpose is part of its time.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -15,23 +20,32 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from timing import best_seconds
 
 from sordino_common.ring.limbs import Workspace
-from sordino_common.ring.matmul import choose_backend, costs_here, matmul, measure_costs
+from sordino_common.ring.matmul import choose_backend, costs_here, matmul_calls, measure_costs
 from sordino_common.ring.prg import Seed, expand_ring
 from sordino_server.dealer.backend_torch import TorchBackend
 
 SHAPES = [
+    (1, 512, 512),
+    (4, 512, 512),
+    (1, 784, 64),
+    (4, 64, 64),
     (32, 13, 64),
     (32, 64, 1),
     (13, 32, 64),
+    (512, 512, 1),
     (32, 1, 64),
     (64, 64, 64),
     (32, 784, 64),
     (576, 25, 8),
+    (25, 576, 8),
+    (25, 4608, 8),
     (128, 128, 128),
     (128, 784, 128),
     (256, 256, 256),
     (512, 512, 512),
 ]
+LIE = {"-": (False, False), "A": (True, False), "B": (False, True), "AB": (True, True)}
+TURNED_PRODUCTS = 4_000_000  # larger ones go to `limbs`, however they lie: rows only
 BACKENDS = ("direct", "dots", "limbs")
 RIGHT_ENOUGH = 1.15  # of the fastest: crossovers are flat
 
@@ -40,26 +54,43 @@ def products() -> None:
     measured = measure_costs(time.perf_counter)
     print(f"costs in the table:    {costs_here()}\ncosts of this machine: {measured}\n")
     print("time over the fastest NumPy back end's; `chosen` by the table, `tuned` by this machine's own costs")
-    print("shape              direct    dots   limbs   torch int64   chosen   right?   tuned")
+    print("shape            lie   direct    dots   limbs   torch int64   chosen   right?   tuned")
     rng, workspace, backend = np.random.default_rng(0), Workspace(), TorchBackend()
-    for rows, inner, columns in SHAPES:
-        a = rng.integers(-(1 << 63), (1 << 63) - 1, (rows, inner))
-        b = rng.integers(-(1 << 63), (1 << 63) - 1, (inner, columns))
+    wrong, worst = 0, 1.0
+    tried = [
+        (shape, lie) for shape in SHAPES for lie in LIE if lie == "-" or np.prod(shape, dtype=int) <= TURNED_PRODUCTS
+    ]
+    for (rows, inner, columns), lie in tried:
+        a_turned, b_turned = LIE[lie]
+        a = _laid(rng.integers(-(1 << 63), (1 << 63) - 1, (rows, inner)), a_turned)
+        b = _laid(rng.integers(-(1 << 63), (1 << 63) - 1, (inner, columns)), b_turned)
         out = np.empty((rows, columns), dtype=np.int64)
         variants = {
-            name: lambda a=a, b=b, out=out, name=name: matmul(a, b, backend=name, out=out, workspace=workspace)
+            name: _together(matmul_calls(a, b, out, backend=name, workspace=workspace))
             for name in BACKENDS + (("outer",) if inner == 1 else ())
         }
         variants["torch"] = lambda a=a, b=b: backend.matmul(a, b)
         seconds = best_seconds(variants)
         fastest = min(seconds[name] for name in seconds if name != "torch")
-        chosen, tuned = choose_backend(rows, inner, columns), choose_backend(rows, inner, columns, costs=measured)
+        lying = {"a_turned": a_turned and rows > 1, "b_turned": b_turned or columns == 1}
+        chosen = choose_backend(rows, inner, columns, **lying)
+        tuned = choose_backend(rows, inner, columns, costs=measured, **lying)
         right = seconds[chosen] <= RIGHT_ENOUGH * fastest
+        wrong, worst = wrong + (not right), max(worst, seconds[chosen] / fastest)
         ratios = "".join(f"{seconds[name] / fastest:8.2f}" for name in BACKENDS)
         print(
-            f"{rows:4d} x {inner:3d} x {columns:3d}  {ratios}      {seconds['torch'] / fastest:8.2f}"
+            f"{rows:4d} x {inner:3d} x {columns:3d} {lie:>2s}  {ratios}      {seconds['torch'] / fastest:8.2f}"
             f"   {chosen:6s}   {'yes' if right else 'no':6s}   {tuned}"
         )
+    print(f"{wrong} of {len(tried)} choices are not right; the worst takes {worst:.2f} times what the fastest takes")
+
+
+def _laid(array: np.ndarray, turned: bool) -> np.ndarray:
+    return np.ascontiguousarray(array.T).T if turned else array
+
+
+def _together(calls: list[Callable[[], object]]) -> Callable[[], object]:
+    return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
 
 
 def expansion() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,9 @@ from sordino_common.ring.matmul import COSTS, Costs, choose_backend, costs_here,
 from sordino_common.ring.prg import Seed, expand_ring, label
 from sordino_common.ring.sharing import correction, reconstruct
 
+NO_GEMM = Costs(
+    direct=1.0, far=1.0, turn=4.0, dots=0.5, dots_join=1.0, dots_fixed=10.0, gemm=9.0, split=99.0, join=1.0, fixed=1.0
+)
 EDGES = [0, 1, -1, 2, -2, 1 << 21, -(1 << 21), (1 << 21) - 1, 1 << 43, (1 << 62), (1 << 63) - 1, -(1 << 63)]
 
 
@@ -96,9 +101,27 @@ def test_the_choice_follows_the_costs() -> None:
     assert choose_backend(16, 784, 16, costs=x86) == "dots"
     assert choose_backend(128, 784, 128, costs=x86) == "limbs"
     assert choose_backend(2, 3, 2, costs=x86) == "direct"
-    assert choose_backend(2, 64, 2, batch=64, costs=x86) == "dots"  # a batch is one product as far as calls go
-    no_gemm = Costs(direct=1.0, dots=0.5, dots_join=1.0, dots_fixed=10.0, gemm=9.0, split=1.0, join=1.0, fixed=1.0)
-    assert choose_backend(512, 512, 512, costs=no_gemm) == "dots"
+    # a batch is one product as far as calls go
+    assert choose_backend(2, 64, 2, batch=64, costs=x86, b_turned=True) == "dots"
+    assert choose_backend(512, 512, 512, costs=NO_GEMM) == "dots"
+
+
+def test_the_choice_counts_what_has_to_be_transposed() -> None:
+    x86 = COSTS["x86_64"]
+    assert choose_backend(1, 512, 512, costs=x86) == "direct"
+    assert choose_backend(1, 512, 512, costs=x86, b_turned=True) == "dots"
+    assert choose_backend(4, 512, 512, costs=x86) == "dots"  # each row of A has its part of it
+    assert choose_backend(100, 10, 20, costs=NO_GEMM) == "dots"
+    assert choose_backend(100, 10, 20, costs=NO_GEMM, a_turned=True) == "dots"
+    assert choose_backend(100, 10, 6, costs=NO_GEMM, a_turned=True) == "direct"  # the copy of A is for six columns only
+    assert choose_backend(512, 512, 1, costs=x86, a_turned=True, b_turned=True) == "dots"  # as A lies
+    assert choose_backend(25, 18_432, 8, costs=x86, a_turned=True) == "dots"  # both would be walked down their columns
+
+
+@pytest.mark.parametrize(("inner", "columns", "chosen"), [(64, 64, "direct"), (128, 64, "dots"), (128, 65, "direct")])
+def test_the_choice_knows_what_collides_in_a_cache(inner: int, columns: int, chosen: str) -> None:
+    """64 lines that are 512 bytes apart stay; of more each pass over B meets none, and `dots` has one pass only."""
+    assert choose_backend(8, inner, columns, costs=replace(NO_GEMM, far=3.0)) == chosen
 
 
 def test_costs_are_measured_with_a_clock_that_is_given() -> None:
@@ -134,8 +157,12 @@ def test_calls_multiply_what_the_operands_hold_then(backend: str, turned: bool) 
     a, b = (np.empty((3, 5), dtype=np.int64).T, np.empty((4, 3), dtype=np.int64).T) if turned else (
         np.empty((5, 3), dtype=np.int64), np.empty((3, 4), dtype=np.int64)
     )  # fmt: skip
-    out, memory = np.empty((5, 4), dtype=np.int64), np.empty(64, dtype=np.int64)
-    calls = matmul_calls(a, b, out, backend=backend, room=lambda shape: memory[:12].reshape(shape))  # type: ignore[arg-type]
+    out, memory = np.empty((5, 4), dtype=np.int64), np.empty((2, 15), dtype=np.int64)
+
+    def room(number: int, shape: tuple[int, ...]) -> np.ndarray:
+        return memory[number, : shape[0] * shape[1]].reshape(shape)
+
+    calls = matmul_calls(a, b, out, backend=backend, room=room)  # type: ignore[arg-type]
     for _ in range(3):
         for array in (a, b):
             array[...] = rng.integers(-(1 << 63), (1 << 63) - 1, array.shape, endpoint=True)
@@ -143,6 +170,27 @@ def test_calls_multiply_what_the_operands_hold_then(backend: str, turned: bool) 
         for call in calls:
             call()
         assert np.array_equal(out, oracle(a, b))
+
+
+@pytest.mark.parametrize("columns", [1, 5])
+@pytest.mark.parametrize("lie", ["rows", "columns", "every other", "backwards"])
+@pytest.mark.parametrize("backend", ["direct", "dots"])
+def test_only_dots_copies_and_only_what_does_not_lie_as_it_needs_it(backend: str, lie: str, columns: int) -> None:
+    rng = np.random.default_rng(4)
+    make = {
+        "rows": lambda shape: rng.integers(-(1 << 63), 1 << 62, shape),
+        "columns": lambda shape: rng.integers(-(1 << 63), 1 << 62, shape[::-1]).T,
+        "every other": lambda shape: rng.integers(-(1 << 63), 1 << 62, (2 * shape[0], 2 * shape[1]))[::2, ::2],
+        "backwards": lambda shape: rng.integers(-(1 << 63), 1 << 62, shape)[::-1, ::-1],
+    }[lie]
+    a, b, out = make((3, 70)), make((70, columns)), np.empty((3, columns), dtype=np.int64)
+    calls = matmul_calls(a, b, out, backend=backend)  # type: ignore[arg-type]
+    copies_a = columns > 1 and lie != "rows"
+    copies_b = lie != "columns" and (lie != "rows" or columns > 1)  # a single column is a row
+    assert len(calls) == 1 + (copies_a + copies_b if backend == "dots" else 0)
+    for call in calls:
+        call()
+    assert np.array_equal(out, oracle(a, b))
 
 
 def test_scratch_memory_is_of_its_slot_and_only_as_much_as_was_needed() -> None:

@@ -22,7 +22,7 @@ from sordino_common.spdz.circuit import Circuit, Gate, Product, View, gate_of
 from sordino_common.spdz.layout import Layout, Values
 
 I64 = npt.NDArray[np.int64]
-_SLOTS: Final = 4  # of scratch memory: two results, a factor, a factor's copy
+_SLOTS: Final = 5  # of scratch memory: two results, a factor, copies of two factors
 
 
 class Run:

@@ -50,8 +50,10 @@ def constant(value: int) -> I64:
 
 
 def product_calls(a: I64, b: I64, out: I64, scratch: Scratch, slot: int) -> list[Call]:
-    """out = a b, matrices. `slot`: for what has to be copied on the way."""
-    return matmul_calls(a, b, out, workspace=scratch.workspace, room=partial(scratch.take, slot))
+    """out = a b, matrices. `slot`, and the next: for what has to be copied on the way."""
+    return matmul_calls(
+        a, b, out, workspace=scratch.workspace, room=lambda number, shape: scratch.take(slot + number, shape)
+    )
 
 
 class Locals:
