@@ -12,49 +12,30 @@ No socket, no clock of its own, no NumPy: the same object runs in the daemon and
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from sordino_agent.aggregate.circle import KINDS as SUM_KINDS
-from sordino_agent.aggregate.circle import Circle, Contributed
-from sordino_agent.aggregate.contribute import Allowance, Unmetered
+from sordino_agent.aggregate.circle import Circle
 from sordino_agent.aggregate.journal import SumJournal
-from sordino_agent.aggregate.metered import Metered
 from sordino_agent.budget import BudgetSpec
-from sordino_agent.costs import expected_cost
-from sordino_agent.desk import Asker, Desk, asker_of, coarse, payload_bytes
-from sordino_agent.errors import BadCommand, Busy, UnknownPlan
+from sordino_agent.description import Description
+from sordino_agent.desk import Asker, Desk, asker_of, payload_bytes
 from sordino_agent.executor import Executor
-from sordino_agent.ledger import LOST, Charge, Ledger
+from sordino_agent.ledger import Ledger
+from sordino_agent.plans import Plans
 from sordino_agent.policy import Limits, Policy
+from sordino_agent.rounds import Rounds
 from sordino_agent.sender import Sender
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.spdz.room import SESSION_KINDS, UNANSWERED, Room
-from sordino_agent.store import ByteCache, TensorStore
-from sordino_agent.tasks import (
-    DatasetList,
-    DescribeTask,
-    Done,
-    EvaluateFacts,
-    EvaluateTask,
-    Facts,
-    LoadTask,
-    MomentsFacts,
-    MomentsTask,
-    Outcome,
-    PlanFacts,
-    PlanTask,
-    RunFacts,
-    RunTask,
-    TrainFacts,
-    TrainTask,
-)
+from sordino_agent.store import TensorStore
+from sordino_agent.tasks import DatasetList
+from sordino_agent.tensors import Tensors
 from sordino_common import messages as m
 from sordino_common.clock import Loop
 from sordino_common.errors import LimitExceeded, LocalError, PolicyRefusal, ProtocolMismatch, RemoteError, SordinoError
-from sordino_common.privacy.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from sordino_common.channel.identity import DeviceKey
@@ -90,22 +71,13 @@ _TELL_MOST: Final = 20  # refused packets that the log names, in
 _TELL_EVERY_S: Final = 60.0  # this time; `HealthReport.refusals` counts them all
 
 
-class _KnownPlan:
-    __slots__ = ("data", "facts")
-
-    def __init__(self, data: bytes, facts: PlanFacts) -> None:
-        self.data = data
-        self.facts = facts
-
-
 class AgentCore:
     """One agent's handler for its endpoint. Call `attach` with the endpoint, then `start`.
 
     `resident_bytes` reports the process's memory for `HealthReport`; the simulator leaves it at 0. `journal`: where
     sessions on shares are burnt, `ledger`: where privacy is charged, with the budgets, `sums`: what was answered as a
     helper; by default all are in memory, which is enough for who never restarts. `identity`: seals and opens the seeds
-    of secure sums. `keep_model(run, file)`
-    stores a model that opened to this agent."""
+    of secure sums. `keep_model(run, file)` stores a model that opened to this agent."""
 
     def __init__(
         self,
@@ -135,16 +107,42 @@ class AgentCore:
         self._policy = policy
         self._limits = limits
         self._ledger = ledger or Ledger(None, wall_s=loop.wall_s)
-        self._executor = executor
         self._store = store
         self._loop = loop
         self._version = version
-        self._executor_name = executor_name
         self._resident_bytes = resident_bytes
         self._started_s = self._told_from_s = loop.now_s()
         self._told = 0
         self._sender: Sender | None = None
         self._desk = Desk(executor=executor, limits=limits, reply=self._send, refuse=self._refuse)
+        self._plans = Plans(policy=self._current_policy, limits=limits, desk=self._desk, answer=self._send)
+        self._description = Description(
+            version=version,
+            executor_name=executor_name,
+            policy=self._current_policy,
+            limits=limits,
+            executor=executor,
+            answer=self._send,
+            refuse=self._refuse,
+            on_change=lambda: self._on_change(),
+        )
+        self._rounds = Rounds(
+            name=name,
+            policy=self._current_policy,
+            ledger=self._ledger,
+            desk=self._desk,
+            plan_of=self._plans.of,
+        )
+        self._tensors = Tensors(
+            policy=self._current_policy,
+            store=store,
+            ledger=self._ledger,
+            desk=self._desk,
+            loop=loop,
+            plan_of=self._plans.of,
+            answer=self._send,
+            refuse=self._refuse,
+        )
         self.room: Final = Room(
             name=name,
             server=server,
@@ -153,7 +151,7 @@ class AgentCore:
             executor=executor,
             journal=journal or BurnJournal(None),
             loop=loop,
-            plan_of=self._plan,
+            plan_of=self._plans.of,
             keep_model=keep_model,
             refuse=self._refuse,
             store=store,
@@ -166,17 +164,11 @@ class AgentCore:
             journal=sums or SumJournal(None),
             desk=self._desk,
             loop=loop,
-            plan_of=self._plan,
+            plan_of=self._plans.of,
             answer=self._send,
-            allowance_of=self._allowance,
+            allowance_of=self._rounds.allowance,
         )
         self._on_change: Callable[[], None] = lambda: None
-        self._datasets: DatasetList | None = None
-        self._describing = False
-        self._wait_describe: list[Asker] = []
-        self._plans: ByteCache[bytes, _KnownPlan] = ByteCache(
-            budget_bytes=limits.plans_bytes, size_of=lambda plan: len(plan.data)
-        )
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +179,7 @@ class AgentCore:
 
     def start(self) -> None:
         """Have the datasets described once, so that the first `Describe` is answered at once."""
-        self._describe()
+        self._description.read()
 
     def reconfigure(self, policy: Policy, budgets: Mapping[str, BudgetSpec] | None = None) -> None:
         """Another policy, and if given other budgets, from now on; the datasets are described again. What runs goes
@@ -195,8 +187,7 @@ class AgentCore:
         if budgets is not None:
             self._ledger.budgets = budgets
         self._policy = self.room.policy = policy
-        self._datasets = None
-        self._describe()
+        self._description.forget()
 
     def drain(self, on_idle: Callable[[], None]) -> None:
         """Take no more tasks; call `on_idle` once none is left (now, if none is)."""
@@ -214,7 +205,7 @@ class AgentCore:
     @property
     def datasets(self) -> DatasetList | None:
         """None until the executor has read them."""
-        return self._datasets
+        return self._description.datasets
 
     def health(self) -> m.HealthReport:
         self._store.expire(self._loop.now_s())
@@ -300,6 +291,9 @@ class AgentCore:
 
     # --- commands --------------------------------------------------------------------------------------------------
 
+    def _current_policy(self) -> Policy:
+        return self._policy
+
     def _require_server(self, sender: str) -> None:
         if self._roster_server is not None and self._roster_server != self._server:
             raise PolicyRefusal(
@@ -316,51 +310,34 @@ class AgentCore:
             )
         match message:
             case m.Describe():
-                self._policy.require_job("describe")
-                if len(self._wait_describe) >= self._limits.queue:
-                    raise Busy("the datasets are still being read")
-                self._wait_describe.append(asker)
-                self._answer_describe()
+                self._description.ask(asker)
             case m.Health():
                 self._send(asker, self.health())
             case m.PlanPut():
-                self._plan_put(message, asker)
+                self._plans.put(message, asker)
             case m.Moments():
-                self._policy.require_dataset(message.dataset, "moments")
-                self._ledger.require_exact(message.dataset, message.kind)
-                task = MomentsTask(command=message, min_rows=self._policy.min_rows)
-                label = f"moments {message.dataset}"
-                self._desk.submit(task, asker, command=message.kind, label=label, answer=_moments_answer)
+                self._rounds.moments(message, asker)
             case m.Train():
-                self._train(message, asker)
+                self._rounds.train(message, asker)
             case m.Evaluate():
-                self._evaluate(message, asker)
+                self._rounds.evaluate(message, asker)
             case m.Cancel():
                 self._desk.cancel(message.run, message.round)
                 if message.round is None:
                     self.room.cancel(message.run)
                     self.circle.cancel(message.run)
             case m.TensorPut():
-                self._policy.require_job("tensors")
-                now_s = self._loop.now_s()
-                self._store.put(
-                    [(message.tensor_id, message.value)], made_by=None, lease_s=message.lease_s, now_s=now_s
-                )
-                self._send(asker, self._stored((message.tensor_id,)))
+                self._tensors.put(message, asker)
             case m.TensorRun():
-                self._tensor_run(message, asker)
+                self._tensors.run(message, asker)
             case m.TensorGet():
-                self._policy.require_job("tensors")
-                self._tensor_get(message, asker)
+                self._tensors.get(message, asker)
             case m.TensorLoad():
-                self._tensor_load(message, asker)
+                self._tensors.load(message, asker)
             case m.TensorRenew():
-                self._policy.require_keeping()
-                there = self._store.renew(message.tensor_ids, lease_s=message.lease_s, now_s=self._loop.now_s())
-                self._send(asker, self._stored(there))
+                self._tensors.renew(message, asker)
             case m.TensorDrop():
-                self._policy.require_keeping()
-                self._drop(message.tensor_ids, asker)
+                self._tensors.drop(message, asker)
             case m.SpdzOpen():
                 if message.data is not None:  # what opens at the end is without noise
                     self._ledger.require_exact(message.data.dataset, message.kind)
@@ -370,245 +347,7 @@ class AgentCore:
             case _:
                 raise PolicyRefusal(f"commands of kind {message.kind!r} are not known to this agent ({self._version})")
 
-    def _plan_put(self, message: m.PlanPut, asker: Asker) -> None:
-        plan_id = hashlib.sha256(message.plan).digest()
-        self._policy.require_plan(plan_id)
-        known = self._plans.get(plan_id)
-        if known is not None:
-            self._send(asker, _plan_ready(known.facts))
-            return
-        if len(message.plan) > self._limits.plans_bytes // 2:
-            raise LimitExceeded(
-                f"the Plan takes {len(message.plan)} bytes; a device whose limits.plans_bytes is "
-                f"{self._limits.plans_bytes} takes at most half of that"
-            )
-
-        def answer(facts: Facts, _seconds: float) -> m.Message:
-            assert isinstance(facts, PlanFacts)
-            self._plans.put(plan_id, _KnownPlan(message.plan, facts))
-            return _plan_ready(facts)
-
-        label = f"plan {plan_id.hex()[:12]}"
-        self._desk.submit(PlanTask(plan=message.plan), asker, command=message.kind, label=label, answer=answer)
-
-    def _train(self, message: m.Train, asker: Asker) -> None:
-        dataset, terms = message.data.dataset, message.privacy
-        self._policy.require_dataset(dataset, "train")
-        if terms is None:
-            self._ledger.require_exact(dataset, message.kind)
-        else:
-            self._policy.require_noise(expected_cost(message, terms))
-            self._policy.require_plan(terms.apply_plan)
-        self._policy.require_plan(message.plan_id)
-
-        def charge(mechanism: Mechanism, how: str = "") -> Charge:
-            return Charge(
-                dataset=dataset,
-                split="train",
-                run=message.run,
-                round=message.round,
-                what=f"{message.kind}{how}",
-                mechanism=mechanism,
-            )
-
-        def lost() -> None:
-            if terms is not None:
-                self._ledger.lose([charge(expected_cost(message, terms), LOST)])
-
-        def task() -> TrainTask:
-            if terms is not None:
-                self._ledger.afford([charge(expected_cost(message, terms))])
-            return TrainTask(
-                command=message,
-                plan=self._plan(message.plan_id),
-                agent=self.name,
-                min_rows=self._policy.min_rows,
-                apply=None if terms is None else self._plan(terms.apply_plan),
-            )
-
-        def answer(facts: Facts, seconds: float) -> m.Message:
-            assert isinstance(facts, TrainFacts)
-            if (facts.mechanism is None) != (terms is None):
-                raise LocalError("train: the work has no price, or one that was not asked for")
-            if facts.mechanism is not None:
-                self._ledger.charge([charge(facts.mechanism)])  # on the disk before the answer leaves
-            return m.Trained(
-                run=message.run,
-                round=message.round,
-                attempt=message.attempt,
-                rows=facts.rows,
-                steps=facts.steps,
-                update=facts.update,
-                loss_sum=facts.loss_sum,
-                seconds=seconds if terms is None else coarse(seconds),
-            )
-
-        label = f"train {message.run} round {message.round}"
-        self._desk.submit_once(task, asker, command=message, label=label, answer=answer, lost=lost)
-
-    def _evaluate(self, message: m.Evaluate, asker: Asker) -> None:
-        self._policy.require_dataset(message.data.dataset, "evaluate")
-        self._require_evaluation(message.data, message.kind)
-        self._policy.require_plan(message.plan_id)
-        task = EvaluateTask(command=message, plan=self._plan(message.plan_id), min_rows=self._policy.min_rows)
-
-        def answer(facts: Facts, seconds: float) -> m.Message:
-            assert isinstance(facts, EvaluateFacts)
-            return m.Evaluated(
-                run=message.run,
-                round=message.round,
-                rows=facts.rows,
-                names=facts.names,
-                sums=facts.sums,
-                seconds=seconds,
-            )
-
-        label = f"evaluate {message.run} round {message.round}"
-        self._desk.submit(
-            task, asker, command=message.kind, label=label, answer=answer, run=message.run, round=message.round
-        )
-
-    def _require_evaluation(self, data: m.DataRef, what: str) -> None:
-        """Sums without noise: of train rows under a budget never, of held-out rows if the policy says so."""
-        if data.split == "train":
-            self._ledger.require_exact(data.dataset, f"{what} of train rows")
-        elif data.dataset in self._ledger.budgets and not self._policy.exact_evaluation:
-            raise PolicyRefusal(
-                f"dataset {data.dataset!r} has a privacy budget, and `{what}` gives sums over held-out rows without "
-                "noise; its owner can allow that with policy.exact_evaluation: true"
-            )
-
-    def _allowance(self, command: Contributed) -> Allowance:
-        if isinstance(command, m.SumMetrics):
-            self._require_evaluation(command.data, command.kind)
-            return Unmetered()
-        metered = Metered(self._ledger, command)
-        for mechanism in metered.expected:
-            self._policy.require_noise(mechanism)
-        return metered
-
-    def _tensor_run(self, message: m.TensorRun, asker: Asker) -> None:
-        self._policy.require_job("tensors")
-        self._policy.require_plan(message.plan_id)
-        now_s = self._loop.now_s()
-        stored = tuple(self._store.get(tensor_id, now_s=now_s) for tensor_id in message.inputs)
-        inputs = (*(tensor.value for tensor in stored), *message.values)
-
-        def answer(facts: Facts, _seconds: float) -> m.Message:
-            assert isinstance(facts, RunFacts)
-            if len(facts.outputs) != len(message.outputs):
-                raise BadCommand(
-                    f"the Plan gives {len(facts.outputs)} tensors, the command names {len(message.outputs)}"
-                )
-            self._store.drop(message.drops)
-            rows_in = [tensor.lineage for tensor in stored if tensor.lineage is not None]
-            self._store.put(
-                list(zip(message.outputs, facts.outputs, strict=True)),
-                made_by=message.plan_id,
-                lineage=frozenset({message.plan_id}).union(*rows_in) if rows_in else None,
-                datasets=frozenset().union(*(tensor.datasets for tensor in stored)),
-                lease_s=message.lease_s,
-                now_s=self._loop.now_s(),
-            )
-            return self._stored(message.outputs)
-
-        task = RunTask(plan=self._plan(message.plan_id), inputs=inputs)
-        label = f"tensors {message.plan_id.hex()[:12]}"
-        run = m.task_of(message.outputs[0]) if message.outputs else None
-        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer, run=run)
-
-    def _tensor_get(self, message: m.TensorGet, asker: Asker) -> None:
-        """Hand the tensor out; one that a task is about to make, when that is over."""
-
-        def answer() -> None:
-            try:
-                tensor = self._store.get(message.tensor_id, now_s=self._loop.now_s())
-                self._policy.require_fetch(tensor.made_by, tensor.lineage)
-            except SordinoError as error:
-                self._refuse(message.kind, asker, error.code, str(error))
-            else:
-                self._send(asker, m.TensorValue(tensor_id=message.tensor_id, value=tensor.value))
-
-        self._desk.after((m.task_of(message.tensor_id),), answer)
-
-    def _drop(self, ids: Sequence[bytes], asker: Asker) -> None:
-        """Forget the tensors; those that a task is about to make, when it is over: else it would make them later."""
-        self._desk.after(
-            frozenset(map(m.task_of, ids)),
-            lambda: self._send(asker, m.TensorDropped(dropped=self._store.drop(ids))),
-        )
-
-    def _tensor_load(self, message: m.TensorLoad, asker: Asker) -> None:
-        self._policy.require_dataset(message.dataset, "tensors")
-        self._ledger.require_exact(message.dataset, message.kind)
-
-        def answer(facts: Facts, _seconds: float) -> m.Message:
-            assert isinstance(facts, RunFacts)
-            (columns,) = facts.outputs
-            self._store.put(
-                [(message.tensor_id, columns)],
-                made_by=None,
-                lineage=frozenset(),
-                datasets=frozenset({message.dataset}),
-                lease_s=message.lease_s,
-                now_s=self._loop.now_s(),
-            )
-            return self._stored((message.tensor_id,))
-
-        task = LoadTask(command=message, min_rows=self._policy.min_rows)
-        label, run = f"load {message.dataset}", m.task_of(message.tensor_id)
-        self._desk.submit(task, asker, command=message.kind, label=label, answer=answer, run=run)
-
-    def _plan(self, plan_id: bytes) -> bytes:
-        known = self._plans.get(plan_id)
-        if known is None:
-            raise UnknownPlan(f"Plan {plan_id.hex()} is not here; put it, then repeat the command")
-        return known.data
-
-    # --- description and answers -----------------------------------------------------------------------------------
-
-    def _describe(self) -> None:
-        if self._describing:
-            return
-        self._describing = True
-
-        def done(outcome: Outcome) -> None:
-            self._describing = False
-            if isinstance(outcome, Done):
-                assert isinstance(outcome.result, DatasetList)
-                self._datasets = outcome.result
-                for problem in outcome.result.problems:
-                    log.error("event=dataset-unreadable dataset=%s reason=%r", problem.dataset, problem.detail)
-                self._answer_describe()
-                self._on_change()
-            else:
-                askers, self._wait_describe = self._wait_describe, []
-                for asker in askers:
-                    self._refuse("describe", asker, outcome.code, outcome.reason)
-
-        self._executor.submit(DescribeTask(), done)
-
-    def _answer_describe(self) -> None:
-        if self._datasets is None:
-            self._describe()
-            return
-        askers, self._wait_describe = self._wait_describe, []
-        described = m.Described(
-            version=self._version,
-            executor=self._executor_name,
-            memory_bytes=self._limits.memory_bytes,
-            store_bytes=self._limits.store_bytes,
-            payload_bytes=self._limits.payload_bytes,
-            plan_seconds=self._limits.plan_seconds,
-            datasets=tuple(info for info in self._datasets.datasets if self._policy.shows_dataset(info.name)),
-        )
-        for asker in askers:
-            self._send(asker, described)
-
-    def _stored(self, tensor_ids: tuple[bytes, ...]) -> m.TensorStored:
-        return m.TensorStored(
-            tensor_ids=tensor_ids, used_bytes=self._store.used_bytes, budget_bytes=self._store.budget_bytes
-        )
+    # --- answers ---------------------------------------------------------------------------------------------------
 
     def _refuse(self, command: str, asker: Asker, code: str, reason: str) -> None:
         self.refusals += 1
@@ -624,12 +363,3 @@ class AgentCore:
             self._sender.send(asker.name, message, correlation=asker.correlation, context=asker.context)
         except SordinoError as error:  # the outbox is full, or the asker left the roster: its deadline will tell it
             log.warning("event=answer-lost kind=%s to=%s code=%s", message.kind, asker.name, error.code)
-
-
-def _plan_ready(facts: PlanFacts) -> m.PlanReady:
-    return m.PlanReady(plan_id=facts.plan_id, peak_bytes=facts.peak_bytes, flops=facts.flops)
-
-
-def _moments_answer(facts: Facts, _seconds: float) -> m.Message:
-    assert isinstance(facts, MomentsFacts)
-    return facts.result
