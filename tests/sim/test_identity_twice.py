@@ -54,7 +54,7 @@ class Twins:
             server=SERVER,
             policy=self.fleet.policy,
             limits=self.original._limits,
-            executor=self.original._executor,
+            executor=self.original._desk._executor,
             store=TensorStore(budget_bytes=1 << 20),
             loop=loop,
             version="copy",
