@@ -19,6 +19,7 @@ import pytest
 from sordino_agent.aggregate.journal import SumJournal
 from sordino_agent.core import AgentCore
 from sordino_agent.ledger import Ledger
+from sordino_agent.rounds import Rounds
 from sordino_agent.spdz.session import Session
 from sordino_common import messages as m
 from sordino_server.store import RunStore
@@ -59,15 +60,15 @@ class Watch:
         assert not boots, f"sessions on shares that more than one boot sent shares in: {boots}"
 
     def _patch_agents(self, patch: pytest.MonkeyPatch) -> None:
-        charge, send, allowance, burn = Ledger.charge, AgentCore._send, AgentCore._allowance, SumJournal.burn
+        charge, send, allowance, burn = Ledger.charge, AgentCore._send, Rounds.allowance, SumJournal.burn
 
         def watched_charge(ledger: Ledger, charges: Any) -> None:
             charge(ledger, charges)
             self.charges[id(ledger)] += len(charges)
 
-        def watched_allowance(core: AgentCore, command: Any) -> Any:
+        def watched_allowance(rounds: Rounds, command: Any) -> Any:
             self.commands[command.terms.session] = command
-            return allowance(core, command)
+            return allowance(rounds, command)
 
         def watched_send(core: AgentCore, asker: Any, message: m.Message) -> None:
             content = hashlib.sha256(m.encode_message(message)).digest()
@@ -91,7 +92,7 @@ class Watch:
             self.answered.setdefault((str(id(journal)), terms.run, terms.index), set()).add(terms.session)
 
         patch.setattr(Ledger, "charge", watched_charge)
-        patch.setattr(AgentCore, "_allowance", watched_allowance)
+        patch.setattr(Rounds, "allowance", watched_allowance)
         patch.setattr(AgentCore, "_send", watched_send)
         patch.setattr(SumJournal, "burn", watched_burn)
 
