@@ -16,17 +16,10 @@ from sordino_common.aggregate.leader import LeaderSum, NotTaken
 from sordino_common.aggregate.seeds import read_seed, seed_plaintext
 from sordino_common.aggregate.shares import share_of
 from sordino_common.errors import RemoteError
-from sordino_common.messages import (
-    Contribution,
-    RejectedSeed,
-    SumCut,
-    SumNoise,
-    SumSeedsChecked,
-    SumShare,
-    SumTerms,
-)
+from sordino_common.messages import Contribution, RejectedSeed, SumCut, SumNoise, SumSeedsChecked, SumShare, SumTerms
 from sordino_common.messages.sums import members_digest
 from sordino_common.plan.arrays import from_numpy
+from sordino_common.ring.prg import Seed
 
 I64 = npt.NDArray[np.int64]
 SESSION = bytes(range(16))
@@ -139,3 +132,12 @@ def vectors(count: int, length: int, *, bound: int, seed: int = 0) -> I64:
 
 def noise_of(sigma_squared: int) -> SumNoise:
     return SumNoise(sigma_squared=sigma_squared)
+
+
+def opened(count: int = 4, **changes: object) -> tuple[Helper, list[str]]:
+    """A helper that holds `count` seeds."""
+    terms = sum_terms(**changes)
+    helper = Helper("helper-0", terms, frozenset(names(count + 2)))
+    for name in names(count):
+        helper.sum.accept(name, Seed(seeded(len(name))(32)))
+    return helper, names(count)
