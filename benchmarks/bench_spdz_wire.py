@@ -2,9 +2,12 @@
 
     floor    rounds x (time of a raw broadcast round trip: two processes, MQTT v5 through mosquitto on loopback,
              payloads as large as a round's shares, no keys, no links) + what the party's arithmetic takes
-    actual   `sordino-agent` processes with their workers, active and passive, the server dealing beside them
+    online   `sordino-agent` processes with their workers, active and passive, whose preprocessing is there
+             (spdz.preprocessing: first): what the floor is of
+    beside   the same, and the server deals beside them, on the same cores: what a training takes where the dealer has
+             no machine of its own
 
-The two are interleaved, since a busy machine slows both; read the ratio, not the milliseconds. The round trip is told
+All are interleaved, since a busy machine slows them alike; read the ratio, not the milliseconds. The round trip is told
 twice: by quality of service 1, as a program with paho would do it (that is the floor), and by 0, which is what agents
 send. `best` is the quickest turn's ratio: least disturbed by whoever else is on the machine.
 
@@ -27,6 +30,7 @@ from sordino_common.transport.mqtt import MqttSettings, MqttTransport
 from sordino_common.transport.reactor import Reactor
 from sordino_server.job import load_job
 from sordino_server.launch import ONE_THREAD
+from sordino_server.rounds.spdz import AHEAD_MOST
 from sordino_sim.broker import LocalBroker
 from sordino_sim.runner import simulate
 
@@ -105,12 +109,13 @@ def round_trip_s(nbytes: int, *, quality: int) -> float:
             other.wait(90)
 
 
-def run_once(security: str, steps: int, agents: int) -> dict[str, Any]:
+def run_once(security: str, steps: int, agents: int, *, preprocessing: str = "beside") -> dict[str, Any]:
     job = load_job(
         EXAMPLE,
         overrides=(
             "train.rounds=1", "train.local_epochs=null", f"train.local_steps={steps}", f"simulation.agents={agents}",
             f"spdz.compute_agents={agents}", f"spdz.security={security}", "spdz.evaluate=clear",
+            f"spdz.preprocessing={preprocessing}",
         ),
     )  # fmt: skip
     return dict(simulate(job, transport="processes", with_baseline=False).summary)
@@ -149,36 +154,40 @@ def main() -> None:
         port, nbytes, quality, index = arguments.ping
         print(_Pinger(port, index, nbytes, TURNS, fleeting=quality == 0).run())
         return
-    kinds = ("passive", "active")
-    found: dict[str, list[float]] = {kind: [] for kind in kinds}
-    arithmetic: dict[str, list[float]] = {kind: [] for kind in kinds}
+    kinds = [(kind, when) for when in ("online", "beside") for kind in ("passive", "active")]
+    found: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
+    arithmetic: dict[tuple[str, str], list[float]] = {kind: [] for kind in kinds}
     trips: dict[int, list[float]] = {0: [], 1: []}
     rounds = 0
     for _ in range(arguments.turns):
-        for kind in kinds:
-            summary = run_once(kind, arguments.steps, arguments.agents)
+        for security, when in kinds:
+            # All that is dealt first is at most so much.
+            steps, preprocessing = (AHEAD_MOST, "first") if when == "online" else (arguments.steps, "beside")
+            summary = run_once(security, steps, arguments.agents, preprocessing=preprocessing)
             rounds = summary["online_rounds_per_step"]
             for quality, values in trips.items():
                 nbytes = summary["opened_bytes_per_step_per_party"] // rounds
                 values.append(round_trip_s(nbytes, quality=quality))
-            found[kind].append(summary["online_seconds"] / arguments.steps)
-            arithmetic[kind].append(summary["compute_seconds"] / arguments.steps)
+            found[security, when].append(summary["online_seconds"] / steps)
+            arithmetic[security, when].append(summary["compute_seconds"] / steps)
     for middle, name in ((statistics.median, "median"), (min, "best")):
         trip = {quality: middle(values) for quality, values in trips.items()}
         raw = f"{1e3 * trip[1]:.2f} ms (quality of service 0: {1e3 * trip[0]:.2f} ms)"
         print(f"{name}: raw broadcast round trip {raw}, {rounds} rounds a step")
-        steps = {kind: middle(values) for kind, values in found.items()}
+        taken = {kind: middle(values) for kind, values in found.items()}
         for kind in kinds:
             # The four messages of a check travel with the openings of the next steps: they are no rounds of their own.
             work = middle(arithmetic[kind])
             floor, quick = (rounds * trip[quality] + work for quality in (1, 0))
             print(
-                f"  {kind:8} {1e3 * steps[kind]:6.2f} ms a step, floor {1e3 * floor:.2f} ms: {steps[kind] / floor:.2f} "
-                f"times (of {1e3 * quick:.2f} ms: {steps[kind] / quick:.2f} times; worker {1e3 * work:.2f} ms)"
+                f"  {kind[0]:8}{kind[1]:7}{1e3 * taken[kind]:6.2f} ms a step, floor {1e3 * floor:.2f} ms: "
+                f"{taken[kind] / floor:.2f} times (of {1e3 * quick:.2f} ms: {taken[kind] / quick:.2f} times; "
+                f"worker {1e3 * work:.2f} ms)"
             )
-        print(f"  active / passive {steps['active'] / steps['passive']:.2f}")
+        for when in ("online", "beside"):
+            print(f"  active / passive, {when}: {taken['active', when] / taken['passive', when]:.2f}")
     if arguments.cpu:
-        for kind in kinds:
+        for kind in ("passive", "active"):
             print_cpu(kind, arguments.steps, arguments.agents)
 
 

@@ -117,6 +117,7 @@ class Conductor:
         self._flaps_from_s = loop.now_s()
         self._flaps: Counter[str] = Counter()
         self._told: dict[bytes, None] = {}  # correlations of what was told since listening began
+        self._under_way = 0  # of what was told: neither arrived nor given up
         self._base = (0, 0)
         self.done = False
         self._result: Any = None
@@ -344,7 +345,7 @@ class Conductor:
                     case Look():
                         value = self._present()
                     case Meter():
-                        value = Metered(**self._bytes(), now_s=self._loop.now_s())
+                        value = Metered(**self._bytes(), now_s=self._loop.now_s(), under_way=self._under_way)
                     case NextSum():
                         value = Numbered(index=self._next_sum())
                     case Begin(releases=releases):
@@ -401,7 +402,7 @@ class Conductor:
                 due_s = pending.review(now_s, self._present())
             case Hearing():
                 away_s = self._ear.review(now_s) if self._connected else math.inf
-                due_s = pending.review(now_s, bool(self._ear), away_s)
+                due_s = pending.review(now_s, bool(self._ear), away_s, self._under_way)
             case None:
                 return
         if due_s is not None:
@@ -437,12 +438,18 @@ class Conductor:
         assert self._endpoint is not None
 
         def outcome(delivered: bool, reason: str) -> None:
-            if not delivered and not self.done:
+            self._under_way -= 1
+            if self.done:
+                return
+            if not delivered:
                 self._ear.lose(effect.to, printable(reason or "a message could not be delivered"))
+                self._review()
+            elif isinstance(self._pending, Hearing) and self._pending.delivered:
                 self._review()
 
         try:
             told = self._endpoint.send(effect.to, effect.message, expires_s=effect.expires_s, on_outcome=outcome)
+            self._under_way += 1
             self._told[told] = None
             if len(self._told) > _TOLD_MOST:
                 del self._told[next(iter(self._told))]

@@ -76,6 +76,8 @@ class SpdzSpec(_Strict, frozen=True, kw_only=True):
     never sees; `model`: under which name that agent has them, by default the job's. `check_every`: steps between MAC
     checks (every output waits for one). `checkpoint_every`: steps between states that a run can resume from. `retries`:
     how often one step may meet the edge of the ring. `ahead_bytes`: how much preprocessing may be under way.
+    `preprocessing`: dealt beside the steps, or as much of it as `ahead_bytes` allows before the first one, so that the
+    steps run undisturbed: shorter from the first to the last, longer in all.
     `evaluate`: held-out metrics in the clear on the owners' devices, which takes a model that opens to the server, or
     on shares; a job that only infers evaluates if this says so."""
 
@@ -95,6 +97,7 @@ class SpdzSpec(_Strict, frozen=True, kw_only=True):
     activation: ActivationSpec = ActivationSpec()
     outputs: OutputsSpec = OutputsSpec()
     ahead_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 36)] = 64 << 20
+    preprocessing: Literal["beside", "first"] = "beside"
     silence_s: Annotated[float, Meta(gt=0.0, le=86_400.0)] = 60.0
     evaluate: Literal["clear", "shares"] | None = None
     inference: InferenceSpec | None = None
@@ -133,6 +136,11 @@ def _problems(spec: JobSpec) -> Iterator[tuple[str, str]]:
             yield "spdz.compute_agents", "an agent is named twice"
         if spdz.dealer in spdz.compute_agents:
             yield "spdz.dealer", f"{spdz.dealer} is also a compute agent: who deals masks must never see a masked value"
+    if spdz.preprocessing == "first" and spdz.dealer is not None:
+        yield (
+            "spdz.preprocessing",
+            f"first takes the server as the dealer, and here {spdz.dealer} deals; say beside, or leave spdz.dealer out",
+        )
     if spdz.model is not None and spdz.model_from == SERVER:
         yield "spdz.model", "names a model of an agent; say which agent with spdz.model_from"
     if spdz.model_from != SERVER and spdz.model_from == spdz.dealer:

@@ -25,6 +25,7 @@ from sordino_server.model import Traced, make_model, trace_job
 from sordino_server.model_private import trace_private
 from sordino_server.model_spdz import SharedModel, SharedProgram, trace_spdz
 from sordino_server.progress import number, size
+from sordino_server.rounds.spdz import steps_ahead
 from sordino_server.trace.activations import Fit
 
 _BYTES: Final = 8  # of a ring element; a tag has twice as many
@@ -120,6 +121,8 @@ def _on_shares(job: Job, program: SharedProgram, *, gates: bool) -> dict[str, An
         "preprocessing_bytes_per_step": layout_of(circuit).preprocessing_bytes(active=active),
         "preprocessing_bytes_active": layout_of(circuit).preprocessing_bytes(active=True),
         "preprocessing_bytes_passive": layout_of(circuit).preprocessing_bytes(active=False),
+        "steps_dealt_ahead": steps_ahead(shares, circuit, check_every=shares.check_every),
+        "preprocessing": shares.preprocessing,
         "retry_chance_per_step": lowered.retry_chance,
         "memory_bytes": memory_bytes(circuit, active=active, steps=shares.check_every),
         "max_steps": lowered.max_steps,
@@ -235,6 +238,7 @@ def _shared_rows(plan: Mapping[str, Any], base: Path | None) -> list[tuple[str, 
         ("opened per step and party", opened),
         ("masked inputs per step", _kept(plan, "input_bytes_per_step")),
         ("preprocessing per step", f"{dealt} with tags, {bare} without"),
+        ("preprocessing ahead", _ahead(plan)),
         ("retry", f"one step in {1 / chance:,.0f}" if chance else "never"),
         ("memory of a compute agent", f"about {_kept(plan, 'memory_bytes')}"),
         ("steps that fit", f"{plan['max_steps']:,}"),
@@ -246,6 +250,13 @@ def _shared_rows(plan: Mapping[str, Any], base: Path | None) -> list[tuple[str, 
     if coarsest is not None:
         rows.append(("coarsest coefficient", f"{coarsest['coefficient_error']:.2%} off at {_place(coarsest, base)}"))
     return rows
+
+
+def _ahead(plan: Mapping[str, Any]) -> str:
+    """What may be dealt before it is needed, and when it is."""
+    steps = plan["steps_dealt_ahead"]
+    when = "before the first step" if plan["preprocessing"] == "first" else "beside the steps"
+    return f"{steps} steps, {size(steps * plan['preprocessing_bytes_per_step'])}, {when}"
 
 
 def _kept(plan: Mapping[str, Any], key: str) -> str:

@@ -220,10 +220,17 @@ class Hearing:
         self._hear = hear
         self._started_s = now_s
 
-    def review(self, now_s: float, heard: bool, away_s: float) -> float | None:
-        """`heard`: whether something was said; `away_s`: when a party that is offline will count as gone."""
+    @property
+    def delivered(self) -> bool:
+        """Whether it is also over when all that was told has arrived."""
+        return self._hear.delivered
+
+    def review(self, now_s: float, heard: bool, away_s: float, under_way: int) -> float | None:
+        """`heard`: whether something was said; `away_s`: when a party that is offline will count as gone; `under_way`:
+        how many messages that were told have not arrived."""
         until_s = self._started_s + self._hear.wait_s
-        return None if heard or now_s >= until_s else min(until_s, away_s)
+        over = heard or now_s >= until_s or (self._hear.delivered and not under_way)
+        return None if over else min(until_s, away_s)
 
     def told(self, now_s: float) -> Waiting:
         """The wait as an event."""

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sordino_agent.spdz.mailbox import EARLY_BYTES, MOST_EARLY, MOST_EVENTS, MOST_ROUNDS, Mailbox
+from sordino_agent.spdz.mailbox import EARLY_BYTES, MOST_EARLY, MOST_EVENTS, MOST_ROUNDS, TASK_BYTES, Mailbox
 from sordino_agent.spdz.tasks import SpdzEvent
 from sordino_common.messages import SpdzShare
 from sordino_common.spdz.errors import ProtocolError
@@ -74,6 +74,17 @@ def test_what_is_large_or_one_too_many_does_not_wait() -> None:
         mailbox.put_early(SpdzEvent(what="correction", step=step))
     assert [event.step for event in mailbox.ready] == [9, 10 + MOST_EARLY]
     assert len(mailbox.take()) == MOST_EARLY + 2
+
+
+def test_a_crossing_carries_so_many_bytes_or_one_event() -> None:
+    mailbox = Mailbox(others=1)
+    sizes = (TASK_BYTES // 2, TASK_BYTES // 2, 1, TASK_BYTES + 1, 0, 5)
+    for step, size in enumerate(sizes):
+        mailbox.put(SpdzEvent(what="correction", step=step, data=bytes(size)))
+    taken = []
+    while mailbox.ready:
+        taken.append([event.step for event in mailbox.take()])
+    assert taken == [[0, 1], [2], [3], [4, 5]]
 
 
 def test_no_more_waits_than_fits() -> None:

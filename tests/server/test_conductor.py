@@ -112,6 +112,43 @@ def test_what_was_told_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatc
     assert list(fleet.conductor._told) == fleet.conductor.result()[-3:]
 
 
+def test_a_wait_for_delivery_ends_when_all_that_was_told_has_arrived_or_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`a` takes 1 and 3 s, `b` can't be reached, `c` takes nothing at all."""
+    fleet = Fleet([Agent("a"), Agent("b"), Agent("c")])
+    send, delays = fleet.send, iter((1.0, 3.0))
+
+    def slow(to: str, message: m.Message, **fields) -> bytes:  # type: ignore[no-untyped-def]
+        if to == "c":
+            raise LimitExceeded("too much waits for c")
+        outcome, delay_s = fields["on_outcome"], next(delays) if to == "a" else 2.0
+        fleet.at(delay_s, lambda: outcome(to == "a", "" if to == "a" else "no"))
+        return send(to, message, **fields)
+
+    monkeypatch.setattr(fleet, "send", slow)
+    seen: list[tuple[float, int, tuple[str, ...]]] = []
+
+    def wait(delivered: bool) -> Generator[Effect, Result, None]:
+        items = yield from hear(Hear(purpose="arrival", wait_s=10.0, delivered=delivered))
+        metered = yield from meter()
+        seen.append((metered.now_s, metered.under_way, tuple(item.name for item in items)))
+
+    def play() -> Generator[Effect, Result, None]:
+        yield from listen(frozenset("b"))
+        for name in "aabc":
+            yield from tell(name, m.Health())
+        assert (yield from meter()).under_way == 3
+        for _ in range(3):
+            yield from wait(True)
+        yield from wait(False)
+
+    fleet.conductor.start(play())
+    fleet.finish(within_s=100.0)
+    fleet.conductor.result()
+    assert seen == [(2.0, 1, ("b",)), (3.0, 0, ()), (3.0, 0, ()), (13.0, 0, ())]
+
+
 def test_a_command_that_could_not_be_delivered_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet([Agent("a"), Agent("b"), Agent("c")])
     outcomes: dict[str, Callable[[bool, str], None]] = {}

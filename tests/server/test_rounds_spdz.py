@@ -32,17 +32,21 @@ SESSION = COMMAND.session
 class World:
     """Plays a generator: keeps what it tells, answers a `Hear` from `items`, and asks by `answers`."""
 
-    def __init__(self, command: m.SpdzOpen = COMMAND) -> None:
+    def __init__(self, command: m.SpdzOpen = COMMAND, *, deal_first: bool = False) -> None:
         self.command = command
         spec = spec_of(command, LOWERED.circuit, LOWERED.digest)
         desk = DealerDesk(command, spec, random=random.Random(1).randbytes, masks=None, stopwatch=lambda: 0.0)
         self.desk = desk
-        self.session = Session(command, spec, Here(desk), server=SERVER, data=data_ref(), deadline_s=10.0)
+        self.session = Session(
+            command, spec, Here(desk), server=SERVER, data=data_ref(), deadline_s=10.0, deal_first=deal_first
+        )
         self.told: list[tuple[str, m.Message]] = []
         self.asked: list[Ask] = []
         self.answers = Answers(replies=dict.fromkeys(NAMES, self.ready()), refusals={}, missing={})
         self.items: list[Said | Gone] = []
         self.now_s = 0.0
+        self.under_way = 0
+        self.waits: list[Hear] = []
 
     def ready(self) -> m.SpdzReady:
         return m.SpdzReady(session=SESSION, digest=self.command.digest, correction_bytes=1)
@@ -60,10 +64,14 @@ class World:
                     case Tell():
                         self.told.append((effect.to, effect.message))
                     case Hear():
+                        self.waits.append(effect)
+                        if effect.delivered:
+                            self.now_s += min(effect.wait_s, 4.0)
+                            self.under_way = max(0, self.under_way - 1)
                         items, self.items = tuple(self.items), []
                         value = Heard(items=items)
                     case Meter():
-                        value = Metered(bytes_up=0, bytes_down=0, now_s=self.now_s)
+                        value = Metered(bytes_up=0, bytes_down=0, now_s=self.now_s, under_way=self.under_way)
         except StopIteration as stop:
             return stop.value
 
@@ -103,6 +111,43 @@ def test_everybody_gets_its_own_secrets_and_nothing_else() -> None:
     assert len(seeds) == 3
     assert len(world.heard(m.SpdzState)) == 3
     assert len(world.heard(m.SpdzConfirm)) == 3
+
+
+def test_preprocessing_that_is_dealt_first_has_arrived_before_anybody_can_begin() -> None:
+    world = World(deal_first=True)
+    world.under_way = 2
+    world.play(world.session.open(VALUES))
+    kinds = [type(message) for _, message in world.told]
+    assert kinds[: COMMAND.ahead] == [m.SpdzCorrection] * COMMAND.ahead
+    assert m.SpdzCorrection not in kinds[COMMAND.ahead :]
+    assert kinds[COMMAND.ahead] is m.SpdzSetup
+    dealing, arriving = world.waits[: COMMAND.ahead], world.waits[COMMAND.ahead :]
+    assert all((wait.wait_s, wait.delivered) == (0.0, False) for wait in dealing)
+    assert [(wait.purpose, wait.delivered) for wait in arriving] == [("preprocessing to arrive", True)] * 2
+    for name in NAMES:
+        world.checked(name, 1)
+    assert set(world.play(world.session.advance(1)).outputs) == {0}
+
+
+def test_preprocessing_that_does_not_arrive_ends_the_session_with_what_helps() -> None:
+    world = World(deal_first=True)
+    world.under_way = 100
+    text = (
+        "the preprocessing of 4 steps has not arrived after 10 s; raise train.round_deadline_s, lower "
+        "spdz.ahead_bytes, or say spdz.preprocessing: beside"
+    )
+    with pytest.raises(SessionLost, match=text):
+        world.play(world.session.open(VALUES))
+    assert {to for to, _ in world.heard(m.SpdzAbort)} == set(NAMES)
+    assert not world.heard(m.SpdzSetup)
+
+
+def test_who_leaves_while_preprocessing_is_dealt_ends_the_session() -> None:
+    world = World(deal_first=True)
+    world.items.append(Gone(name="agent-01", why="offline for 10 s"))
+    with pytest.raises(SessionLost, match="agent-01"):
+        world.play(world.session.open(VALUES))
+    assert len(world.heard(m.SpdzCorrection)) == 1
 
 
 def test_corrections_run_ahead_as_far_as_agreed() -> None:

@@ -200,6 +200,10 @@ REFUSED = {
         ("compute_agents: 2", "compute_agents: [a, b]\n  dealer: a"),
         r":18:3: spdz.dealer: a is also a compute agent: who deals masks must never see a masked value",
     ),
+    "first by another": (
+        ("ranges: {x: 4}", "preprocessing: first\n  dealer: midas"),
+        r":18:3: spdz.preprocessing: first takes the server as the dealer, and here midas deals; say beside, or leave",
+    ),
     "unknown key": (("ranges: {x: 4}", "ranges: {z: 4}"), r":18:12: spdz.ranges.z: Object contains unknown field `z`"),
     "unknown in block": (("compute_agents: 2", "parties: 2"), r":17:3: spdz.parties: Object contains unknown"),
     "security": (("compute_agents: 2", "security: none"), r":17:3: spdz.security: Invalid enum value 'none'"),

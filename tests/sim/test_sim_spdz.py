@@ -56,6 +56,15 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert kept[0] == kept[1]
 
 
+def test_preprocessing_that_is_dealt_first_changes_no_bit() -> None:
+    first, beside = (
+        simulate(boston_shares(f"spdz.preprocessing={when}"), with_baseline=False) for when in ("first", "beside")
+    )
+    for name, value in first.result.tensors.items():
+        assert np.array_equal(value, beside.result.tensors[name])
+    assert first.summary["mac_checks"] == beside.summary["mac_checks"]
+
+
 @pytest.mark.parametrize("members", [2, 4])
 def test_committees_of_two_and_four(members: int) -> None:
     done = simulate(boston_shares(f"spdz.compute_agents={members}", f"spdz.zones={members}"))

@@ -17,6 +17,7 @@ MOST_ROUNDS: Final = 64  # of incomplete rounds: an honest party is at most two 
 MOST_EVENTS: Final = 4096
 MOST_EARLY: Final = 8  # that wait for company,
 EARLY_BYTES: Final = 1 << 20  # each of at most so many: of one that is larger the crossing is the least
+TASK_BYTES: Final = 4 << 20  # of a crossing, or of one event that is larger: it is held by both sides
 _Round = tuple[str, int, int, int]  # kind, step, attempt, round
 
 
@@ -78,8 +79,22 @@ class Mailbox:
         return ProtocolError(f"{len(self.ready)} messages wait for this device, no more are taken")
 
     def take(self) -> tuple[SpdzEvent, ...]:
+        """What the next task takes: all of it, or as much as one crossing should carry."""
+        if sum(len(event.data) for event in self.ready) > TASK_BYTES:
+            return self._portion()
         taken = (*self.ready, *self._early)
         self.ready, self._early = [], []
+        return taken
+
+    def _portion(self) -> tuple[SpdzEvent, ...]:
+        """At least one event, at most `TASK_BYTES` of the first of those that are ready."""
+        count = total = 0
+        for event in self.ready:
+            total += len(event.data)
+            if count and total > TASK_BYTES:
+                break
+            count += 1
+        taken, self.ready = tuple(self.ready[:count]), self.ready[count:]
         return taken
 
     def missing(self) -> dict[str, tuple[str, ...]]:

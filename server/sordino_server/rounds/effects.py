@@ -112,7 +112,8 @@ class Present:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
-    """How much has gone over the wire since the run (or its resumption) began, and what time it is."""
+    """How much has gone over the wire since the run (or its resumption) began, how many messages that were told have
+    not arrived yet, and what time it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,7 @@ class Metered:
     bytes_up: int
     bytes_down: int
     now_s: float
+    under_way: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +162,13 @@ class Numbered:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hear:
     """Wait until somebody who is listened to says something, or is gone; at most `wait_s`. With `wait_s` 0 everybody
-    else gets a turn of the loop, and whatever is there comes back. `purpose`, `missing`: for reports while waiting."""
+    else gets a turn of the loop, and whatever is there comes back. With `delivered` the wait is also over when all that
+    was told has arrived. `purpose`, `missing`: for reports while waiting."""
 
     purpose: str
     wait_s: float
     missing: tuple[str, ...] = ()
+    delivered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -289,6 +289,7 @@ class TrainingOnShares:
             data=data_ref(self.spec, state.scaling, split),
             model=self.spec.shares.model or self.spec.job,
             deadline_s=self.spec.train.round_deadline_s,
+            deal_first=self.spec.shares.preprocessing == "first",
         )
         self._took_part |= dict.fromkeys(session.members)
         return session
@@ -354,7 +355,7 @@ class TrainingOnShares:
         spec, shares, shared = self.spec, self.spec.shares, state.shared
         assert shared is not None
         total = self.ends[-1]
-        ahead = steps_ahead(shares, self.program, check_every=shares.check_every)
+        ahead = steps_ahead(shares, self.program.circuit, check_every=shares.check_every)
         outputs = [m.SpdzOutput(name="loss", receiver=self.world.server)] if shares.outputs.loss == SERVER else []
         if shares.outputs.model != NOBODY:
             receiver = self.world.server if shares.outputs.model == SERVER else shares.outputs.model
@@ -483,9 +484,9 @@ class TrainingOnShares:
         return replace(state, shared=replace(state.shared, counters=self.tally.as_numbers()))
 
 
-def steps_ahead(shares: SpdzSpec, program: Circuitry, *, check_every: int) -> int:
+def steps_ahead(shares: SpdzSpec, circuit: Circuit, *, check_every: int) -> int:
     """How many steps may be dealt ahead within the job's budget; enough for two checks, or nothing would move."""
-    step_bytes = layout_of(program.circuit).preprocessing_bytes(active=shares.security == "active")
+    step_bytes = layout_of(circuit).preprocessing_bytes(active=shares.security == "active")
     return min(AHEAD_MOST, max(shares.ahead_bytes // max(1, step_bytes), 2 * check_every + 2))
 
 

@@ -121,7 +121,7 @@ def _command(
     assert state.shared is not None
     shares, held = training.spec.shares, bool(state.shared.session)
     schedule = Schedule(rows=tuple(rows.items()), batch_rows=batch_rows, seed=0, order="by-owner")
-    ahead = steps_ahead(shares, program, check_every=1)
+    ahead = steps_ahead(shares, program.circuit, check_every=1)
     command = m.SpdzOpen(
         run=training.run,
         session=training.world.random(16),

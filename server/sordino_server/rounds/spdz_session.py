@@ -111,7 +111,8 @@ class _Member:
 
 class Session:
     """`server`: our name, under which outputs open to us. `data`: which columns the owners input. `model`: which of its
-    models an agent that provides the first state is to take."""
+    models an agent that provides the first state is to take. `deal_first`: all that may be dealt ahead is, and has
+    arrived, before anybody can begin; for a dealer in this process."""
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class Session:
         data: m.DataRef | None,
         model: str | None = None,
         deadline_s: float,
+        deal_first: bool = False,
     ) -> None:
         self.command: Final = command
         self.spec: Final = spec
@@ -134,6 +136,7 @@ class Session:
         self._model = model
         self._provider = None if command.state_from in (None, server) else command.state_from
         self._deadline_s = deadline_s
+        self._deal_first = deal_first
         self._owners = tuple(entry.owner for entry in command.rows)
         provider = () if self._provider is None else (self._provider,)
         readers = [name for name in readers_of(command) if name != server]
@@ -160,6 +163,12 @@ class Session:
             yield from self.abort(error)
             raise
         yield from listen(frozenset(self._everybody))
+        if self._deal_first:
+            try:
+                yield from self._deal_ahead()
+            except Exception as error:
+                yield from self.abort(error)
+                raise
         yield from self.dealing.begin(self._members)
         yield from self._confirm()
         if command.state_from != self._server:
@@ -171,6 +180,29 @@ class Session:
         except Exception as error:
             yield from self.abort(error)
             raise
+
+    def _deal_ahead(self) -> Generator[Effect, Result, None]:
+        """All preprocessing that may be dealt ahead, to its parties, who do nothing with it before they are set up."""
+        parties, deadline_s = self.command.parties, self._deadline_s
+        while self.dealing.may_deal:
+            yield from self.dealing.deal()
+            yield from self._hear(parties, 0.0)
+        until_s = (yield from meter()).now_s + deadline_s
+        while True:
+            metered = yield from meter()
+            if not metered.under_way:
+                return
+            if metered.now_s >= until_s:
+                raise SessionLost(
+                    f"the preprocessing of {self.dealing.dealt - self.command.first_step} steps has not arrived after "
+                    f"{deadline_s:g} s; raise train.round_deadline_s, lower spdz.ahead_bytes, or say "
+                    "spdz.preprocessing: beside"
+                )
+            wait = Hear(
+                purpose="preprocessing to arrive", wait_s=until_s - metered.now_s, missing=parties, delivered=True
+            )
+            for item in (yield from hear(wait)):
+                self._take(item)
 
     def _give_state(self, values: Mapping[str, I64]) -> Generator[Effect, Result, None]:
         """The first parameters, masked, to every party."""
