@@ -38,6 +38,7 @@ from sordino_common import messages as m
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import LimitExceeded
 from sordino_common.plan.arrays import from_numpy, to_numpy
+from sordino_common.spdz.check import Sums
 from sordino_common.spdz.layout import layout_of
 
 SESSION = open_command().session
@@ -582,7 +583,7 @@ def test_a_task_without_events_is_a_portion_of_a_check_value(monkeypatch: pytest
     command = open_command()
     tasks, _ = _run_watched(monkeypatch, command)
     checks = len(command.parties) * command.steps // command.check_every
-    portions = 2 + len(layout_of(LOWERED.circuit).tagging.families)
+    portions = Sums(layout_of(LOWERED.circuit)).portions(command.check_every)
     assert sum(not events for events in tasks) == checks * portions
 
 

@@ -96,6 +96,10 @@ def test_sigma_is_what_the_integers_say_however_many_steps_go_together(
         with monkeypatch.context() as patch:
             patch.setattr(check, "_TOGETHER", 1)
             assert sigma_of(checker, party, joint) == together
+        for size in (1, 300, 1 << 40):
+            with monkeypatch.context() as patch:
+                patch.setattr(check, "_PORTION", size)
+                assert sigma_of(checker, party, joint) == together
         sums.append(together)
         others.append(sigma_of(checker, party, Seed(bytes(range(32)))))
     assert sum(sums) % P127 == 0

@@ -11,6 +11,7 @@ import pytest
 
 from helpers_spdz import Cheat, CheatingCommittee, Committee, flip, toy_rows, toy_spec, toy_state
 from sordino_common.errors import LocalError, SordinoError
+from sordino_common.spdz import check
 from sordino_common.spdz.effects import Broadcast, Checked, Effect
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError, SessionDead
 
@@ -236,9 +237,9 @@ def test_a_check_value_takes_a_portion_for_each_family_of_gates() -> None:
 
         party._work = work  # type: ignore[method-assign]
     committee._deliver()
-    families = len(committee.parties[0]._layout.tagging.families)
-    assert families
-    assert portions == [STEPS * (2 + families)] * 2
+    each = check.Sums(committee.parties[0]._layout).portions(1)
+    assert each == 2 + len(committee.parties[0]._layout.tagging.families)
+    assert portions == [STEPS * each] * 2
 
 
 def test_work_that_is_not_there_is_no_work_and_after_the_end_it_is_refused() -> None:

@@ -72,6 +72,7 @@ from sordino_common.spdz.tagging import COEFFICIENT_BITS
 
 I64 = npt.NDArray[np.int64]
 _TOGETHER: Final = 1 << 18  # elements of steps that are evaluated together: enough to hide the calls
+_PORTION: Final = 1 << 15  # elements that a member reads in one go: as long as an opening takes to come, about
 _MASK: Final = np.int64((1 << COEFFICIENT_BITS) - 1)
 
 
@@ -130,18 +131,19 @@ class Sums:
         self._families = [FamilyGates(layout, family) for family in layout.tagging.families]
         self._bare = BareGates(layout)
         self._matrix = MatrixGates(layout)
+        self._large = [*([self._matrix] if layout.tagging.matrix_gates else []), *self._families]
 
-    @property
-    def parts(self) -> int:
-        """How many parts `of` gives."""
-        return 2 + len(self._families)
+    def portions(self, steps: int) -> int:
+        """How many portions `of` gives, of so many steps."""
+        return 1 + sum(_portions(gates, steps) for gates in self._large)
 
     def of(self, field: Field, steps: Sequence[Numbers]) -> Iterator[tuple[int, int]]:
-        """(V, W_i) of several steps of one check, not reduced mod p: parts of them, to be added up."""
+        """(V, W_i) of several steps of one check, not reduced mod p, in portions that add up to them."""
         yield self._bare.sums(field, steps, 1, addends=True)[0], sum(_total_tag(step) for step in steps)
-        yield self._matrix.sums(field, steps)
-        for gates in self._families:
-            yield gates.sums(field, steps)
+        for gates in self._large:
+            together = -(-len(steps) // _portions(gates, len(steps)))
+            for first in range(0, len(steps), together):
+                yield gates.sums(field, steps[first : first + together])
 
     def deal(self, field: Field, steps: Sequence[Numbers], alpha: int) -> None:
         """Write all tags of the steps."""
@@ -176,9 +178,10 @@ class Checker:
         public, private = 0, 0
         scales = kappas(self._spec, self._layout, joint, self._spec.check_of(records[-1].step))
         together = steps_together(self._layout)
-        left = self._sums.parts * -(-len(records) // together)
-        for first in range(0, len(records), together):
-            steps = [self._numbers(record, joint, scales) for record in records[first : first + together]]
+        batches = [records[first : first + together] for first in range(0, len(records), together)]
+        left = sum(self._sums.portions(len(batch)) for batch in batches)
+        for batch in batches:
+            steps = [self._numbers(record, joint, scales) for record in batch]
             for v, w in self._sums.of(self._field, steps):
                 public += v
                 private += w
@@ -200,6 +203,11 @@ class Checker:
             return tags
         info = stream(self._spec, "tags", record.step, record.attempt)
         return self._field.expand(self._seed, info, self._layout.tagging.tags)
+
+
+def _portions(gates: MatrixGates | FamilyGates, steps: int) -> int:
+    """How many portions so many steps of these gates are."""
+    return -(-steps // max(1, _PORTION // max(1, gates.elements)))
 
 
 def _total_tag(step: Numbers) -> int:

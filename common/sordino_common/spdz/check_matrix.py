@@ -39,6 +39,9 @@ class MatrixGates:
         self._nodes = [gate_of(layout.circuit, one.gate) for one in self._gates]
         places = [each for gate in self._gates for each in (gate.rows, gate.columns)]
         self._drawn = slice(min((at.start for at in places), default=0), max((at.stop for at in places), default=0))
+        wires = [wire for one in self._products for wire in (one.product.a, one.product.b)]
+        # Of the operands of one step.
+        self.elements: Final = sum(layout.circuit.wire(wire).numel for wire in wires)
         self._inner = [one.left.stop - one.left.start for one in self._products]
 
     def sums(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:

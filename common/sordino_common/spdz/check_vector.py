@@ -10,6 +10,7 @@ step's own sum: a row for each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +36,8 @@ class FamilyGates:
         self._family: Final = family
         self._gates = [gate_of(layout.circuit, number) for number in family.gates]
         self._places = [layout.gates[number] for number in family.gates]
+        # Of the operands of one step.
+        self.elements: Final = sum(len(group.factors) * math.prod(group.shape) for group in family.groups)
         self._kappas = [layout.tagging.kappas[number] for number in family.gates] if family.rho is not None else None
 
     def sums(self, field: Field, steps: Sequence[Numbers]) -> tuple[int, int]:
