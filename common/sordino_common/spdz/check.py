@@ -131,7 +131,9 @@ class Sums:
         self._families = [FamilyGates(layout, family) for family in layout.tagging.families]
         self._bare = BareGates(layout)
         self._matrix = MatrixGates(layout)
-        self._large = [*([self._matrix] if layout.tagging.matrix_gates else []), *self._families]
+        self._large: list[MatrixGates | FamilyGates] = [*self._families]
+        if layout.tagging.matrix_gates:
+            self._large.append(self._matrix)
 
     def portions(self, steps: int) -> int:
         """How many portions `of` gives, of so many steps."""
