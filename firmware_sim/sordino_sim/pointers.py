@@ -9,7 +9,7 @@ import math
 import signal
 import tempfile
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,9 @@ from sordino_agent.policy import Policy
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_common.clock import VirtualLoop
 from sordino_common.errors import ConfigError
+from sordino_common.messages import Message
 from sordino_common.transport.reactor import Reactor
-from sordino_server.conductor import Interrupted
+from sordino_server.conductor import Conductor, Interrupted
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
 from sordino_server.rounds.events import Waiting
 from sordino_server.rounds.spdz import World
@@ -93,19 +94,47 @@ class SimulatedDriver:
         return self.fleet.members
 
     def drive(self, generator: Generator[Effect, Result, T]) -> T:
+        self._conductor.start(generator)
+        result: T = self.finish()
+        return result
+
+    def begin(self, generator: Generator[Effect, Result, Any]) -> bool:
+        conductor = self._conductor
+        conductor.start(generator)
+        self._run_until(lambda: conductor.waits or conductor.done)
+        return conductor.waits
+
+    def also(self, name: str, message: Message) -> bool:
+        return self._conductor.also(name, message)
+
+    def finish(self) -> Any:
+        conductor = self._conductor
+        self._run_until(lambda: conductor.done)
+        return conductor.result()
+
+    def abandon(self) -> None:
+        self._conductor.interrupt("called off")
+
+    @property
+    def _conductor(self) -> Conductor:
         conductor = self.fleet.conductor
         assert conductor is not None
-        conductor.start(generator)
+        return conductor
+
+    def _run_until(self, done: Callable[[], bool]) -> None:
+        """Raises `KeyboardInterrupt` if it was stopped before `done`; the generator is closed then."""
+        ended = False
         try:
             with self._watch.over(), self._interruptible() as received:
-                self._loop.run_until(lambda: conductor.done or bool(received), deadline_s=math.inf)
+                ended = self._loop.run_until(lambda: done() or bool(received), deadline_s=math.inf) and done()
         finally:
-            conductor.interrupt("stopped by SIGINT")  # nothing, if it is done
-        try:
-            result: T = conductor.result()
-        except Interrupted as stopped:
-            raise KeyboardInterrupt(str(stopped)) from None
-        return result
+            if not ended:
+                self._conductor.interrupt("stopped by SIGINT")
+        if not ended:
+            try:
+                self._conductor.result()
+            except Interrupted as stopped:
+                raise KeyboardInterrupt(str(stopped)) from None
 
     def _waiting(self) -> Waiting | None:
         return None if self.fleet.conductor is None else self.fleet.conductor.waiting

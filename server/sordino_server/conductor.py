@@ -165,6 +165,11 @@ class Conductor:
             case None:
                 return None
 
+    @property
+    def waits(self) -> bool:
+        """Whether a generator runs that waits for somebody."""
+        return self._pending is not None
+
     def _online_of(self, names: Sequence[str]) -> dict[str, int]:
         wanted = set(names)
         return {name: boot for name, boot in sorted(self._boots.items()) if name in wanted}
@@ -210,6 +215,14 @@ class Conductor:
         self._generator.close()
         resumable = f"; go on with --resume {self._run}" if self._run else ""
         self._end(error=Interrupted(f"{reason}{resumable}"))
+
+    def also(self, name: str, message: Message) -> bool:
+        """Send `message` behind the question that is asked now (`Ask.behind`), if `name` still owes its answer, and no
+        other message is behind it; else False."""
+        question = self._pending
+        if not isinstance(question, Question) or not question.takes_behind(name):
+            return False
+        return self._send(question, name, message, question.sent_behind)
 
     # --- EndpointHandler -------------------------------------------------------------------------------------------
 

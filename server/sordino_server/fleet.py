@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sordino_common.channel.boot import next_boot
 from sordino_common.channel.credentials import located
@@ -211,9 +211,24 @@ def roll_call(fleet: Fleet, *, wait_s: float) -> tuple[dict[str, Described], dic
 def drive(fleet: Fleet, generator: Callable[[], Generator[Effect, Result, T]]) -> T:
     """Run one generator to its end."""
     fleet.conductor.start(generator())
-    fleet.reactor.run_until(lambda: fleet.conductor.done, deadline_s=float("inf"))
-    result: T = fleet.conductor.result()
+    result: T = finish(fleet)
     return result
+
+
+def begin(fleet: Fleet, generator: Generator[Effect, Result, Any]) -> bool:
+    """Run one generator until it waits for the first time. Whether it does; `finish` goes on then."""
+    conductor = fleet.conductor
+    conductor.start(generator)
+    fleet.reactor.run_until(lambda: conductor.waits or conductor.done, deadline_s=float("inf"))
+    if conductor.done:
+        conductor.result()  # or what has stopped it
+    return not conductor.done
+
+
+def finish(fleet: Fleet) -> Any:
+    """Run the generator that has begun to its end."""
+    fleet.reactor.run_until(lambda: fleet.conductor.done, deadline_s=float("inf"))
+    return fleet.conductor.result()
 
 
 def mqtt_settings(home: Home) -> MqttSettings:

@@ -65,6 +65,10 @@ class Question:
         if name in self._waiting:
             self._waiting_behind[name] = correlation
 
+    def takes_behind(self, name: str) -> bool:
+        """Whether something can go behind the question to `name`: it is not answered, and nothing has."""
+        return self._waiting.get(name) is not None and name not in self._waiting_behind
+
     def awaits(self, name: str, correlation: bytes) -> bool:
         return self._waiting.get(name) == correlation or self._waiting_behind.get(name) == correlation
 

@@ -84,6 +84,21 @@ def test_pointers_to_processes(tmp_path: Path) -> None:
                 rows.get()
             with pytest.raises(WrongPlace, match="there are agent-00, agent-01"):
                 fleet["alice"]
+            model = agent.send(torch.nn.Linear(3, 1))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            ahead = []
+            for turn in range(10):  # the last ones leave when their backward passes begin; one is not what was foreseen
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                ahead.append(fleet.runner._ahead is not None)
+                if turn != 8:
+                    optimizer.step()
+                fleet.flush()
+                assert fleet.runner._ahead is None
+            assert ahead[-3:] == [True, True, False]
+            report = fleet._ask(agent, "health", Health(), HealthReport)
+            assert isinstance(report, HealthReport)
+            assert report.running == ()
 
 
 def test_shares_on_processes(tmp_path: Path) -> None:

@@ -188,6 +188,28 @@ def test_what_goes_behind_a_question_is_sent_with_it_and_waited_for() -> None:
     assert [agent.seen for agent in agents[:4]] == [*[[m.Describe(), behind]] * 3, [m.Describe()]]
 
 
+def test_something_may_go_behind_a_question_that_is_asked_already() -> None:
+    def deaf(agent: Agent, message: m.Message, reply: m.Message) -> m.Message:
+        agent.delay_s = 1.0
+        return reply
+
+    agents = [Agent("a", answer=deaf), Agent("b", answer=deaf), Agent("c")]
+    fleet, behind = Fleet(agents), m.PlanPut(plan=b"train")
+    sent: list[bool] = []
+
+    def later() -> None:
+        sent.extend(fleet.conductor.also(name, behind) for name in ("a", "a", "c", "stranger"))
+
+    fleet.at(0.5, later)
+    assert not fleet.conductor.also("a", behind)  # nobody asks
+    answers = run(fleet, question(("a", "b", "c"), quorum=3))
+    assert sent == [True, False, False, False]  # one is enough; c has answered
+    assert list(answers.replies) == ["a", "b", "c"]
+    assert {name: reply.kind for name, reply in answers.behind.items()} == {"a": "plan-ready"}
+    assert [len(agent.seen) for agent in agents] == [2, 1, 1]
+    assert not fleet.conductor.also("b", behind)
+
+
 def test_an_answer_counts_if_what_is_behind_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet([Agent("a", mute=(m.PlanPut,)), Agent("b", mute=(m.PlanPut,)), Agent("c", mute=(m.Describe,))])
     send = fleet.send

@@ -12,6 +12,7 @@ import torch
 
 import sordino_server as sordino
 from sordino_common.errors import ConfigError, FleetUnavailable
+from sordino_server.tensors.ahead import SURE
 
 pytestmark = pytest.mark.mqtt
 
@@ -27,6 +28,34 @@ def test_a_program_through_a_broker() -> None:
             assert w.grad is not None
             assert torch.allclose(w_there.grad.get(), w.grad, rtol=1e-5)  # type: ignore[union-attr]
             w.grad = None
+
+
+def test_a_loop_whose_steps_leave_early_through_a_broker() -> None:
+    torch.manual_seed(2)
+    plain, x, y = torch.nn.Linear(3, 1), torch.randn(6, 3), torch.randn(6, 1)
+    there: Any = torch.nn.Linear(3, 1)
+    there.load_state_dict(plain.state_dict())
+    with sordino.simulate(agents=1, transport="mqtt") as fleet:
+        alice = fleet["alice"]
+        alice.send(there)
+        x_there, y_there = alice.send(x), alice.send(y)
+        ahead = []
+        for turn in range(SURE + 8):
+            losses: list[Any] = []
+            for model, rows, targets in ((plain, x, y), (there, x_there, y_there)):
+                for parameter in model.parameters():
+                    parameter.grad = None
+                loss = torch.nn.functional.mse_loss(model(rows), targets)
+                loss.backward()
+                torch.optim.SGD(model.parameters(), lr=0.2 if turn == SURE + 5 else 0.1).step()
+                losses.append(loss)
+                if model is there:
+                    ahead.append(fleet.runner._ahead is not None)
+            assert losses[1].get() == pytest.approx(losses[0].item(), rel=1e-5)
+        assert ahead[SURE + 3 :] == [True, True, True, False, False]
+        driver: Any = fleet._driver
+        core = driver.fleet.agents["alice"].core
+    assert (core.running, core.health().store_tensors) == ((), 0)
 
 
 def test_ctrl_c_stops_the_task_and_leaves_the_fleet_clean_and_usable() -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from sordino_common.errors import ConfigError, FleetUnavailable
+from sordino_common.messages import Message
 from sordino_server.conductor import Interrupted
-from sordino_server.fleet import Fleet, drive, interruptible, open_fleet
+from sordino_server.fleet import Fleet, begin, drive, finish, interruptible, open_fleet
 from sordino_server.home import Home
 from sordino_server.rounds.effects import Effect, Gather, Result, gather
 from sordino_server.rounds.spdz import World
@@ -39,11 +40,30 @@ class ConnectedDriver:
 
     def drive(self, generator: Generator[Effect, Result, T]) -> T:
         """Ctrl-C ends the wait in order, and arrives as `KeyboardInterrupt`."""
+        return self._through(lambda: drive(self._fleet, lambda: generator))
+
+    def begin(self, generator: Generator[Effect, Result, Any]) -> bool:
+        """As `Driver.begin`; Ctrl-C as in `drive`."""
+        return self._through(lambda: begin(self._fleet, generator))
+
+    def also(self, name: str, message: Message) -> bool:
+        """As `Driver.also`."""
+        return self._fleet.conductor.also(name, message)
+
+    def finish(self) -> Any:
+        """As `Driver.finish`; Ctrl-C as in `drive`."""
+        return self._through(lambda: finish(self._fleet))
+
+    def abandon(self) -> None:
+        """As `Driver.abandon`."""
+        self._fleet.conductor.interrupt("called off")
+
+    def _through(self, wait: Callable[[], T]) -> T:
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError("a fleet is used from the main thread: signals and the broker's socket are handled there")
         try:
             with self._watch.over(), interruptible(self._fleet):
-                return drive(self._fleet, lambda: generator)
+                return wait()
         except Interrupted as stopped:
             raise KeyboardInterrupt(str(stopped)) from None
 

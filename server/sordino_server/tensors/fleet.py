@@ -13,16 +13,16 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Final, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from sordino_common.errors import LocalError, PlanError, RemoteError, SordinoError
+from sordino_common.errors import LocalError, PlanError, RemoteError
 from sordino_common.messages import (
     Describe,
     Described,
@@ -43,7 +43,6 @@ from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.spdz.lowering import Ranges
 from sordino_server.rounds.effects import Effect, Result
-from sordino_server.rounds.spdz import World
 from sordino_server.tensors import messages, modules
 from sordino_server.tensors.chain import ChainTensor, LocalTensor
 from sordino_server.tensors.compile import Compiler
@@ -53,6 +52,7 @@ from sordino_server.tensors.lines import Line
 from sordino_server.tensors.messages import Run, Terms
 from sordino_server.tensors.pointer import PointerTensor
 from sordino_server.tensors.recorder import Recorder, Request, Scope
+from sordino_server.tensors.running import DROP_MOST, STOP_S, Driver, Runner, taken
 from sordino_server.tensors.shared.committees import Committees, bits_of, fetch_module
 from sordino_server.tensors.shared.links import SharedTensor
 from sordino_server.tensors.values import Value, interned
@@ -63,32 +63,9 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 LEASE_S: Final = 3600.0
-_STOP_S: Final = 10.0  # to free and to stop needs no computing
 DEADLINE_S: Final = 330.0  # an agent stops a Plan after limits.plan_seconds, 300 by default
 _TRACE_KEPT: Final = 10_000
-_DROP_MOST: Final = 4096  # as messages.TensorIds
 _NODE: Final = re.compile(r"\bnode (\d+)")
-
-
-class Driver(Protocol):
-    """A connection, and the loop under it."""
-
-    @property
-    def members(self) -> Sequence[str]:
-        """Names of the agents."""
-        ...
-
-    def drive(self, generator: Generator[Effect, Result, T]) -> T:
-        """Run a round generator to its end."""
-        ...
-
-    def now_s(self) -> float: ...
-
-    def world(self) -> World:
-        """What computing on shares needs of it: who deals, with which generator."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +87,7 @@ class RemoteAgent:
     def __init__(self, fleet: PointerFleet, name: str) -> None:
         self.name = name
         self.fleet = fleet
-        self.recorder = Recorder(name, fleet.compiler)
+        self.recorder = Recorder(name, fleet.compiler, on_backward=lambda: fleet.runner.look_ahead(self))
         self.plans: set[bytes] = set()
 
     def __repr__(self) -> str:
@@ -188,6 +165,7 @@ class PointerFleet:
         self._trace: deque[Sent] = deque(maxlen=_TRACE_KEPT)
         self._closed = False
         self._committees: Committees | None = None
+        self.runner = Runner(driver, self._terms, self._agents, random=random, note=self._note_run)
 
     # --- what a user does ----------------------------------------------------------------------------------------
 
@@ -298,25 +276,19 @@ class PointerFleet:
         for agent in agents:
             request = agent.recorder.request(scope, asked)
             if request is not None:
-                ids = tuple([self._random(16) for _ in request.outputs])
-                runs[agent.name] = Run(
-                    request=request,
-                    ids=ids,
-                    drops=_taken(agent.recorder.forgotten),
-                    get=get and request.outputs[0] is asked,
-                )
+                asks = get and request.outputs[0] is asked
+                runs[agent.name] = self.runner.prepared(agent, request, get=asks)
             elif scope != "asked":
                 agent.recorder.nothing_due()
         if not runs:
             return None
-        for name, run in runs.items():
-            self._note_run(name, run)
         try:
-            answers = self._driver.drive(messages.run_all(self._terms, runs, lambda name: self._agents[name].plans))
+            answers = self.runner.carry_out(runs)
         except BaseException:  # Ctrl-C: nobody knows what was carried out
             for name, run in runs.items():
                 self._agents[name].recorder.forgotten.extend(run.drops)
-            self._call_off({name: run.ids for name, run in runs.items()})
+            with contextlib.suppress(KeyboardInterrupt):
+                self.runner.call_off({name: run.ids for name, run in runs.items()})
             raise
         failures: list[AgentAway | RemoteFailure] = []
         for name, run in runs.items():
@@ -364,7 +336,7 @@ class PointerFleet:
         """Who computes on shares here."""
         self._require_open()
         if self._committees is None:
-            self._committees = Committees(self, self._driver.world(), self._driver.drive)
+            self._committees = Committees(self, self._driver.world(), self.drive)
         return self._committees
 
     @property
@@ -382,7 +354,7 @@ class PointerFleet:
         return self._driver.now_s()
 
     def drive(self, generator: Generator[Effect, Result, T]) -> T:
-        return self._driver.drive(generator)
+        return self.runner.drive(generator)
 
     def require_open(self) -> None:
         self._require_open()
@@ -394,7 +366,7 @@ class PointerFleet:
             return
         for name in puts:
             self._trace.append(Sent(agent=name, kind="plan-put", plan_id=traced.plan_id, nodes=len(traced.plan.nodes)))
-        answers = self._driver.drive(messages.question(self._terms, "plans", puts, PlanReady))
+        answers = self.drive(messages.question(self._terms, "plans", puts, PlanReady))
         for name in puts:
             if name not in answers.replies:
                 raise messages.failure(name, answers, what="a Plan for shares")
@@ -402,8 +374,8 @@ class PointerFleet:
 
     def renew(self, agent: RemoteAgent, ids: Sequence[bytes]) -> None:
         """Longer leases for these tensors of an agent."""
-        for start in range(0, len(ids), _DROP_MOST):
-            part = tuple(ids[start : start + _DROP_MOST])
+        for start in range(0, len(ids), DROP_MOST):
+            part = tuple(ids[start : start + DROP_MOST])
             self._ask(agent, "renew", TensorRenew(tensor_ids=part, lease_s=self._terms.lease_s), TensorStored)
 
     def note_step(self, name: str, traced: TracedPlan, outputs: int, lines: tuple[str, ...]) -> None:
@@ -491,7 +463,7 @@ class PointerFleet:
     def _stored(
         self, agent: RemoteAgent, what: str, message: TensorPut | TensorLoad, spec: TensorSpec
     ) -> PointerTensor:
-        if len(agent.recorder.forgotten) >= _DROP_MOST:  # else they go with a run, for nothing
+        if len(agent.recorder.forgotten) >= DROP_MOST:  # else they go with a run, for nothing
             self._drop(agent)
         try:
             self._ask(agent, what, message, TensorStored)
@@ -499,7 +471,8 @@ class PointerFleet:
             agent.recorder.forgotten.append(message.tensor_id)
             raise
         except KeyboardInterrupt:
-            self._call_off({agent.name: (message.tensor_id,)})
+            with contextlib.suppress(KeyboardInterrupt):
+                self.runner.call_off({agent.name: (message.tensor_id,)})
             raise
         value = Value(interned(spec))
         agent.recorder.store(value, message.tensor_id, self._driver.now_s())
@@ -519,20 +492,10 @@ class PointerFleet:
         terms = self._terms
         if deadline_s < terms.deadline_s:
             terms = replace(terms, deadline_s=deadline_s)
-        answers = self._driver.drive(messages.question(terms, what, {agent.name: message}, expects))
+        answers = self.drive(messages.question(terms, what, {agent.name: message}, expects))
         if agent.name not in answers.replies:
             raise messages.failure(agent.name, answers, what=what)
         return answers.replies[agent.name]
-
-    def _call_off(self, tasks: Mapping[str, tuple[bytes, ...]]) -> None:
-        """After Ctrl-C: no task goes on, and what it would leave is freed. Where that can't be said, leases end."""
-        answered: frozenset[str] = frozenset()
-        with contextlib.suppress(SordinoError, KeyboardInterrupt):
-            terms = replace(self._terms, deadline_s=min(self._terms.deadline_s, _STOP_S))
-            answered = frozenset(self._driver.drive(messages.call_off(terms, tasks)).replies)
-        for name, ids in tasks.items():
-            if name not in answered:
-                self._agents[name].recorder.forgotten.extend(ids)
 
     def _note_run(self, name: str, run: Run) -> None:
         traced = run.request.compiled.traced
@@ -560,15 +523,16 @@ class PointerFleet:
             self.renew(agent, agent.recorder.due(now_s, self._terms.lease_s))
 
     def _drop(self, agent: RemoteAgent) -> None:
-        ids = _taken(agent.recorder.forgotten)
+        ids = taken(agent.recorder.forgotten)
         try:
-            self._ask(agent, "free", TensorDrop(tensor_ids=ids), TensorDropped, deadline_s=_STOP_S)
+            self._ask(agent, "free", TensorDrop(tensor_ids=ids), TensorDropped, deadline_s=STOP_S)
         except (AgentAway, RemoteFailure, KeyboardInterrupt):
             agent.recorder.forgotten.extend(ids)
             raise
 
     def _drop_all(self) -> None:
         """Free everything on agents that are there; on the others the leases end."""
+        self.runner.stop()
         for agent in self._agents.values():
             agent.recorder.forgotten.extend(agent.recorder.held())
             while agent.recorder.forgotten:
@@ -580,13 +544,6 @@ class PointerFleet:
     def _require_open(self) -> None:
         if self._closed:
             raise LocalError("this fleet is closed; its tensors are freed. Open it again and send them again")
-
-
-def _taken(ids: deque[bytes]) -> tuple[bytes, ...]:
-    taken: list[bytes] = []
-    while ids and len(taken) < _DROP_MOST:
-        taken.append(ids.popleft())
-    return tuple(taken)
 
 
 @lru_cache(maxsize=64)  # the steps of a loop stand on the same lines each time

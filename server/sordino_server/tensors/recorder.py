@@ -10,7 +10,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -18,6 +18,7 @@ import torch
 
 from sordino_common.errors import PlanError
 from sordino_common.plan.spec import FLOATS, TensorSpec
+from sordino_server.tensors.ahead import Foresight
 from sordino_server.tensors.compile import Compiled, Compiler, Place, Structure, infer
 from sordino_server.tensors.errors import RemoteFailure, UnsupportedOperation
 from sordino_server.tensors.lines import Line, user_line
@@ -35,7 +36,7 @@ _backward_pass: Final = torch._C._current_graph_task_id
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One Plan to run: what it reads, which values it makes, its numbers in the order of the structure. `left`: cells
-    that wait for another flush."""
+    that wait for another flush. `known`: the flush before, if it was this one."""
 
     compiled: Compiled
     inputs: tuple[Value, ...]
@@ -43,12 +44,14 @@ class Request:
     numbers: tuple[float, ...]
     lines: tuple[Line, ...]
     left: tuple[weakref.ref[Cell], ...] = ()
+    known: Flush | None = field(default=None, compare=False)
 
 
 class Recorder:
-    """What waits for the agent `name`. `forgotten`: ids there that nobody here needs any more."""
+    """What waits for the agent `name`. `forgotten`: ids there that nobody here needs any more. `on_backward` is called
+    when a backward pass begins, the first since the last flush."""
 
-    def __init__(self, name: str, compiler: Compiler) -> None:
+    def __init__(self, name: str, compiler: Compiler, *, on_backward: Callable[[], None] = lambda: None) -> None:
         self.name = name
         self.chain = f"PointerTensor({name})"
         self.compiler = compiler
@@ -61,7 +64,9 @@ class Recorder:
         self._held: dict[bytes, float] = {}  # id -> when its lease began, oldest first
         self._pending: dict[int, weakref.ref[Cell]] = {}
         self._numbers = itertools.count()  # of cells
+        self._on_backward = on_backward
         self.script = Script()
+        self.foresight = Foresight()
 
     def cell(self, value: Value) -> Cell:
         """New memory that holds `value`."""
@@ -96,7 +101,9 @@ class Recorder:
             if task >= 0:
                 self._line = user_line()  # it is the same one for the whole pass
                 self.backwards += 1
-                return self.backwards > 1 or self.full
+                if self.backwards > 1 or self.full:
+                    return True
+                self._on_backward()
         return self.recorded >= PENDING_MOST
 
     def apply(
@@ -171,6 +178,7 @@ class Recorder:
             numbers=numbers,
             lines=lines,
             left=tuple(left),
+            known=known,
         )
 
     def _walked(self, scope: Scope, outputs: dict[int, Value], left: Sequence[weakref.ref[Cell]]) -> Request | None:
@@ -287,6 +295,7 @@ class Recorder:
         """The request was carried out: its outputs are stored under these ids."""
         for value, tensor_id in zip(request.outputs, ids, strict=True):
             self.store(value, tensor_id, now_s)
+        self.foresight.sent(request.known, request.compiled, request.numbers)
         self._waited(request.left)
         self._settle()
 
