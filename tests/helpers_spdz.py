@@ -295,6 +295,7 @@ class Committee:
         self.checked = [[] for _ in range(n)]
         self._queue: deque[tuple[int, int, Broadcast]] = deque()
         self._stopped: dict[int, Retry] = {}
+        self.leisure = 0.3  # how often a party catches up between two messages
         self.works: Callable[[int], bool] = lambda k: True  # whether a party's driver finds the time
 
     @property
@@ -373,8 +374,13 @@ class Committee:
                     pass
 
     def _deliver(self) -> None:
-        """Messages, and portions of the parties' own work, in any order."""
+        """Messages, and portions of the parties' own work, in any order. Some parties catch up between them, some don't
+        find the time."""
+        moments = random.Random(self.seed)
         while True:
+            for party in self.parties:
+                if moments.random() < self.leisure:
+                    party.catch_up()
             working = [k for k, party in enumerate(self.parties) if party.has_work and self.works(k)]
             if not self._queue and not working:
                 return

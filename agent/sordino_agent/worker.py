@@ -24,6 +24,7 @@ from sordino_agent.data.catalogue import FileCatalogue
 from sordino_agent.errors import Cancelled
 from sordino_agent.executor import CANCELLED, log_failure
 from sordino_agent.pipe import WorkerSetup, decode_setup, header, read_frame
+from sordino_agent.spdz.tasks import SpdzTask
 from sordino_agent.tasks import Done, Outcome, decode_task, encode_outcome, failure_of
 from sordino_agent.workshop import ExecutorName, Programs, Workshop, plan_limits
 from sordino_common.daemon.logs import inherited, set_up_logging
@@ -68,16 +69,27 @@ def main() -> int:
     workshop = _workshop(setup)
     _confine(setup.memory_bytes)
     _write(output, b"")  # ready
+    caught_up_s = 0.0
     while (frame := read_frame(source.read)) is not None:
-        outcome = _perform(workshop, frame, interrupts)
+        outcome = _perform(workshop, frame, interrupts, caught_up_s)
         # Not before the task: the signal may be faster than its frame. One that comes later still may hit the next
         # task; the daemon, which knows that it did not cancel that one, hands it over again.
         interrupts.cancelled = False
         _write(output, encode_outcome(outcome))
+        caught_up_s = _catch_up(workshop)
     return 0
 
 
-def _perform(workshop: Workshop, frame: bytes, interrupts: _Interrupts) -> Outcome:
+def _catch_up(workshop: Workshop) -> float:
+    """What was put off until the outcome is on its way; how long it took."""
+    started_s = time.perf_counter()
+    with contextlib.suppress(Exception):  # it is tried again, and told, by the task that needs it
+        workshop.catch_up()
+    return time.perf_counter() - started_s
+
+
+def _perform(workshop: Workshop, frame: bytes, interrupts: _Interrupts, caught_up_s: float) -> Outcome:
+    """`caught_up_s`: spent since the task before, for sessions on shares."""
     kind, began = "task", False
     try:
         task = decode_task(frame)
@@ -86,7 +98,8 @@ def _perform(workshop: Workshop, frame: bytes, interrupts: _Interrupts) -> Outco
         prepared = workshop.prepare(task)
         began = True
         facts = prepared.run(interrupts.check)
-        return Done(result=facts, seconds=time.perf_counter() - started_s)
+        seconds = time.perf_counter() - started_s
+        return Done(result=facts, seconds=seconds + caught_up_s if kind == SpdzTask.kind else seconds)
     except Exception as error:  # noqa: BLE001  whatever a task does, the worker goes on; the log has the trace
         failure = failure_of(error, kind, began=began)
         log_failure(kind, failure, error)

@@ -193,6 +193,11 @@ class Workshop:
             case ShareTask():
                 return self._share(task)
 
+    def catch_up(self) -> None:
+        """Do what tasks put off until their outcomes are on their way."""
+        if self._made_bench is not None:
+            self._made_bench.catch_up()
+
     @property
     def _bench(self) -> Bench:
         """Made when it is first needed: its modules take memory that other tasks should not pay for."""

@@ -110,6 +110,9 @@ class Cheater(Party):
             tags[0, self._tag()] ^= np.uint64(1 << self._tamper.bit % _WORD_BITS)
         return tags
 
+    def _prepare(self) -> None:
+        """Nothing ahead of time: a step that is prepared and then runs again would not be cheated in."""
+
     def _go_on(self) -> list[Effect]:
         return [self._bent(effect) for effect in super()._go_on()]
 

@@ -20,6 +20,7 @@ from sordino_common.plan.plan import decode_plan, plan_id
 from sordino_common.spdz.circuit import Circuit, Gate
 from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.lowering import GateNote
+from sordino_common.spdz.party import PREPARED_BYTES
 from sordino_server.job import Job
 from sordino_server.model import Traced, make_model, trace_job
 from sordino_server.model_private import trace_private
@@ -173,13 +174,14 @@ def kinds(circuit: Circuit) -> dict[str, int]:
 
 
 def memory_bytes(circuit: Circuit, *, active: bool, steps: int) -> int:
-    """About what one compute agent holds: the values of a step and its shares; with the MAC check also what waits for
-    it, for `steps` steps: operands, openings, and two words for each tag."""
+    """About what one compute agent holds: the values of a step and its shares, twice if the next step is prepared; with
+    the MAC check also what waits for it, for `steps` steps: operands, openings, and two words for each tag."""
     layout = layout_of(circuit)
     values = sum(circuit.wire(number).numel for number in range(len(circuit.inputs) + len(circuit.nodes)))
     dealt = circuit.root_elements + circuit.gate_elements
     kept = (values + circuit.gate_elements + 2 * layout.tagging.tags) * steps if active else 0
-    return _BYTES * (values + dealt + kept)
+    sets = 2 if _BYTES * dealt <= PREPARED_BYTES else 1
+    return _BYTES * (sets * (values + dealt) + kept)
 
 
 # --- for people ----------------------------------------------------------------------------------------------------

@@ -141,12 +141,12 @@ def test_each_gate_has_an_edge_of_its_own() -> None:
             assert one.round == 0
 
 
-@pytest.mark.parametrize(("security", "most"), [("passive", 1), ("active", 5)])
+@pytest.mark.parametrize(("security", "most"), [("passive", 2), ("active", 6)])
 def test_arrays_are_lent_again_and_forgotten_at_the_end(
     security: Security, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a passive session one set; of an active one as many as steps await their check, that which is under way
-    included, and the one that runs. None is left when the session has ended."""
+    """Of a passive session two sets, one for the step that is prepared; of an active one as many more as steps await
+    their check, that which is under way included. None is left when the session has ended."""
     made: dict[int, int] = {}
     lay_out = Arithmetic._lay_out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 from helpers_spdz import Cheat, CheatingCommittee, Committee, flip, toy_rows, toy_spec, toy_state
 from sordino_common.errors import LocalError, SordinoError
 from sordino_common.spdz import check
+from sordino_common.spdz.arithmetic import Run
 from sordino_common.spdz.effects import Broadcast, Checked, Effect
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError, SessionDead
+from sordino_common.spdz.party import Party
+from sordino_common.spdz.spec import Security
 
 STEPS = 4
 
@@ -274,3 +278,74 @@ def test_the_next_word_of_a_check_is_not_taken_before_the_own_value_is_computed(
     with pytest.raises(LocalError, match="σ is not computed yet"):
         machine.advance({1: bytes(32)})
     assert not machine.passed
+
+
+@pytest.mark.parametrize("security", ["active", "passive"])
+@pytest.mark.parametrize("retries", [False, True])
+def test_whether_a_party_finds_the_time_to_catch_up_changes_no_bit(security: Security, retries: bool) -> None:
+    """Every message, transcripts included, whoever caught up when; also if a step runs again that is prepared."""
+    said, prepared = [], []
+    for leisure in (0.0, 0.5, 1.0):
+        spec = toy_spec(3, security=security, steps=STEPS, check_every=2)
+        committee = Committee(spec, toy_rows(spec), toy_state(spec), seed=4)
+        committee.leisure = leisure
+        party = committee.parties[0]
+        lend, found = party._lend, []
+
+        def lent(at: tuple[int, int], lend: Any = lend, found: list[bool] = found) -> tuple[Run, bool]:
+            run, ready = lend(at)
+            found.append(ready)
+            return run, ready
+
+        party._lend = lent  # type: ignore[method-assign]
+        if retries:
+            for each in committee.parties:
+                meet_the_edge(each, step=1)
+        committee.run()
+        assert committee.retries == retries
+        prepared.append(sum(found))
+        said.append(sorted((who, m.kind, m.step, m.attempt, m.round, m.payload) for who, m in committee.sent))
+    assert said[0] == said[1] == said[2]
+    assert prepared[2] > 0
+
+
+def meet_the_edge(party: Party, *, step: int) -> None:
+    """In its first attempt of that step, in the second round, as everybody sees the same."""
+    real = party._arithmetic.accept
+
+    def accept(run: Run) -> str:
+        if (party._step, party._attempt, run.round) == (step, 0, 1):
+            return "a value"
+        return real(run)
+
+    party._arithmetic.accept = accept  # type: ignore[method-assign]
+
+
+def test_what_was_put_off_is_told_by_whoever_needs_it() -> None:
+    """An error on the way is no error of the one who had the time, and is there again when it matters."""
+    committee = ahead()
+    committee.begin()
+    party = committee.parties[0]
+
+    def broken() -> None:
+        raise ProtocolError("something is wrong here")
+
+    party._put_off.append(broken)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="something is wrong"):
+            party.catch_up()
+    with pytest.raises(ProtocolError, match="something is wrong"):
+        party.on_message(1, "open", 0, 0, 0, committee.sent[-1][1].payload)
+    with pytest.raises(SessionDead):
+        party.work()
+    party.catch_up()  # nothing is left of a session that is over
+
+
+def test_shares_that_are_many_are_not_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sordino_common.spdz.party.PREPARED_BYTES", 8)
+    committee = ahead()
+    committee.leisure = 1.0
+    committee.begin()
+    committee._deliver()
+    assert [party._prepared for party in committee.parties] == [None, None]
+    assert [party.checks for party in committee.parties] == [STEPS, STEPS]

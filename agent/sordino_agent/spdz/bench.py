@@ -139,6 +139,12 @@ class Bench:
             shares=tuple(shares), effects=tuple(effects), has_work=seat.has_work, waiting_for=seat.waiting_for[:400]
         )
 
+    def catch_up(self) -> None:
+        """What the sessions put off until their answers are on their way. What fails here fails again, and by name, in
+        the next task of its session."""
+        for seat, _ in self._seats.values():
+            seat.catch_up()
+
     def end(self, task: SpdzEndTask, check: Check | None) -> SpdzFacts:
         """Ending what is not here does nothing."""
         found = self._seats.pop(task.session, None)

@@ -127,6 +127,11 @@ class Seat:
         effects, self._effects = self._effects, []
         return shares, effects
 
+    def catch_up(self) -> None:
+        """What was put off until the answer is on its way."""
+        if self._party is not None:
+            self._party.catch_up()
+
     def end(self, *, finished: bool) -> None:
         if self._party is None:
             return

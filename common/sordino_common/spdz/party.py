@@ -20,6 +20,9 @@ time: a step at whose end one is due waits until the one before has passed, and 
 What takes longest of a check is σ, and nobody waits for it but the check. So it is computed in portions, between
 messages: whoever drives the party calls `work` when nothing has come, as long as it `has_work`.
 
+What no message depends on is put off until the messages have left: the hash of what was opened, the next step's shares
+from their seed. `catch_up` does it; otherwise it is done before whatever comes next.
+
 An error that a method raises ends the session: whatever is called next raises `SessionDead`. Messages may come early
 (they wait, bounded), twice (ignored if equal), or contradict one another (`ProtocolError`).
 
@@ -28,7 +31,9 @@ Per step and party: R messages of 8 bytes for every opened element; per check 4 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, ParamSpec
 
 import numpy as np
@@ -56,6 +61,7 @@ from sordino_common.spdz.verification import Verification
 I64 = npt.NDArray[np.int64]
 P = ParamSpec("P")
 _RING: Final = np.dtype("<i8")
+PREPARED_BYTES: Final = 1 << 20  # of shares: what is larger takes long to compute with, and little of it to expand
 
 
 class Party:
@@ -104,6 +110,8 @@ class Party:
         self._outputs: dict[int, dict[str, I64]] = {}
         self._check: _Pending | None = None  # the check that is under way
         self._check_is_due = False  # the step is done, and its check may not begin yet
+        self._put_off: deque[Callable[[], None]] = deque()
+        self._prepared: tuple[tuple[int, int], Run] | None = None  # a later step and attempt, its shares expanded
         self._said: tuple[Kind, bytes] | None = None  # what a portion of work came to, to be said
         self._ended = False  # the last step is done
 
@@ -171,6 +179,12 @@ class Party:
         """Do a portion of what is to be done, if anything is: some of a check's σ."""
         return self._guard(self._work)
 
+    def catch_up(self) -> None:
+        """Do what was put off."""
+        while self._put_off:
+            self._put_off[0]()
+            self._put_off.popleft()
+
     def close(self) -> None:
         """Forget everything. Raises `UncheckedOpenings` if openings were never checked, unless the session is dead."""
         unchecked = bool(self._records or self._run or self._check) and not self._dead
@@ -190,6 +204,7 @@ class Party:
         if self._dead:
             raise SessionDead(f"the session has ended: {self._dead}")
         try:
+            self.catch_up()
             take(*arguments, **named)
             return self._go_on()
         except LocalError:
@@ -201,7 +216,8 @@ class Party:
     def _die(self, why: str) -> None:
         self._dead = why
         self._checker = self._check = self._run = None
-        self._state = None
+        self._state = self._prepared = None
+        self._put_off.clear()
         self._arithmetic.forget()
         self._seed = Seed(bytes(SEED_BYTES))
         self._intake.clear()
@@ -311,7 +327,8 @@ class Party:
         if given is None or (corrected and not self._intake.has_correction):
             return False
         assert self._state is not None
-        run = self._run = self._arithmetic.lend()
+        run, is_prepared = self._lend(at)
+        self._run = run
         for array, entry in zip(run.inputs, spec.circuit.inputs, strict=True):
             if entry.role not in ROW_ROLES:
                 array[...] = self._state[entry.name]
@@ -319,16 +336,36 @@ class Party:
             for part in self._intake.slices:
                 array[part.positions] = given[part.owner][entry.name]
             if self._checker is not None:
+                self.catch_up()  # the transcript is in order: what was opened before comes before
                 self._transcript.add("input", *at, 0, entry.name, array)
             if at_edge(array, entry.bound_bits):
                 return self._retry(effects, run, f"input {entry.name}")
             np.right_shift(array, np.int64(entry.shift), out=array)
         self._intake.running = True
-        run.tags = self._preprocessing(at, corrected, run.shares)
+        if not is_prepared:
+            run.tags = self._preprocessing(at, corrected, run.shares)
         self._arithmetic.begin(run)
         if run.rounds:
             self._send_round(effects)
+        self._put_off.append(self._prepare)
         return True
+
+    def _prepare(self) -> None:
+        """Arrays for the next step, with this party's shares in them if a seed gives them and they are worth a second
+        set of arrays."""
+        at = self._step + 1, self._attempt
+        small = self._layout.preprocessing_bytes(active=False) <= PREPARED_BYTES
+        if small and at[0] < self.spec.steps and self.spec.corrected(*at) != self.index and self._prepared is None:
+            run = self._arithmetic.lend()
+            run.tags = self._preprocessing(at, False, run.shares)
+            self._prepared = at, run
+
+    def _lend(self, at: tuple[int, int]) -> tuple[Run, bool]:
+        """Arrays for a step attempt; whether its shares are in them."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            return self._arithmetic.lend(), False
+        return prepared[1], prepared[0] == at
 
     def _preprocessing(self, at: tuple[int, int], corrected: bool, shares: I64) -> Any:
         """Write shares of λ and then of γ; returns those of the tags if this is the corrected party."""
@@ -359,8 +396,9 @@ class Party:
             opened = run.rounds[run.round]  # our own shares stand there; the sum takes their place
             for payload in came.values():
                 np.add(opened, np.frombuffer(payload, _RING), opened)
-            if self._checker is not None:
-                self._transcript.add("open", self._step, self._attempt, run.round, "", opened)
+            if self._checker is not None:  # `opened` stays as it is until the step is checked
+                place = ("open", self._step, self._attempt, run.round, "", opened)
+                self._put_off.append(partial(self._transcript.add, *place))
             edge = self._arithmetic.accept(run)
             if edge:
                 return self._retry(effects, run, f"{edge}, round {run.round}")
@@ -370,6 +408,7 @@ class Party:
         return True
 
     def _retry(self, effects: list[Effect], run: Run, where: str) -> bool:
+        self.catch_up()  # what was opened is in the transcript, before its arrays are for another attempt
         self._arithmetic.take_back(run)
         self._run = None
         self._stopped = True
@@ -412,6 +451,7 @@ class Party:
             return False
         assert self._checker is not None
         assert self._state is not None
+        self.catch_up()
         machine = Verification(
             self.spec,
             self.index,

@@ -1,0 +1,58 @@
+"""What a task puts off until its outcome is on its way: whose time it is, and who hears of its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sordino_agent import worker
+from sordino_agent.spdz.tasks import SpdzFacts, SpdzTask
+from sordino_agent.tasks import DescribeTask, Done, TaskCost, encode_task
+from sordino_agent.workshop import Prepared
+from sordino_common.errors import RemoteError
+
+SHARES = SpdzTask(session=bytes(16), setup=None, events=())
+
+
+class Shop:
+    """A workshop whose tasks take no time; `puts_off` is done when it catches up."""
+
+    def __init__(self, puts_off: Any = None) -> None:
+        self.puts_off = puts_off
+
+    def prepare(self, task: Any) -> Prepared:
+        return Prepared(cost=TaskCost(kind=task.kind), run=lambda _: SpdzFacts(effects=()))
+
+    def catch_up(self) -> None:
+        if self.puts_off is not None:
+            self.puts_off()
+
+
+def perform(task: Any, caught_up_s: float) -> Done:
+    outcome = worker._perform(Shop(), encode_task(task), worker._Interrupts(), caught_up_s)  # type: ignore[arg-type]
+    assert isinstance(outcome, Done)
+    return outcome
+
+
+def test_the_time_counts_for_the_session_and_for_nobody_else() -> None:
+    assert 2.0 <= perform(SHARES, 2.0).seconds < 3.0
+    assert perform(DescribeTask(), 2.0).seconds < 1.0
+
+
+def test_it_takes_the_time_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [5.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+
+    def put_off() -> None:
+        now_s[0] += 0.25
+
+    assert worker._catch_up(Shop(put_off)) == 0.25  # type: ignore[arg-type]
+    assert worker._catch_up(Shop()) == 0.0  # type: ignore[arg-type]
+
+
+def test_an_error_waits_for_the_task_that_needs_it() -> None:
+    def put_off() -> None:
+        raise RemoteError("not now")
+
+    assert worker._catch_up(Shop(put_off)) >= 0.0  # type: ignore[arg-type]
