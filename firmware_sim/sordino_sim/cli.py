@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -46,7 +46,11 @@ class Transport(StrEnum):
 JobArgument = Annotated[Path, typer.Argument(help="The job file.")]
 AgentsOption = Annotated[int | None, typer.Option("--agents", min=1, help="As --set simulation.agents=N.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Of training, data split, network and faults.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Instead of what the file says; any number of times."),
+]
+_NAMED: Final = 6  # agents of a fault, for people
 
 
 @app.command()
@@ -86,7 +90,8 @@ def run(
         str | None,
         typer.Option(
             "--sweep",
-            help="key.path=v1,v2,...: a run for each value, then a table; with --report a plot against the value.",
+            metavar="KEY.PATH=V1,V2,...",
+            help="A run for each value, then a table; with --report a plot against the value.",
         ),
     ] = None,
     repeat: Annotated[
@@ -186,8 +191,17 @@ def lines_of(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"on {board} it would take about {summary['virtual_seconds']:.1f} s (an estimate: profiles.py)")
     if summary["memory_per_agent_bytes"] is not None:
         lines.append(f"memory per agent here: {size(summary['memory_per_agent_bytes'])}")
-    lines += [f"fault in round {fault['round']}: {fault['what']}" for fault in summary["faults"]]
+    lines += [f"fault in round {fault['round']}: {_shortened(fault['what'])}" for fault in summary["faults"]]
     return lines
+
+
+def _shortened(what: str) -> str:
+    """Of many agents the first: all of them are in the JSON."""
+    first, *others = what.split(", ")
+    if len(others) < _NAMED:
+        return what
+    named, more = ", ".join([first, *others[: _NAMED - 1]]), len(others) + 1 - _NAMED
+    return f"{named} and {more} more {others[-1].partition(' ')[2]}"
 
 
 def _sweep(

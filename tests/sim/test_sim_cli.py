@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers_sim import EXAMPLES, QUICK, write_faults
 from sordino_server.cli import run_cli
-from sordino_sim.cli import app
+from sordino_sim.cli import app, lines_of
 
 BOSTON = str(EXAMPLES / "boston-fedavg.yaml")
 SETTINGS = [part for item in (*QUICK, "train.rounds=2") for part in ("--set", item)]
@@ -56,6 +57,22 @@ def test_for_people_it_says_what_was_learned_and_how_long_it_would_take(
     for words in ("test_mse", "4 agents, 2 rounds", "on 1 pi3, 3 pi5 it would take about", "memory per agent"):
         assert words in out
     assert "fault in round 2: agent-03 left" in out
+
+
+def test_a_fault_of_many_agents_names_the_first() -> None:
+    summary: dict[str, Any] = dict.fromkeys(("virtual_seconds", "memory_per_agent_bytes"))
+    summary |= dict.fromkeys(("agents", "rounds", "steps", "bytes_up", "bytes_down", "dropouts", "seconds"), 0)
+    summary |= {"run": "r", "metrics": {}, "baseline": None, "privacy": None, "overhead_vs_torch": None}
+    names = [f"agent-{k}" for k in range(9)]
+    for count, words in (
+        (1, "agent-0 died"),
+        (6, "agent-0, agent-1, agent-2, agent-3, agent-4, agent-5 died"),
+        (9, "agent-0, agent-1, agent-2, agent-3, agent-4, agent-5 and 3 more died"),
+    ):
+        faults = [{"round": 2, "what": f"{', '.join(names[:count])} died"}, {"round": 3, "what": "the broker restarts"}]
+        assert lines_of({**summary, "faults": faults})[-2:] == [
+            f"fault in round 2: {words}", "fault in round 3: the broker restarts"
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

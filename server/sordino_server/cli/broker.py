@@ -19,7 +19,11 @@ def broker_config(
     folder: Annotated[Path, typer.Argument(help="The broker's folder, new.")],
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", help="Under which agents find it: names, addresses; repeat it. Default: fleet.yaml's."),
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="Under which agents find it: names, addresses; repeat it. Default: fleet.yaml's.",
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="For members. Default: fleet.yaml's, or 8883.")

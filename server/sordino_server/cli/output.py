@@ -20,7 +20,10 @@ from sordino_server.store import RunStore
 
 FleetOption = Annotated[Path, typer.Option("--fleet", help="The fleet directory.", envvar="SORDINO_FLEET")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, any number of times.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Instead of what the file says; any number of times."),
+]
 DatabaseOption = Annotated[
     str | None,
     typer.Option(

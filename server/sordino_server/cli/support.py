@@ -13,7 +13,9 @@ from sordino_server.cli.output import HERE, DatabaseOption, FleetOption, JsonOpt
 def support_bundle(
     fleet: FleetOption = HERE,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A new .tar.gz file.")] = None,
-    logs: Annotated[list[Path] | None, typer.Option("--log", help="A log file; our lines of it.")] = None,
+    logs: Annotated[
+        list[Path] | None, typer.Option("--log", metavar="FILE", help="A log file; our lines of it.")
+    ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Say what would be in it; write nothing.")] = False,
     as_json: JsonOption = False,
     database: DatabaseOption = None,
