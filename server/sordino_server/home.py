@@ -251,10 +251,14 @@ def create_home(folder: Path, *, fleet: str, server: str, broker: str) -> Home:
     """A new fleet directory: keys, fleet.yaml, a draft with the server in it. `broker` is HOST or HOST:PORT."""
     host, port = parse_broker(broker)
     fields = {"fleet": fleet, "server": server, "broker": {"host": host, "port": port}}
-    try:
-        spec = msgspec.convert(fields, FleetSpec)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"sordino init: {error}") from None
+    for what, name in (("fleet", fleet), ("server", server)):
+        try:
+            msgspec.convert(name, Name)
+        except msgspec.ValidationError:
+            raise ConfigError(
+                f"{what} {name!r}: expected 1 to 63 lower-case letters, digits and -, the first of them no -"
+            ) from None
+    spec = msgspec.convert(fields, FleetSpec)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "fleet.yaml").exists():
         raise ConfigError(f"{folder}: there is a fleet in it already")
@@ -328,7 +332,10 @@ def parse_broker(text: str) -> tuple[str, int]:
         host, _, port = text.partition(":")
     if not host or (port and not port.isdigit()):
         raise ConfigError(f"broker {text!r}: expected HOST or HOST:PORT")
-    return host, int(port or 1883)
+    number = int(port or 1883)
+    if not 1 <= number <= 65_535:
+        raise ConfigError(f"broker {text!r}: expected a port from 1 to 65535")
+    return host, number
 
 
 def read_request(path: Path) -> EnrolmentRequest:

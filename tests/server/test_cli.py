@@ -275,9 +275,19 @@ def test_broker_addresses() -> None:
     assert parse_broker("broker") == ("broker", 1883)
     assert parse_broker("broker:8883") == ("broker", 8883)
     assert parse_broker("[::1]:1884") == ("::1", 1884)
-    for text in ("", ":1883", "broker:x", "[::1"):
+    for text in ("", ":1883", "broker:x", "[::1", "broker:0", "broker:65536"):
         with pytest.raises(ConfigError, match="expected"):
             parse_broker(text)
+
+
+def test_names_of_a_new_fleet_are_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (("--fleet", "Lab"), "fleet 'Lab': expected 1 to 63 lower-case letters, digits and -, the first of them no -"),
+        (("--fleet", "lab", "--server", "-x"), "server '-x': expected 1 to 63 lower-case letters"),
+    ):
+        assert call("init", str(tmp_path / "new"), "--broker", "broker", *arguments) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
