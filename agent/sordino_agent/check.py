@@ -17,7 +17,7 @@ from sordino_agent.check_broker import broker_findings, file_findings
 from sordino_agent.check_machine import machine_findings
 from sordino_agent.check_offer import offer_findings
 from sordino_agent.check_state import Standing, standing, state_findings
-from sordino_agent.config import load_agent_config
+from sordino_agent.config import NO_CONFIGURATION, load_agent_config
 from sordino_common.diagnosis.finding import Finding, error, exit_code, ok, untried
 from sordino_common.errors import ConfigError
 
@@ -29,10 +29,10 @@ def check(path: Path, *, offline: bool) -> list[Finding]:
     try:
         loaded = load_agent_config(path)
     except ConfigError as problem:
-        remedy = "mend the file at this place"
+        text, remedy = str(problem), "mend the file at this place"
         if not path.exists():
-            remedy = "name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`"
-        return [error("configuration", str(problem), remedy)]
+            text, remedy = text.removesuffix(f"; {NO_CONFIGURATION}"), NO_CONFIGURATION
+        return [error("configuration", text, remedy)]
     findings = [ok("configuration", f"{path} is valid")]
     findings += state_findings(loaded)
     found: Standing = standing(loaded, now_s=time.time())

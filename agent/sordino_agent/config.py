@@ -31,6 +31,9 @@ JOURNAL_FILE: Final = "journal.sqlite"
 LEDGER_FILE: Final = "ledger.sqlite"
 SUMS_FILE: Final = "sums.sqlite"
 MODELS_FOLDER: Final = "models"
+NO_CONFIGURATION: Final = (
+    "name its file or folder, or make one: `sordino-agent enroll TOKEN`, or by hand `sordino-agent init`"
+)
 
 _KEY_HEX: Final = 64
 
@@ -184,7 +187,12 @@ def is_enrolled(loaded: LoadedConfig) -> bool:
 
 def load_agent_config(path: Path) -> LoadedConfig:
     """The configuration at `path`. Raises `ConfigError`: FILE:LINE:COLUMN, what was expected, what was found."""
-    config, marks = load_config_with_marks(path, AgentConfig)
+    try:
+        config, marks = load_config_with_marks(path, AgentConfig)
+    except ConfigError as error:
+        if path.exists():
+            raise
+        raise ConfigError(f"{error}; {NO_CONFIGURATION}") from None
     loaded = LoadedConfig(path, config, marks)
     names = [spec.name for spec in config.datasets]
     for index, name in enumerate(names):

@@ -408,7 +408,12 @@ def test_check_of_a_place_without_a_configuration_says_how_to_get_one(tmp_path: 
     done = agent("check", str(tmp_path / "nowhere"))
     assert done.returncode == 2
     assert "No such file" in done.stdout
-    assert "-> name the configuration: sordino-agent check PATH, or make one with `sordino-agent init`" in done.stdout
+    assert "-> name its file or folder, or make one: `sordino-agent enroll TOKEN`, or by hand `sordino-agent init`" in (
+        done.stdout
+    )
+    ran = agent("run", str(tmp_path / "nowhere"))
+    assert ran.returncode == 2
+    assert "nowhere: can't be read: No such file or directory; name its file or folder, or make one: " in ran.stderr
 
 
 def test_run_with_a_bad_configuration_ends_with_2(home: Home) -> None:
