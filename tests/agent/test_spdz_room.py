@@ -300,7 +300,10 @@ def test_preprocessing_that_does_not_fit_is_refused() -> None:
     made.open(open_command(), names=["agent-00"])
     refused = made.refusal("agent-00")
     assert refused.code == "limit"
-    assert "limits.spdz_bytes on the device is 1024" in refused.reason
+    assert (
+        "limits.spdz_bytes on the device is 1024: raise it there, or give the job a smaller batch_rows"
+        in refused.reason
+    )
 
 
 BATCH_BYTES = 8 * 8 * 4  # of masked rows: 8 rows of three features and a target

@@ -99,7 +99,7 @@ class Bench:
         if task.agent in command.parties and command.ahead * correction_bytes > task.held_bytes:
             raise LimitExceeded(
                 f"{command.ahead} corrections of {correction_bytes} bytes ahead; limits.spdz_bytes on the device is "
-                f"{task.held_bytes}"
+                f"{task.held_bytes}: raise it there, or give the job a smaller batch_rows"
             )
         _require_messages(task, spec, batch_bytes=batch_bytes, correction_bytes=correction_bytes)
         rows = self._rows(task, plan, spec)
