@@ -86,6 +86,7 @@ class Ahead:
         return (
             agent == self.agent
             and request.compiled is sent.compiled
-            and all(one is other for one, other in zip(request.inputs, sent.inputs, strict=True))
-            and all(repr(request.numbers[k]) == repr(sent.numbers[k]) for k, _ in sent.compiled.lifted)
+            and request.inputs == sent.inputs  # the same objects: values have no other equality
+            and [repr(request.numbers[k]) for k, _ in sent.compiled.lifted]
+            == [repr(sent.numbers[k]) for k, _ in sent.compiled.lifted]
         )

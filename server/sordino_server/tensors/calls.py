@@ -35,7 +35,7 @@ Like = tuple[TensorSpec, torch.Size, torch.dtype]
 class Form:
     """What calls of one key share. `view`: the op and its arguments, if the results are views of the first operand.
     `likes`: of the results, None where there is none. `func`, `specs`: the op and the operands' specs, held because
-    the key has their ids. `fresh`: it gives one tensor, with memory of its own."""
+    the key has their ids."""
 
     func: Any
     specs: tuple[TensorSpec, ...]
@@ -43,7 +43,6 @@ class Form:
     writes: bool
     view: tuple[Any, tuple[Any, ...]] | None
     likes: tuple[Like | None, ...]
-    fresh: bool
 
 
 def form_of(
@@ -51,7 +50,7 @@ def form_of(
 ) -> Form:
     likes = [None if out is None else (out, torch.Size(out.shape), TORCH_DTYPES[out.dtype]) for out in facts.outs]
     specs = tuple([operand.spec for operand in operands])
-    return Form(func, specs, facts, writes, view, tuple(likes), facts.single and not writes and view is None)
+    return Form(func, specs, facts, writes, view, tuple(likes))
 
 
 # By the op's id: hashing an op calls Python.

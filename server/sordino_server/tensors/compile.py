@@ -95,7 +95,7 @@ class Compiler:
         """The Plan with these numbers. Raises `PlanError` with the user's line."""
         if numbers != family.first:
             family.lifted.update(i for i, (a, b) in enumerate(zip(family.first, numbers, strict=True)) if a != b)
-        kept = tuple((i, repr(value)) for i, value in enumerate(numbers) if i not in family.lifted)
+        kept = tuple([(i, repr(value)) for i, value in enumerate(numbers) if i not in family.lifted])
         found = family.plans.get(kept)
         if found is None:
             self.traces += 1

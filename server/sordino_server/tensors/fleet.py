@@ -497,7 +497,7 @@ class PointerFleet:
             raise messages.failure(agent.name, answers, what=what)
         return answers.replies[agent.name]
 
-    def _note_run(self, name: str, run: Run) -> None:
+    def _note_run(self, name: str, run: Run, get: bool) -> None:
         traced = run.request.compiled.traced
         new = traced.plan_id not in self._agents[name].plans
         if new:
@@ -513,7 +513,7 @@ class PointerFleet:
                 lines=_distinct(run.request.lines),
             )
         )
-        if run.get:
+        if get:
             self._trace.append(Sent(agent=name, kind=TensorGet.kind))
 
     def _renew(self, agents: Sequence[RemoteAgent]) -> None:

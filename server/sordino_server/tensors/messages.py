@@ -60,8 +60,8 @@ class Run:
         request = self.request
         inputs: list[bytes] = []
         for value in request.inputs:
-            assert value.tensor_id is not None
-            inputs.append(value.tensor_id)
+            assert value.stored is not None
+            inputs.append(value.stored.tensor_id)
         values: list[Array] = [
             from_numpy(np.asarray(request.numbers[index], dtype=dtype)) for index, dtype in request.compiled.lifted
         ]
@@ -108,11 +108,11 @@ def run_all(
     behind: dict[str, Message] = {}
     left = dict(runs)
     for _ in range(2):
-        puts = {
-            name: PlanPut(plan=run.request.compiled.traced.data)
-            for name, run in left.items()
-            if run.request.compiled.traced.plan_id not in known(name)
-        }
+        puts: dict[str, Message] = {}
+        for name, run in left.items():
+            traced = run.request.compiled.traced
+            if traced.plan_id not in known(name):
+                puts[name] = PlanPut(plan=traced.data)
         if puts:
             ready = yield from question(terms, "plans", puts, PlanReady)
             for name in ready.replies:
@@ -122,16 +122,18 @@ def run_all(
             left = {name: run for name, run in left.items() if name not in puts or name in ready.replies}
         if not left:
             break
-        answers = yield from question(
-            terms,
-            "tensors",
-            {name: run.message(terms) for name, run in left.items()},
-            TensorStored,
-            {name: TensorGet(tensor_id=run.ids[0]) for name, run in left.items() if run.get},
-        )
+        commands: dict[str, Message] = {}
+        gets: dict[str, Message] = {}
+        for name, run in left.items():
+            commands[name] = run.message(terms)
+            if run.get:
+                gets[name] = TensorGet(tensor_id=run.ids[0])
+        answers = yield from question(terms, "tensors", commands, TensorStored, gets)
         replies.update(answers.replies)
         behind.update(answers.behind)
         missing.update(answers.missing)
+        if not answers.refusals:
+            return Answers(replies=replies, refusals=refusals, missing=missing, behind=behind)
         unknown = {name for name, reason in answers.refusals.items() if reason.startswith("unknown-plan:")}
         for name in unknown:
             known(name).discard(runs[name].request.compiled.traced.plan_id)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sordino_common.plan.spec import TensorSpec
 from sordino_common.ring.fixed import FRACTION_BITS
-from sordino_server.tensors.calls import Form, Gathered, Like, fixed, form_of, kinds, read
+from sordino_server.tensors.calls import Form, Gathered, fixed, form_of, kinds, read
 from sordino_server.tensors.chain import ChainTensor
 from sordino_server.tensors.errors import UnsupportedOperation, WrongPlace
 from sordino_server.tensors.ops import View, info_of, unviewed
-from sordino_server.tensors.recorder import Recorder, liftable
+from sordino_server.tensors.recorder import Recorder, backward_pass, liftable
 from sordino_server.tensors.values import TORCH_DTYPES, Cell, Key, Slot, Value
 
 _ATEN = torch.ops.aten
@@ -188,17 +188,15 @@ class PointerTensor(ChainTensor):
             recorder = owner.recorder
             expected = recorder.script.expected
             if expected is not None and expected.func is func:
-                if recorder.crowded():
+                # A window is as long as the one before at most, so it need not be asked whether it is full.
+                if backward_pass() != recorder.backward and recorder.crowded():
                     _make_room(owner)
                 elif (found := recorder.script.follow(args, kwargs, cls, owner)) is not None:
                     known: Form = expected.form
                     values = recorder.add(known.facts, *found)
-                    if known.fresh:
-                        value, like = values[0], known.likes[0]
-                        assert value is not None
-                        assert like is not None
-                        return _pointer(cls, owner, recorder.cell(value), like)
-                    return _results(known, args[0], values)
+                    if known.writes or not known.facts.single:
+                        return _results(known, args[0], values)
+                    return _result(known, args[0], 0, values[0])
         call = read(func, args, kwargs, cls)
         if call is None:
             return _first_call(func, args, kwargs or {}, None)
@@ -215,14 +213,6 @@ class PointerTensor(ChainTensor):
         values = recorder.record(form.facts, operands, numbers)
         recorder.script.note(func, args, kwargs, cls, form, operands)
         return _results(form, first, values)
-
-
-def _pointer(link: type[PointerTensor], owner: Owner, cell: Cell, like: Like) -> Any:
-    """As `PointerTensor.__new__`, of a spec that is known in PyTorch's terms, too."""
-    spec, size, dtype = like
-    pointer: Any = _wrapper(link, size, dtype=dtype)
-    pointer.owner, pointer.cell, pointer.spec, pointer._views, pointer._read = owner, cell, spec, (), None
-    return pointer
 
 
 def _make_room(owner: Owner) -> None:
@@ -292,15 +282,20 @@ def _result(form: Form, first: PointerTensor, index: int, value: Value | None) -
     like, owner = form.likes[index], first.owner
     if value is None or like is None:
         return None
+    spec, size, dtype = like
+    pointer: Any = _wrapper(type(first), size, dtype=dtype)
+    pointer.owner, pointer.spec = owner, spec
     if form.view is None:
-        return _pointer(type(first), owner, owner.recorder.cell(value), like)
-    pointer = _pointer(type(first), owner, first.cell, like)
-    pointer._views, pointer._read = (*first._views, (form.view, index)), (first.cell.value, value)
+        pointer.cell, pointer._views, pointer._read = owner.recorder.cell(value), (), None
+    else:
+        pointer.cell = first.cell
+        pointer._views, pointer._read = (*first._views, (form.view, index)), (first.cell.value, value)
     return pointer
 
 
 def _alias(pointer: PointerTensor) -> Any:
-    alias = _pointer(type(pointer), pointer.owner, pointer.cell, (pointer.spec, pointer.shape, pointer.dtype))
+    alias: Any = _wrapper(type(pointer), pointer.shape, dtype=pointer.dtype)
+    alias.owner, alias.spec, alias.cell = pointer.owner, pointer.spec, pointer.cell
     alias._views, alias._read = pointer._views, pointer._read
     return alias
 

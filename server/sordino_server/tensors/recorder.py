@@ -24,13 +24,13 @@ from sordino_server.tensors.errors import RemoteFailure, UnsupportedOperation
 from sordino_server.tensors.lines import Line, user_line
 from sordino_server.tensors.ops import instead_of
 from sordino_server.tensors.script import Flush, Script
-from sordino_server.tensors.values import Cell, Facts, Key, Step, Value, interned
+from sordino_server.tensors.values import Cell, Facts, Key, Step, Stored, Value, interned
 
 # What a flush sends: everything that somebody here holds; what a fetch needs and what else is due; a whole step.
 Scope = Literal["all", "asked", "step"]
 PLACES: Final = 1 << 20  # more results than one step has
 PENDING_MOST: Final = 4000  # steps that wait, dead ones counted: a fifth of what a Plan may have
-_backward_pass: Final = torch._C._current_graph_task_id
+backward_pass: Final = torch._C._current_graph_task_id  # PyTorch's number of it; -1 outside of one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Recorder:
         self.forgotten: deque[bytes] = deque()
         self.recorded = 0  # steps since the last flush
         self.backwards = 0  # backward passes since the last flush
-        self._backward = -1  # PyTorch's number of the backward pass that runs
+        self.backward = -1  # the backward pass that runs
         self._line: Line | None = None  # of that pass
         self._last_write = -1  # since the last flush, to what is not a gradient: an optimizer's step, mostly
         self._held: dict[bytes, float] = {}  # id -> when its lease began, oldest first
@@ -70,7 +70,7 @@ class Recorder:
 
     def cell(self, value: Value) -> Cell:
         """New memory that holds `value`."""
-        cell = Cell(value, next(self._numbers), self._backward >= 0)
+        cell = Cell(value, next(self._numbers), self.backward >= 0)
         if value.step is not None:
             self._pending[cell.number] = weakref.ref(cell)
         return cell
@@ -94,9 +94,9 @@ class Recorder:
     def crowded(self) -> bool:
         """Whether to send before the next step: it is full, or a second backward pass begins, since a loop in eager
         style sends what it has once a step."""
-        task = _backward_pass()  # -1 outside a backward pass
-        if task != self._backward:
-            self._backward = task
+        task = backward_pass()
+        if task != self.backward:
+            self.backward = task
             self._line = None
             if task >= 0:
                 self._line = user_line()  # it is the same one for the whole pass
@@ -213,7 +213,7 @@ class Recorder:
         key.append(None)
         key += map(place, outputs.values())
         key.append(None)
-        key += [id(value.spec) for value in read]  # interned (`store`)
+        key += [id(value.spec) for value in read]  # interned
         lines = tuple([step.line for step in steps])
         structure = partial(_structure, steps, place, read, outputs)
         family = self.compiler.family(tuple(key), structure, tuple(numbers))
@@ -267,7 +267,7 @@ class Recorder:
         """`value` is on the agent now, under this id, until nobody here has it any more."""
         self._held[tensor_id] = now_s
         value.spec = interned(value.spec)
-        value.stored(tensor_id, self._forget)
+        value.stored, value.step = Stored(tensor_id, self._forget), None
 
     def _forget(self, tensor_id: bytes) -> None:
         if tensor_id in self._held:
@@ -293,8 +293,10 @@ class Recorder:
 
     def sent(self, request: Request, ids: Iterable[bytes], now_s: float) -> None:
         """The request was carried out: its outputs are stored under these ids."""
-        for value, tensor_id in zip(request.outputs, ids, strict=True):
-            self.store(value, tensor_id, now_s)
+        held, forget = self._held, self._forget
+        for value, tensor_id in zip(request.outputs, ids, strict=True):  # `store`; what steps give has interned specs
+            held[tensor_id] = now_s
+            value.stored, value.step = Stored(tensor_id, forget), None
         self.foresight.sent(request.known, request.compiled, request.numbers)
         self._waited(request.left)
         self._settle()

@@ -71,7 +71,8 @@ class Agent(Protocol):
 
 
 class Runner:
-    """Runs of the agents of a connection. `random(n)`: n bytes for ids. `note` is told of every run that is sent."""
+    """Runs of the agents of a connection. `random(n)`: n bytes for ids. `note` is told of every run
+    that is sent, and whether its first output is asked for behind it."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Runner:
         agents: Mapping[str, Agent],
         *,
         random: Callable[[int], bytes],
-        note: Callable[[str, Run], None],
+        note: Callable[[str, Run, bool], None],
     ) -> None:
         self._driver = driver
         self._terms = terms
@@ -99,7 +100,7 @@ class Runner:
         """The request's run, which may be under way already."""
         ahead = self._ahead
         if ahead is not None and ahead.is_that_of(agent.name, request):
-            return replace(ahead.run, request=request, get=get)
+            return Run(request=request, ids=ahead.run.ids, drops=ahead.run.drops, get=get)
         ids, drops = self._new_ids(len(request.outputs)), taken(agent.recorder.forgotten)
         return Run(request=request, ids=ids, drops=drops, get=get)
 
@@ -109,7 +110,7 @@ class Runner:
         if ahead is not None and ahead.agent in runs and runs[ahead.agent].ids is ahead.run.ids:
             return self._carry_out_with(ahead.agent, runs)
         for name, run in runs.items():
-            self._note(name, run)
+            self._note(name, run, run.get)
         return self.drive(messages.run_all(self._terms, runs, lambda name: self._agents[name].plans))
 
     def _carry_out_with(self, name: str, runs: dict[str, Run]) -> Answers:
@@ -117,7 +118,7 @@ class Runner:
         what a user is told holds now, and not when a backward pass began."""
         recorder, run = self._agents[name].recorder, runs[name]
         asked = run.get and self._driver.also(name, TensorGet(tensor_id=run.ids[0]))
-        self._note(name, replace(run, get=asked))
+        self._note(name, run, asked)
         self._ahead, since_s = None, self._driver.now_s()
         first: Answers = self._driver.finish()
         in_vain = self._driver.now_s() - since_s > self._terms.deadline_s / 2  # not twice
@@ -173,7 +174,7 @@ class Runner:
         recorder = self._agents[ahead.agent].recorder
         recorder.foresight.wrong()
         recorder.forgotten.extend(ahead.run.drops)  # they may still be there
-        self._note(ahead.agent, ahead.run)
+        self._note(ahead.agent, ahead.run, False)
         self._driver.abandon()
         self.call_off({ahead.agent: ahead.run.ids})
 
@@ -191,7 +192,8 @@ class Runner:
                     self._agents[name].recorder.forgotten.extend(ids)
 
     def _new_ids(self, count: int) -> tuple[bytes, ...]:
-        return tuple([self._random(16) for _ in range(count)])
+        drawn = self._random(16 * count)
+        return tuple([drawn[k : k + 16] for k in range(0, 16 * count, 16)])
 
 
 def taken(ids: deque[bytes]) -> tuple[bytes, ...]:

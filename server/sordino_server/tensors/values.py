@@ -93,16 +93,12 @@ class Value(msgspec.Struct, eq=False, weakref=True):
     index: int = 0
     place: int = -1
     failure: RemoteFailure | None = None
-    _stored: Stored | None = None
+    stored: Stored | None = None
 
     @property
     def tensor_id(self) -> bytes | None:
         """Its id on the agent; None before it is there."""
-        return None if self._stored is None else self._stored.tensor_id
-
-    def stored(self, tensor_id: bytes, forget: Callable[[bytes], None]) -> None:
-        """It is on the agent now, under this id, which `forget` is told when nobody here has the value any more."""
-        self._stored, self.step = Stored(tensor_id, forget), None
+        return None if self.stored is None else self.stored.tensor_id
 
 
 class Cell(msgspec.Struct, eq=False, weakref=True):

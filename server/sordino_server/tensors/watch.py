@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, TextIO
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from sordino_server.rounds.events import Waiting
 _FIRST_S: Final = 2.0  # shorter waits are not worth a line
 _LIVE_EVERY_S: Final = 0.5
 _LINE_EVERY_S: Final = 10.0  # where lines stay
+_UNSEEN: Final = nullcontext()
 
 
 def words(waiting: Waiting) -> str:
@@ -49,12 +50,12 @@ class Watch:
         self._timer: Timer | None = None
         self._live: Live | None = None
 
-    @contextmanager
-    def over(self) -> Iterator[None]:
+    def over(self) -> AbstractContextManager[None]:
         """Watch one wait."""
-        if not self._shown:
-            yield
-            return
+        return self._over() if self._shown else _UNSEEN
+
+    @contextmanager
+    def _over(self) -> Iterator[None]:
         self._timer = self._loop.call_at(self._loop.now_s() + _FIRST_S, self._tick)
         try:
             yield

@@ -48,7 +48,7 @@ class SharedRecorder(Recorder):
         self._public: set[int] = set()
 
     def cell(self, value: Value) -> SharedCell:
-        cell = SharedCell(value, next(self._numbers), self._backward >= 0)
+        cell = SharedCell(value, next(self._numbers), self.backward >= 0)
         if value.step is not None:
             self._pending[cell.number] = weakref.ref(cell)
         return cell
