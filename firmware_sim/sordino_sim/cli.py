@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
-from rich.console import Console
 
 from sordino_common.errors import ConfigError
 from sordino_server.cli import run_cli
 from sordino_server.cli.completion import completion_command
 from sordino_server.cli.manual import tree_of
+from sordino_server.cli.output import print_table
 from sordino_server.cli.version import add_version
 from sordino_server.cli.words import SIM_EXAMPLES, SIM_SUMMARY, explain
 from sordino_server.job import Job, load_job
@@ -241,10 +241,7 @@ def _sweep(
     if as_json:
         _say(json_text(swept.to_json()))
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:  # for a script, a row is a line
-            console.width = max(console.width, 240)
-        console.print(sweep_table(swept))
+        print_table(sweep_table(swept))
     if stopped is not None:
         raise stopped
     if swept.exit_code:

@@ -16,6 +16,7 @@ from sordino_common.channel.roster import read_roster
 from sordino_common.errors import BudgetRefused, ConfigError, FleetUnavailable, SignatureError
 from sordino_server.cli import app, run_cli
 from sordino_server.cli.manual import tree_of
+from sordino_server.cli.output import print_table, table_of
 from sordino_server.home import Home, parse_broker
 from sordino_server.rounds.effects import Checkpoint, Scaling
 from sordino_server.rounds.events import RoundRecord, Share
@@ -288,6 +289,16 @@ def test_names_of_a_new_fleet_are_names(tmp_path: Path, capsys: pytest.CaptureFi
         assert call("init", str(tmp_path / "new"), "--broker", "broker", *arguments) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_tables_for_scripts_have_a_line_for_each_row_and_no_blanks_at_its_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = table_of("name", "found")
+    table.add_row("a", "x" * 200)
+    table.add_row("b", "y")
+    print_table(table)
+    assert capsys.readouterr().out == f"name  found\na     {'x' * 200}\nb     y\n"
 
 
 def test_the_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,11 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sordino_common.diagnosis.finding import Finding, count_line, exit_code
-from sordino_server.cli.output import HERE, FleetOption, JsonOption, installed_version, print_json
+from sordino_server.cli.output import HERE, FleetOption, JsonOption, installed_version, print_json, printing
 
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -42,9 +41,6 @@ def doctor(
 
 
 def show_findings(findings: list[Finding], *, quiet: bool) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:  # for a script, a row is a line
-        console.width = max(console.width, 400)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("", "what", "found"):
         table.add_column(column, overflow="fold")
@@ -56,6 +52,7 @@ def show_findings(findings: list[Finding], *, quiet: bool) -> None:
         if finding.remedy:
             text += f"\n[bold]-> {escape(finding.remedy)}[/]"
         table.add_row(f"[{colour}]{finding.level}[/]", escape(finding.what), text)
-    if table.row_count:
-        console.print(table)
-    console.print(count_line(findings))
+    with printing(400) as console:
+        if table.row_count:
+            console.print(table)
+        console.print(count_line(findings))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
@@ -64,11 +66,23 @@ def table_of(*columns: str) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
+@contextmanager
+def printing(width: int) -> Iterator[Console]:
+    """A console on stdout. If that is no terminal, lines of up to `width`, so that a row is a line, and no blanks at
+    their ends."""
     console = Console(highlight=False)
-    if not console.is_terminal:  # for a script, a row is a line
-        console.width = max(console.width, 240)
-    console.print(table)
+    if console.is_terminal:
+        yield console
+        return
+    console.width = max(console.width, width)
+    with console.capture() as captured:
+        yield console
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def print_table(table: Table) -> None:
+    with printing(240) as console:
+        console.print(table)
 
 
 def print_json(value: object) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from sordino_server.cli.output import JobArgument, JsonOption, SetOption, print_json, say
+from sordino_server.cli.output import JobArgument, JsonOption, SetOption, print_json, printing, say
 from sordino_server.job import load_job
 from sordino_server.progress import size
 
@@ -52,4 +50,5 @@ def plan_show(
     if as_json:
         print_json(report)
         return
-    render(report, Console(highlight=False, width=None if sys.stdout.isatty() else 160), base=Path.cwd())
+    with printing(160) as console:
+        render(report, console, base=Path.cwd())

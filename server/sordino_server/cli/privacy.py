@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from sordino_server.cli.output import JobArgument, JsonOption, SetOption, note, print_json
+from sordino_server.cli.output import JobArgument, JsonOption, SetOption, note, print_json, printing
 from sordino_server.job import load_job
 
 privacy_app = typer.Typer(help="What a job's privacy is worth, before anything runs.", no_args_is_help=True)
@@ -33,4 +31,5 @@ def privacy_plan(
     if as_json:
         print_json(plan_json(plan))
         return
-    render(plan, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
+    with printing(120) as console:
+        render(plan, console)
