@@ -207,7 +207,7 @@ policy:
 limits:
   memory_bytes: {limits.memory_bytes}  # of one task, in the worker process
   plan_seconds: {limits.plan_seconds:g}        # the longest task
-  payload_bytes: {limits.payload_bytes}  # the largest command or answer
+  payload_bytes: {limits.payload_bytes}  # the largest command, answer or message of a session on shares
   # store_bytes: {limits.store_bytes}  # stored tensors
   # plans_bytes: {limits.plans_bytes}  # Plans
   # results_bytes: {limits.results_bytes} # answers already given, to be given again

@@ -146,10 +146,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Bounds on what one device spends. The defaults suit a board with 1 GB of memory.
 
     `memory_bytes`: what one task may hold in the worker (rows, Plan's peak, parameters). `plan_seconds`: longest task.
-    `payload_bytes`: largest command or answer. `store_bytes`, `plans_bytes`, `results_bytes`: what the daemon keeps of
-    tensors, Plans, and answers already given. `queue`: tasks waiting or running. `threads`: of the worker's linear
-    algebra (with 1, the same command gives the same bytes). `idle_s`: an idle worker process ends after this time.
-    `spdz_bytes`: preprocessing that waits for its step. `sessions`: sessions on shares at a time."""
+    `payload_bytes`: largest command, answer or message of a session on shares. `store_bytes`, `plans_bytes`,
+    `results_bytes`: what the daemon keeps of tensors, Plans, and answers already given. `queue`: tasks waiting or
+    running. `threads`: of the worker's linear algebra (with 1, the same command gives the same bytes). `idle_s`: an
+    idle worker process ends after this time. `spdz_bytes`: preprocessing that waits for its step. `sessions`: sessions
+    on shares at a time."""
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)] = 256 << 20
     plan_seconds: Annotated[float, msgspec.Meta(gt=0.0, le=86_400.0)] = 300.0
