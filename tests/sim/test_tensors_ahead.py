@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,11 @@ from sordino_server.tensors.fleet import PointerFleet
 
 TOLD = SURE + 4  # steps of a loop until one is sent ahead: two are looked up, one is the first that is known
 KEPT = 2 * 4 + 2 + 1  # the parameters, those that the last gradients are of, rows, loss
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "SGD": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.5, weight_decay=0.01),
+    "Adam": partial(torch.optim.Adam, lr=0.1),
+}
 
 
 class Loop:
@@ -33,7 +39,7 @@ class Loop:
         if agent is not None:
             self.model, x, y = agent.send(self.model), agent.send(x), agent.send(y)
         self.x, self.y = x, y
-        self.optimizer: Any = getattr(torch.optim, optimizer)(self.model.parameters(), lr=0.1)
+        self.optimizer: Any = OPTIMIZERS[optimizer](self.model.parameters())
         self.loss: Any = None
 
     def backward(self) -> None:
@@ -85,6 +91,27 @@ def test_a_step_leaves_when_its_backward_pass_begins(monkeypatch: pytest.MonkeyP
             assert fleet.trace()[-2].lines != ()
             assert (begun, said) == ((["ahead"], ["ahead", "right"]) if turn >= TOLD - 1 else ([], []))
         assert there(fleet).health().store_tensors == KEPT
+
+
+def test_momentum_is_read_late_and_foreseen_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Loop(optimizer="momentum")
+    with sordino.simulate(agents=1) as fleet, sent_ahead(fleet, monkeypatch) as said:
+        loop = Loop(fleet["alice"], "momentum")
+        for _ in range(TOLD + SURE + 5):
+            since = len(fleet.trace())
+            assert loop.step().get() == pytest.approx(plain.step().item(), rel=1e-4)
+        assert [sent.kind for sent in fleet.trace()[since:]] == ["tensor-run", "tensor-get"]
+        assert said[-4:] == ["ahead", "right"] * 2
+        del said[:]
+        buffers = [state["momentum_buffer"] for state in loop.optimizer.state.values()]
+        with torch.no_grad():
+            for buffer, other in zip(buffers, plain.optimizer.state.values(), strict=True):
+                buffer.zero_()
+                other["momentum_buffer"].zero_()
+        fleet.flush()
+        for _ in range(2):
+            assert loop.step().get() == pytest.approx(plain.step().item(), rel=1e-4)
+    assert "right" not in said
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("Adam", lambda turn: 0.1), ("SGD", lambda turn: 0.1 / (turn + 1))])
@@ -146,9 +173,9 @@ PROGRAMS = st.lists(
 )
 
 
-@pytest.mark.parametrize(("agents", "examples"), [(1, 8), (2, 4)])
+@pytest.mark.parametrize(("agents", "optimizer", "examples"), [(1, "SGD", 6), (1, "momentum", 4), (2, "SGD", 4)])
 def test_whatever_comes_of_it_is_what_pytorch_gives(
-    monkeypatch: pytest.MonkeyPatch, agents: int, examples: int
+    monkeypatch: pytest.MonkeyPatch, agents: int, optimizer: str, examples: int
 ) -> None:
     monkeypatch.setattr("sordino_server.tensors.ahead.SURE", 1)
     seen: list[str] = []
@@ -156,9 +183,9 @@ def test_whatever_comes_of_it_is_what_pytorch_gives(
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(program=PROGRAMS)
     def law(program: list[tuple[str, int, bool]]) -> None:
-        plain = [Loop() for _ in range(agents)]
+        plain = [Loop(optimizer=optimizer) for _ in range(agents)]
         with sordino.simulate(agents=agents) as fleet, sent_ahead(fleet, monkeypatch) as said:
-            loops = [Loop(agent) for agent in fleet]
+            loops = [Loop(agent, optimizer) for agent in fleet]
             turns = [(TURNS[name], flush) for name, times, flush in program for _ in range(times)]
             for turn, flush in turns:
                 got = [turn(loop) for loop in loops]

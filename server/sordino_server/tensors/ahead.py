@@ -1,8 +1,8 @@
 """A step that leaves before it is recorded to its end, because it goes as the last ones did.
 
 Recording a step costs this process about as long as computing it costs an agent, and one would wait for the other. So
-when a backward pass begins in a loop whose last flushes were one and the same, and all that this flush reads has been
-read, its run is sent at once. The steps are recorded all the same, and decide: if the flush turns out to be that run,
+when a backward pass begins in a loop whose last flushes were one and the same, and what this flush reads is known, its
+run is sent at once. The steps are recorded all the same, and decide: if the flush turns out to be that run,
 to the last input and number, its results are the run's. If it does not, the run is called off as after Ctrl-C, its
 results are freed, and nothing of them has been seen: what is sent ahead is never asked for.
 
@@ -12,6 +12,7 @@ asked for before the next, and one less for each that was right.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -45,10 +46,20 @@ class Foresight:
         self._numbers: tuple[float, ...] = ()
         self._again = 0
         self._wanted = SURE
+        self._reads_late = False
+        self._outputs: list[weakref.ref[Value]] = []
+        self._origins: list[int] = []  # of the inputs: which output of the flush before each was, -1 for none
 
-    def sent(self, flush: Flush | None, compiled: Compiled, numbers: tuple[float, ...]) -> None:
-        """What has been carried out: a flush that was the last one again, or another one (None)."""
-        if flush is self._flush and compiled is self._compiled and numbers == self._numbers:
+    def sent(self, request: Request) -> None:
+        """What has been carried out: a flush that was the last one again, or another one."""
+        flush, compiled, numbers = request.known, request.compiled, request.numbers
+        again = flush is self._flush and compiled is self._compiled and numbers == self._numbers
+        if self._reads_late:
+            places = {id(output()): k for k, output in enumerate(self._outputs)}
+            origins = [places.get(id(value), -1) for value in request.inputs]
+            again = again and origins == self._origins
+            self._origins, self._outputs = origins, [weakref.ref(value) for value in request.outputs]
+        if again:
             self._again += 1
         else:
             self._flush, self._compiled, self._numbers, self._again = flush, compiled, numbers, 0
@@ -63,14 +74,33 @@ class Foresight:
         self._wanted *= 2
 
     def next(self, script: Script) -> Foreseen | None:
-        """What this window will end with; None if it goes another way, or not all is read, or that is not sure."""
+        """What this window will end with; None if it goes another way, or that is not sure.
+
+        What has not been read by now (momentum, by the optimizer) is what the last flush has left at that place."""
         flush, compiled = self._flush, self._compiled
         if flush is None or compiled is None or self._again < self._wanted:
             return None
         inputs = script.foreseen(flush)
         if inputs is None:
             return None
-        return Foreseen(compiled=compiled, inputs=inputs, numbers=self._numbers, outputs=len(flush.due))
+        if None in inputs and not self._reads_late:
+            self._reads_late, self._again = True, 0  # from now on it is followed where inputs come from
+            return None
+        there = [self._left(k) if value is None else value for k, value in enumerate(inputs)]
+        if None in there:
+            return None
+        return Foreseen(
+            compiled=compiled,
+            inputs=tuple([value for value in there if value is not None]),
+            numbers=self._numbers,
+            outputs=len(flush.due),
+        )
+
+    def _left(self, place: int) -> Value | None:
+        """The output of the last flush that will be the input at `place`, if it is one."""
+        origin = self._origins[place]
+        value = self._outputs[origin]() if origin >= 0 else None
+        return None if value is None or value.stored is None else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

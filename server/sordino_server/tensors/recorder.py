@@ -297,7 +297,7 @@ class Recorder:
         for value, tensor_id in zip(request.outputs, ids, strict=True):  # `store`; what steps give has interned specs
             held[tensor_id] = now_s
             value.stored, value.step = Stored(tensor_id, forget), None
-        self.foresight.sent(request.known, request.compiled, request.numbers)
+        self.foresight.sent(request)
         self._waited(request.left)
         self._settle()
 

@@ -202,13 +202,17 @@ class Script:
             return None
         return known if [value.place - self._base for value in due] == known.due else None
 
-    def foreseen(self, known: Flush) -> tuple[Value, ...] | None:
-        """What that flush will read, if all has gone as before it so far, and all that it reads has been read."""
+    def foreseen(self, known: Flush) -> list[Value | None] | None:
+        """What that flush will read, as far as it has been read by now (else None), if all has gone as before it."""
         if not self._following or known.calls is not self._calls or self._at >= known.count:
             return None
-        found = [self._read[k]() if k < len(self._read) else None for k in known.inputs]
-        there = tuple([value for value in found if value is not None])
-        return there if len(there) == len(found) else None
+        found: list[Value | None] = []
+        for k in known.inputs:
+            value = self._read[k]() if k < len(self._read) else None
+            if value is None and k < len(self._read):
+                return None  # nobody has it any more
+            found.append(value)
+        return found
 
     def read(self, known: Flush) -> tuple[Value, ...]:
         """The stored values that the flush reads: they are there, for its steps hold them."""
