@@ -74,7 +74,7 @@ def parse_config(text: str, expected: type[T], *, where: str, overrides: Sequenc
     try:
         return msgspec.convert(value, expected)
     except msgspec.ValidationError as error:
-        raise ConfigError(_locate(str(error), where, marks, overrides)) from None
+        raise ConfigError(_locate(str(error), expected, where, marks)) from None
 
 
 def error_at(where: str, marks: Marks, path: tuple[str | int, ...], text: str) -> ConfigError:
@@ -187,7 +187,7 @@ def _place(where: str, marks: Marks, path: tuple[str | int, ...]) -> str:
     return f"{where}:{line}:{column}"
 
 
-def _locate(text: str, where: str, marks: Marks, overrides: Sequence[str]) -> str:
+def _locate(text: str, expected: type, where: str, marks: Marks) -> str:
     """msgspec says `... - at `$.a.b[0]`` (or `... - at `key` in `$.a``); put the place in the file in front."""
     match = re.search(r" - at `(?:key in )?(\$[^`]*)`$", text)
     path: tuple[str | int, ...] = ()
@@ -200,4 +200,53 @@ def _locate(text: str, where: str, marks: Marks, overrides: Sequence[str]) -> st
     if unknown:
         path = (*path, unknown.group(1))
     shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-    return f"{_place(where, marks, path)}: {shown + ': ' if shown else ''}{text}"
+    return f"{_place(where, marks, path)}: {shown + ': ' if shown else ''}{text}{_instead(expected, path, text)}"
+
+
+def _instead(expected: type, path: tuple[str | int, ...], text: str) -> str:
+    """What could stand at `path`, by the types; nothing if they don't say."""
+    if not path or not text.startswith(("Invalid", "Object contains unknown field")):
+        return ""
+    from difflib import get_close_matches  # only who has made a mistake waits for these
+
+    from msgspec import inspect
+
+    kinds = _plain([inspect.type_info(expected)])
+    for part in path[:-1]:
+        kinds = _plain([inner for kind in kinds for inner in _inside(kind, part)])
+    if not text.startswith("Invalid"):
+        names = [field.encode_name for kind in kinds if isinstance(kind, inspect.StructType) for field in kind.fields]
+        close = get_close_matches(str(path[-1]), names, n=1)
+        return f"; did you mean `{close[0]}`?" if close else ""
+    found = [kind.tag for kind in kinds if isinstance(kind, inspect.StructType) and kind.tag_field == path[-1]]
+    for leaf in _plain([inner for kind in kinds for inner in _inside(kind, path[-1])]):
+        found += list(leaf.values) if isinstance(leaf, inspect.LiteralType) else []
+    return f"; expected one of {', '.join(map(str, dict.fromkeys(found)))}" if found else ""
+
+
+def _plain(kinds: list[Any]) -> list[Any]:
+    """Without unions and annotations around them."""
+    from msgspec import inspect
+
+    found: list[Any] = []
+    for kind in kinds:
+        if isinstance(kind, inspect.UnionType):
+            found += _plain(list(kind.types))
+        elif isinstance(kind, inspect.Metadata):
+            found += _plain([kind.type])
+        else:
+            found.append(kind)
+    return found
+
+
+def _inside(kind: Any, part: str | int) -> list[Any]:
+    """The types that may stand at `part` of such a value."""
+    from msgspec import inspect
+
+    match kind:
+        case inspect.StructType():
+            return [field.type for field in kind.fields if field.encode_name == part]
+        case inspect.ListType() | inspect.VarTupleType():
+            return [kind.item_type]
+        case _:
+            return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -21,6 +21,38 @@ class Train(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: Train
     note: str | None = None
+
+
+class Sgd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="sgd"):
+    rate: float = 0.1
+
+
+class Adam(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="adam"):
+    rate: float = 0.1
+
+
+class Parts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    optimizer: Sgd | Adam = Sgd()
+    unit: Literal["record", "device"] | None = None
+    degrees: tuple[Annotated[Literal[3, 5], msgspec.Meta(description="odd")], ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("optimizer: {name: lion}", "job.yaml:1:13: optimizer.name: Invalid value 'lion'; expected one of sgd, adam"),
+        ("optimizer: {name: adam, rat: 1}", (
+            "job.yaml:1:25: optimizer.rat: Object contains unknown field `rat`; did you mean `rate`?"
+        )),
+        ("unit: row", "job.yaml:1:1: unit: Invalid enum value 'row'; expected one of device, record"),
+        ("degrees: [3, 4]", "job.yaml:1:14: degrees[1]: Invalid enum value 4; expected one of 3, 5"),
+        ("zzz: 1", "job.yaml:1:1: zzz: Object contains unknown field `zzz`"),
+    ],
+)  # fmt: skip
+def test_what_could_stand_there_instead_is_said(text: str, error: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_config(text, Parts, where="job.yaml")
+    assert str(refused.value) == error
 
 
 GOOD = "train:\n  rounds: 3\n  rate: 1e-3\n  names: [yes, 012x]\nnote: ~\n"
