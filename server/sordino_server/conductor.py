@@ -117,7 +117,8 @@ class Conductor:
         self._flaps_from_s = loop.now_s()
         self._flaps: Counter[str] = Counter()
         self._told: dict[bytes, None] = {}  # correlations of what was told since listening began
-        self._under_way = 0  # of what was told: neither arrived nor given up
+        self._listening = 0  # how often it began
+        self._under_way = 0  # of what was told since then: neither arrived nor given up
         self._base = (0, 0)
         self.done = False
         self._result: Any = None
@@ -352,6 +353,7 @@ class Conductor:
                         return
                     case Listen(names=names):
                         self._told.clear()
+                        self._listening, self._under_way = self._listening + 1, 0
                         self._ear.listen(names, self._online_of(tuple(names)), self._loop.now_s())
                     case Tell():
                         value = Sent(correlation=self._say(effect))
@@ -449,9 +451,11 @@ class Conductor:
 
     def _say(self, effect: Tell) -> bytes:
         assert self._endpoint is not None
+        listening = self._listening
 
         def outcome(delivered: bool, reason: str) -> None:
-            self._under_way -= 1
+            if listening == self._listening:
+                self._under_way -= 1
             if self.done:
                 return
             if not delivered:

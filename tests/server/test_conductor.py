@@ -149,6 +149,35 @@ def test_a_wait_for_delivery_ends_when_all_that_was_told_has_arrived_or_is_given
     assert seen == [(2.0, 1, ("b",)), (3.0, 0, ()), (3.0, 0, ()), (13.0, 0, ())]
 
 
+def test_what_was_told_before_listening_began_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last words of a session to who has left it are under way for minutes; the next session begins without it."""
+    fleet = Fleet([Agent("a"), Agent("b")])
+    send = fleet.send
+
+    def slow(to: str, message: m.Message, **fields) -> bytes:  # type: ignore[no-untyped-def]
+        outcome, is_there = fields["on_outcome"], to == "a"
+        fleet.at(1.0 if is_there else 2.0, lambda: outcome(is_there, "" if is_there else "expired"))
+        return send(to, message, **fields)
+
+    monkeypatch.setattr(fleet, "send", slow)
+    seen: list[tuple[float, int]] = []
+
+    def play() -> Generator[Effect, Result, None]:
+        yield from listen(frozenset("b"))
+        yield from tell("b", m.Health())
+        yield from listen(frozenset("a"))
+        yield from tell("a", m.Health())
+        for wait_s in (100.0, 5.0):
+            yield from hear(Hear(purpose="arrival", wait_s=wait_s, delivered=wait_s == 100.0))
+            metered = yield from meter()
+            seen.append((metered.now_s, metered.under_way))
+
+    fleet.conductor.start(play())
+    fleet.finish(within_s=200.0)
+    fleet.conductor.result()
+    assert seen == [(1.0, 0), (6.0, 0)]  # what is given up later counts for nothing
+
+
 def test_a_command_that_could_not_be_delivered_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet([Agent("a"), Agent("b"), Agent("c")])
     outcomes: dict[str, Callable[[bool, str], None]] = {}

@@ -112,8 +112,8 @@ class Present:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
-    """How much has gone over the wire since the run (or its resumption) began, how many messages that were told have
-    not arrived yet, and what time it is."""
+    """How much has gone over the wire since the run (or its resumption) began, how many messages that were told since
+    listening began have not arrived yet, and what time it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ class Numbered:
 class Hear:
     """Wait until somebody who is listened to says something, or is gone; at most `wait_s`. With `wait_s` 0 everybody
     else gets a turn of the loop, and whatever is there comes back. With `delivered` the wait is also over when all that
-    was told has arrived. `purpose`, `missing`: for reports while waiting."""
+    was told since listening began has arrived. `purpose`, `missing`: for reports while waiting."""
 
     purpose: str
     wait_s: float
