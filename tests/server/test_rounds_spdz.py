@@ -32,15 +32,16 @@ SESSION = COMMAND.session
 class World:
     """Plays a generator: keeps what it tells, answers a `Hear` from `items`, and asks by `answers`."""
 
-    def __init__(self, command: m.SpdzOpen = COMMAND, *, deal_first: bool = False) -> None:
+    def __init__(self, command: m.SpdzOpen = COMMAND, *, deal_first: bool = False, deadline_s: float = 10.0) -> None:
         self.command = command
         spec = spec_of(command, LOWERED.circuit, LOWERED.digest)
         desk = DealerDesk(command, spec, random=random.Random(1).randbytes, masks=None, stopwatch=lambda: 0.0)
         self.desk = desk
         self.session = Session(
-            command, spec, Here(desk), server=SERVER, data=data_ref(), deadline_s=10.0, deal_first=deal_first
+            command, spec, Here(desk), server=SERVER, data=data_ref(), deadline_s=deadline_s, deal_first=deal_first
         )
         self.told: list[tuple[str, m.Message]] = []
+        self.moments: list[float] = []  # of what was told
         self.asked: list[Ask] = []
         self.answers = Answers(replies=dict.fromkeys(NAMES, self.ready()), refusals={}, missing={})
         self.items: list[Said | Gone] = []
@@ -63,6 +64,7 @@ class World:
                         value = self.answers
                     case Tell():
                         self.told.append((effect.to, effect.message))
+                        self.moments.append(self.now_s)
                     case Hear():
                         self.waits.append(effect)
                         if effect.delivered:
@@ -127,6 +129,19 @@ def test_preprocessing_that_is_dealt_first_has_arrived_before_anybody_can_begin(
     for name in NAMES:
         world.checked(name, 1)
     assert set(world.play(world.session.advance(1)).outputs) == {0}
+
+
+def test_members_hear_something_while_preprocessing_is_dealt_and_on_its_way() -> None:
+    """Who gets none of it, like an owner of rows, would end the session after `silence_s` of waiting for its set-up."""
+    world = World(open_command(check_every=1, steps=4, silence_s=12.0), deal_first=True, deadline_s=60.0)
+    world.under_way = 10
+    world.play(world.session.open(VALUES))
+    for name in NAMES:
+        moments = [now_s for now_s, (to, _) in zip(world.moments, world.told, strict=True) if to == name]
+        assert moments[-1] >= 30.0
+        assert max(np.diff([0.0, *moments])) < 12.0
+    before = world.told[: [type(message) for _, message in world.told].index(m.SpdzSetup)]
+    assert {message.step for _, message in before if isinstance(message, m.SpdzConfirm)} == {0}
 
 
 def test_preprocessing_that_does_not_arrive_ends_the_session_with_what_helps() -> None:

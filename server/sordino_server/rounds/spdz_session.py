@@ -182,11 +182,14 @@ class Session:
             raise
 
     def _deal_ahead(self) -> Generator[Effect, Result, None]:
-        """All preprocessing that may be dealt ahead, to its parties, who do nothing with it before they are set up."""
+        """All preprocessing that may be dealt ahead, to its parties, who do nothing with it before they are set up.
+        Meanwhile all members hear something often enough to stay."""
         parties, deadline_s = self.command.parties, self._deadline_s
+        told_s = (yield from meter()).now_s
         while self.dealing.may_deal:
             yield from self.dealing.deal()
             yield from self._hear(parties, 0.0)
+            told_s = yield from self._encourage(told_s)
         until_s = (yield from meter()).now_s + deadline_s
         while True:
             metered = yield from meter()
@@ -198,11 +201,24 @@ class Session:
                     f"{deadline_s:g} s; raise train.round_deadline_s, lower spdz.ahead_bytes, or say "
                     "spdz.preprocessing: beside"
                 )
-            wait = Hear(
-                purpose="preprocessing to arrive", wait_s=until_s - metered.now_s, missing=parties, delivered=True
-            )
+            told_s = yield from self._encourage(told_s)
+            wait_s = min(until_s, told_s + self._patience_s) - metered.now_s
+            wait = Hear(purpose="preprocessing to arrive", wait_s=wait_s, missing=parties, delivered=True)
             for item in (yield from hear(wait)):
                 self._take(item)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long members are left without a word: they end a session in which nothing came for `silence_s`."""
+        return self.command.silence_s / 3
+
+    def _encourage(self, told_s: float) -> Generator[Effect, Result, float]:
+        """A word to everybody if the last one was `told_s`, too long ago; when the last one was."""
+        now_s = (yield from meter()).now_s
+        if now_s < told_s + self._patience_s:
+            return told_s
+        yield from self._confirm()
+        return now_s
 
     def _give_state(self, values: Mapping[str, I64]) -> Generator[Effect, Result, None]:
         """The first parameters, masked, to every party."""
