@@ -8,7 +8,7 @@ import pytest
 
 from sordino_agent.spdz.mailbox import EARLY_BYTES, MOST_EARLY, MOST_EVENTS, MOST_ROUNDS, TASK_BYTES, Mailbox
 from sordino_agent.spdz.tasks import SpdzEvent
-from sordino_common.messages import SpdzShare
+from sordino_common.messages import Array, SpdzShare
 from sordino_common.spdz.errors import ProtocolError
 
 
@@ -76,11 +76,19 @@ def test_what_is_large_or_one_too_many_does_not_wait() -> None:
     assert len(mailbox.take()) == MOST_EARLY + 2
 
 
-def test_a_crossing_carries_so_many_bytes_or_one_event() -> None:
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_crossing_carries_so_many_bytes_or_one_event(rows: bool) -> None:
     mailbox = Mailbox(others=1)
     sizes = (TASK_BYTES // 2, TASK_BYTES // 2, 1, TASK_BYTES + 1, 0, 5)
     for step, size in enumerate(sizes):
-        mailbox.put(SpdzEvent(what="correction", step=step, data=bytes(size)))
+        if rows:
+            values = (
+                Array("uint8", (size // 2,), bytes(size // 2)),
+                Array("uint8", (-(-size // 2),), bytes(-(-size // 2))),
+            )
+            mailbox.put(SpdzEvent(what="input", step=step, names=("x", "y"), values=values))
+        else:
+            mailbox.put(SpdzEvent(what="correction", step=step, data=bytes(size)))
     taken = []
     while mailbox.ready:
         taken.append([event.step for event in mailbox.take()])

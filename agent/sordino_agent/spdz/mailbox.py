@@ -80,7 +80,7 @@ class Mailbox:
 
     def take(self) -> tuple[SpdzEvent, ...]:
         """What the next task takes: all of it, or as much as one crossing should carry."""
-        if sum(len(event.data) for event in self.ready) > TASK_BYTES:
+        if sum(map(_bytes_of, self.ready)) > TASK_BYTES:
             return self._portion()
         taken = (*self.ready, *self._early)
         self.ready, self._early = [], []
@@ -90,7 +90,7 @@ class Mailbox:
         """At least one event, at most `TASK_BYTES` of the first of those that are ready."""
         count = total = 0
         for event in self.ready:
-            total += len(event.data)
+            total += _bytes_of(event)
             if count and total > TASK_BYTES:
                 break
             count += 1
@@ -103,3 +103,8 @@ class Mailbox:
             f"{kind} of step {step} round {round_}": tuple(sorted(waiting))
             for (kind, step, _, round_), waiting in self._rounds.items()
         }
+
+
+def _bytes_of(event: SpdzEvent) -> int:
+    """What it carries: a correction or a share as it travels, or masked rows."""
+    return len(event.data) + sum(value.nbytes for value in event.values) if event.values else len(event.data)
