@@ -18,6 +18,7 @@ from sordino_common.spdz.effects import Broadcast, Checked, Effect
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError, SessionDead
 from sordino_common.spdz.party import Party
 from sordino_common.spdz.spec import Security
+from sordino_common.spdz.transcript import Transcript
 
 STEPS = 4
 
@@ -339,6 +340,17 @@ def test_what_was_put_off_is_told_by_whoever_needs_it() -> None:
     with pytest.raises(SessionDead):
         party.work()
     party.catch_up()  # nothing is left of a session that is over
+
+
+def test_an_entry_of_the_transcript_is_in_it_whole_or_not_at_all() -> None:
+    """What failed and is tried again would be in it twice, and an honest party a liar."""
+    spec = toy_spec(2)
+    tried, other = Transcript(spec), Transcript(spec)
+    with pytest.raises(ValueError, match="invalid literal"):
+        tried.add("open", 0, 0, 0, "", np.array(["no number"]))
+    for each in (tried, other):
+        each.add("open", 0, 0, 0, "", np.arange(3))
+    assert tried.digest() == other.digest()
 
 
 def test_shares_that_are_many_are_not_prepared(monkeypatch: pytest.MonkeyPatch) -> None:

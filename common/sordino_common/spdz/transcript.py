@@ -34,9 +34,12 @@ class Transcript:
         self._hash = hashlib.sha256(label("sordino spdz transcript v1", spec.bound))
 
     def add(self, kind: str, step: int, attempt: int, round_: int, name: str, opened: npt.NDArray[Any]) -> None:
-        head = label(kind, step, attempt, round_, name, opened.size)
-        self._hash.update(head)
-        self._hash.update(np.ascontiguousarray(opened, dtype="<i8").data)
+        head, data = (
+            label(kind, step, attempt, round_, name, opened.size),
+            np.ascontiguousarray(opened, dtype="<i8").data,
+        )
+        self._hash.update(head)  # all or nothing: what fails for want of memory may be tried again (`Party.catch_up`)
+        self._hash.update(data)
 
     def digest(self) -> bytes:
         """Of everything so far; more may be added."""
