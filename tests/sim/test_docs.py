@@ -1,11 +1,15 @@
-"""The guides run from top to bottom."""
+"""The guides run from top to bottom, and the README's own model is learned."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from sordino_server.cli import app, run_cli
+from sordino_sim.cli import app as simulated
 
 ROOT = Path(__file__).parents[2]
 # What each page has to have printed, beside what it asserts itself.
@@ -23,6 +27,24 @@ PAGES = {
     "05-boston.md": ("out/boston.svg",),
     "paper.md": ("FixedPrecisionTensor(f=14) > MPCTensor[2, active]", "needs a comparison of secrets"),
 }
+
+
+def test_the_readmes_own_model_is_learned_and_exported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    for path, code in re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", text, re.DOTALL):
+        file = tmp_path / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    short = ["--set", "train.rounds=2", "--no-baseline", "--json", "--quiet"]
+    assert run_cli(simulated, ["run", "job.yaml", "--store", "runs", *short], program="sordino-sim") == 0
+    run = json.loads(capsys.readouterr().out)["run"]
+    assert run_cli(app, ["runs", "--fleet", "runs"], program="sordino") == 0
+    assert run in capsys.readouterr().out
+    assert run_cli(app, ["export", run, "--fleet", "runs", "-o", "model.safetensors"], program="sordino") == 0
+    assert (tmp_path / "model.safetensors").stat().st_size > 4 * (13 * 32 + 32 + 32 + 1)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sordino_server.home import Home
-from sordino_server.store import RunStore
+from sordino_server.store import RUNS_FILE, RunStore
 
 FleetOption = Annotated[Path, typer.Option("--fleet", help="The fleet directory.", envvar="SORDINO_FLEET")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
@@ -54,9 +54,11 @@ LogFormatOption = Annotated[
 
 
 def open_store(folder: Path, database: str | None = None) -> RunStore:
-    """The run records of the fleet in `folder`; `database` counts before fleet.yaml's."""
-    home = Home(folder)
-    return RunStore(home.folder, wall_s=time.time, database=database or home.spec.database)
+    """The run records of the fleet in `folder`, or those that `sordino-sim run --store` has left there; `database`
+    counts before fleet.yaml's."""
+    if database is None and ((folder / "fleet.yaml").exists() or not (folder / RUNS_FILE).exists()):
+        database = Home(folder).spec.database
+    return RunStore(folder, wall_s=time.time, database=database)
 
 
 def table_of(*columns: str) -> Table:
