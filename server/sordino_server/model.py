@@ -46,7 +46,10 @@ def make_model(job: Job) -> nn.Module:
         try:
             model = factory(**job.spec.model.args)
         except Exception as error:
-            raise _at_line(job, error, f"{job.spec.model.factory}(...) failed") from error
+            call = f"{job.spec.model.factory}(...)"
+            if isinstance(error, TypeError) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
+                raise job.error("model.args", f"{call} in {job.model_file} does not take them: {error}") from error
+            raise _at_line(job, error, f"{call} failed") from error
     if not isinstance(model, nn.Module):
         raise job.error("model.factory", f"returned {type(model).__name__}, expected a torch.nn.Module")
     for name, value in model.state_dict().items():

@@ -125,7 +125,16 @@ MODEL_ERRORS = {
     "syntax": ("def make_model(:\n", ConfigError, r"m.py:1: the model file can't be imported: SyntaxError"),
     "import": ("import torch\nimport nothing_like_this\n", ConfigError, r"m.py:2: .*ModuleNotFoundError"),
     "factory": ("def make():\n    pass\n", ConfigError, r"has no function make_model"),
-    "arguments": ("def make_model(depth):\n    pass\n", ConfigError, r"make_model\(...\) failed: TypeError"),
+    "arguments": (
+        "def make_model(depth):\n    pass\n",
+        ConfigError,
+        r"--set model.args: make_model\(...\) in .*m.py does not take them: make_model\(\) missing 1 required",
+    ),
+    "type error inside": (
+        "def make_model():\n    len(3)\n",
+        ConfigError,
+        r"m.py:2: make_model\(...\) failed: TypeError",
+    ),
     "raises": ("def make_model():\n    x = 1\n    return 1 / 0\n", ConfigError, r"m.py:3: make_model\(...\) failed"),
     "no module": ("def make_model():\n    return 3\n", ConfigError, r"returned int, expected a torch.nn.Module"),
     "nan": (
