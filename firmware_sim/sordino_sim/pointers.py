@@ -9,7 +9,7 @@ import math
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,17 +100,25 @@ class SimulatedDriver:
 
     def begin(self, generator: Generator[Effect, Result, Any]) -> bool:
         conductor = self._conductor
-        conductor.start(generator)
-        self._run_until(lambda: conductor.waits or conductor.done)
-        return conductor.waits
+        with self._interruptible() as received:
+            conductor.start(generator, at_once=True)
+        if received:
+            conductor.interrupt("stopped by SIGINT")
+        if conductor.done:
+            self._result()
+        return not conductor.done
 
     def also(self, name: str, message: Message) -> bool:
         return self._conductor.also(name, message)
 
     def finish(self) -> Any:
         conductor = self._conductor
-        self._run_until(lambda: conductor.done)
-        return conductor.result()
+        try:
+            with self._watch.over(), self._interruptible() as received:
+                self._loop.run_until(lambda: conductor.done or bool(received), deadline_s=math.inf)
+        finally:
+            conductor.interrupt("stopped by SIGINT")  # nothing, if it is done
+        return self._result()
 
     def abandon(self) -> None:
         self._conductor.interrupt("called off")
@@ -121,20 +129,11 @@ class SimulatedDriver:
         assert conductor is not None
         return conductor
 
-    def _run_until(self, done: Callable[[], bool]) -> None:
-        """Raises `KeyboardInterrupt` if it was stopped before `done`; the generator is closed then."""
-        ended = False
+    def _result(self) -> Any:
         try:
-            with self._watch.over(), self._interruptible() as received:
-                ended = self._loop.run_until(lambda: done() or bool(received), deadline_s=math.inf) and done()
-        finally:
-            if not ended:
-                self._conductor.interrupt("stopped by SIGINT")
-        if not ended:
-            try:
-                self._conductor.result()
-            except Interrupted as stopped:
-                raise KeyboardInterrupt(str(stopped)) from None
+            return self._conductor.result()
+        except Interrupted as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
 
     def _waiting(self) -> Waiting | None:
         return None if self.fleet.conductor is None else self.fleet.conductor.waiting

@@ -166,11 +166,6 @@ class Conductor:
             case None:
                 return None
 
-    @property
-    def waits(self) -> bool:
-        """Whether a generator runs that waits for somebody."""
-        return self._pending is not None
-
     def _online_of(self, names: Sequence[str]) -> dict[str, int]:
         wanted = set(names)
         return {name: boot for name, boot in sorted(self._boots.items()) if name in wanted}
@@ -183,9 +178,11 @@ class Conductor:
         save: Callable[[Checkpoint], None] | None = None,
         begin: Callable[[int], None] | None = None,
         next_sum: Callable[[], int] | None = None,
+        at_once: bool = False,
     ) -> None:
         """Begin. `run`: whose tasks an interruption cancels. `save` must return when the checkpoint is durable, `begin`
-        when the number of releases is; so must `next_sum`, which never gives a number twice."""
+        when the number of releases is; so must `next_sum`, which never gives a number twice. `at_once`: not with the
+        loop's next turn; what is asked first has been handed to the endpoint then. Not from a callback of the loop."""
         if self._endpoint is None:
             raise LocalError("Conductor.start before attach")
         if self._generator is not None and not self.done:
@@ -195,7 +192,7 @@ class Conductor:
         self._pending, self.done, self._result, self._error = None, False, None, None
         self._ear = Ear(gone_s=self._gone_s)
         self._base = self._traffic()
-        self._resume(lambda: None)
+        self._resume(lambda: None, fresh=at_once)
 
     def result(self) -> Any:
         """What the generator returned; raises what it raised."""

@@ -216,10 +216,10 @@ def drive(fleet: Fleet, generator: Callable[[], Generator[Effect, Result, T]]) -
 
 
 def begin(fleet: Fleet, generator: Generator[Effect, Result, Any]) -> bool:
-    """Run one generator until it waits for the first time. Whether it does; `finish` goes on then."""
+    """Run one generator until it waits for the first time, without a turn of the loop. Whether it does: `finish` goes
+    on then."""
     conductor = fleet.conductor
-    conductor.start(generator)
-    fleet.reactor.run_until(lambda: conductor.waits or conductor.done, deadline_s=float("inf"))
+    conductor.start(generator, at_once=True)
     if conductor.done:
         conductor.result()  # or what has stopped it
     return not conductor.done

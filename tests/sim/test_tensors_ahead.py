@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -265,10 +267,19 @@ def test_ctrl_c_leaves_nothing_of_a_step_that_was_sent_ahead(monkeypatch: pytest
             run_until(lambda: False, deadline_s=driver.now_s() + 0.002)
             raise KeyboardInterrupt
 
-        if when != "begins":
+        if when == "begins":
+            start = Conductor.start
+
+            def begun(*args: Any, **kwargs: Any) -> None:
+                monkeypatch.setattr(Conductor, "start", start)
+                start(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGINT)
+
+            monkeypatch.setattr(Conductor, "start", begun)
+        else:
             loop.backward()
             assert fleet.runner._ahead is not None
-        monkeypatch.setattr(driver._loop, "run_until", interrupted)
+            monkeypatch.setattr(driver._loop, "run_until", interrupted)
         acts = {"begins": loop.backward, "ends": loop.finish, "is called off": lambda: loop.y.sum().get()}
         with pytest.raises(KeyboardInterrupt):
             acts[when]()
