@@ -16,6 +16,8 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -69,15 +71,25 @@ def main() -> int:
     workshop = _workshop(setup)
     _confine(setup.memory_bytes)
     _write(output, b"")  # ready
+    _serve(workshop, partial(read_frame, source.read), partial(_write, output), interrupts)
+    return 0
+
+
+def _serve(
+    workshop: Workshop,
+    read: Callable[[], bytes | None],
+    write: Callable[[bytes | bytearray], None],
+    interrupts: _Interrupts,
+) -> None:
+    """An outcome for every task, and then what it put off, until nothing more comes."""
     caught_up_s = 0.0
-    while (frame := read_frame(source.read)) is not None:
+    while (frame := read()) is not None:
         outcome = _perform(workshop, frame, interrupts, caught_up_s)
         # Not before the task: the signal may be faster than its frame. One that comes later still may hit the next
         # task; the daemon, which knows that it did not cancel that one, hands it over again.
         interrupts.cancelled = False
-        _write(output, encode_outcome(outcome))
+        write(encode_outcome(outcome))
         caught_up_s = _catch_up(workshop)
-    return 0
 
 
 def _catch_up(workshop: Workshop) -> float:

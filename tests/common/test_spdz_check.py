@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers_spdz import (
@@ -67,6 +70,28 @@ def sigma_of(checker: check.Checker, party: Party, joint: Seed) -> int:
     assert others and set(others) == {None}
     assert sigma is not None
     return sigma
+
+
+@given(steps=st.integers(1, 80), sizes=st.lists(st.integers(0, 2 * check._PORTION), max_size=3))
+def test_portions_are_as_many_as_was_said_and_every_step_is_in_one_of_each_kind(steps: int, sizes: list[int]) -> None:
+    """Fewer, and σ would never come; more, and it would come without the last ones. None is larger than it may be."""
+    sums = check.Sums.__new__(check.Sums)
+    numbers = [SimpleNamespace(number=k, tags=np.zeros((2, 1), dtype=np.uint64)) for k in range(steps)]
+    seen: list[list[int]] = [[] for _ in sizes]
+
+    def gates(index: int, elements: int) -> SimpleNamespace:
+        def summed(field: object, some: list[SimpleNamespace]) -> tuple[int, int]:
+            assert len(some) == 1 or len(some) * elements <= check._PORTION
+            seen[index] += [one.number for one in some]
+            return len(some), 0
+
+        return SimpleNamespace(elements=elements, sums=summed)
+
+    sums._bare = SimpleNamespace(sums=lambda *_, addends: [0])  # type: ignore[assignment]
+    sums._large = [gates(index, elements) for index, elements in enumerate(sizes)]  # type: ignore[misc]
+    found = list(sums.of(SlowField(P127), numbers))  # type: ignore[arg-type]
+    assert len(found) == sums.portions(steps)
+    assert seen == [list(range(steps))] * len(sizes)
 
 
 @pytest.mark.parametrize("odd", [False, True])

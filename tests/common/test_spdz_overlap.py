@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,14 @@ from sordino_common.errors import LocalError, SordinoError
 from sordino_common.spdz import check
 from sordino_common.spdz.arithmetic import Run
 from sordino_common.spdz.effects import Broadcast, Checked, Effect
-from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError, ProtocolError, SessionDead
+from sordino_common.spdz.errors import (
+    CommitmentError,
+    EquivocationError,
+    MacCheckError,
+    ProtocolError,
+    SessionDead,
+    UncheckedOpenings,
+)
 from sordino_common.spdz.party import Party
 from sordino_common.spdz.spec import Security
 from sordino_common.spdz.transcript import Transcript
@@ -340,6 +348,19 @@ def test_what_was_put_off_is_told_by_whoever_needs_it() -> None:
     with pytest.raises(SessionDead):
         party.work()
     party.catch_up()  # nothing is left of a session that is over
+
+
+def test_of_shares_that_were_prepared_nothing_is_left_when_a_session_ends() -> None:
+    for end in (Party.abandon, Party.close):
+        committee = ahead()
+        committee.leisure = 1.0
+        committee.works = lambda k: False
+        committee.begin()
+        committee._deliver()  # up to a check that is not computed
+        (party,) = [party for party in committee.parties if party._prepared is not None]
+        with contextlib.suppress(UncheckedOpenings):
+            end(party)
+        assert party._prepared is None
 
 
 def test_an_entry_of_the_transcript_is_in_it_whole_or_not_at_all() -> None:
