@@ -32,14 +32,16 @@ from sordino_agent.spdz.bench import Bench
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_agent.spdz.session import MASK_BYTES, MASK_STEPS
 from sordino_agent.spdz.tasks import SpdzOpenFacts, SpdzOpenTask, SpdzTask
-from sordino_agent.tasks import Task
+from sordino_agent.tasks import Outcome, Task
 from sordino_agent.workshop import Programs, plan_limits
 from sordino_common import messages as m
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import LimitExceeded
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.spdz.check import Sums
+from sordino_common.spdz.effects import Effect
 from sordino_common.spdz.layout import layout_of
+from sordino_common.spdz.party import Party
 
 SESSION = open_command().session
 
@@ -579,6 +581,56 @@ def test_a_correction_that_comes_early_crosses_with_something_else(monkeypatch: 
     assert corrections == [command.steps] * 2
     alone = [sum(set(events) == {"correction"} for events in all_) for all_ in (tasks, hasty)]
     assert alone[0] < alone[1]
+
+
+def test_a_worker_that_catches_up_when_its_outcomes_have_left_changes_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing of it to the next task."""
+    command = open_command()
+    left: list[bool] = []
+    guard, compute = Party._guard, InlineExecutor._compute
+
+    def watched(party: Party, *arguments: object, **named: object) -> list[Effect]:
+        left.append(bool(party._put_off))
+        return guard(party, *arguments, **named)  # type: ignore[arg-type]
+
+    def leisurely(executor: InlineExecutor, task: Task) -> tuple[Outcome, float]:
+        done = compute(executor, task)
+        executor._workshop.catch_up()  # type: ignore[attr-defined]
+        before.append(len(left))
+        return done
+
+    monkeypatch.setattr(Party, "_guard", watched)
+    before: list[int] = []
+    _, hasty = _run_watched(monkeypatch, command)
+    assert any(left)
+    left.clear()
+    monkeypatch.setattr(InlineExecutor, "_compute", leisurely)
+    _, made = _run_watched(monkeypatch, command)
+    firsts = {0, *before} - {len(left)}  # of a task
+    assert not any(left[first] for first in firsts)
+    for kind in (m.SpdzChecked, m.SpdzClosed):
+        assert made.said(kind) == hasty.said(kind)
+    assert made.models == hasty.models
+
+
+def test_preprocessing_and_a_word_of_the_server_may_come_before_the_secrets() -> None:
+    """What waits for a set-up waits as long as it takes, also if it is confirmed again and again that it goes on."""
+    command = open_command()
+    said = []
+    for first in (False, True):
+        made = committee()
+        made.open(command)
+        conduct = Conduct(made, command)
+        if first:
+            conduct.deal()
+            for _ in range(3):
+                made.loop.advance(command.silence_s * 0.6)
+                assert not [packet for packet in made.wire.sent if isinstance(packet.message, m.SpdzInput)]
+                conduct.confirm(0)
+                made.settle()
+        assert conduct.run()
+        said.append(made.said(m.SpdzChecked))
+    assert said[0] == said[1]
 
 
 def test_a_task_without_events_is_a_portion_of_a_check_value(monkeypatch: pytest.MonkeyPatch) -> None:

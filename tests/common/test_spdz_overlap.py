@@ -330,6 +330,49 @@ def meet_the_edge(party: Party, *, step: int) -> None:
     party._arithmetic.accept = accept  # type: ignore[method-assign]
 
 
+def test_a_batch_that_meets_the_edge_is_in_the_transcript_where_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the openings of the step before, whoever has hashed these by then."""
+    said = []
+    for leisure in (0.0, 0.5, 1.0):
+        spec = toy_spec(3, steps=STEPS, check_every=2)
+        committee = Committee(spec, toy_rows(spec), toy_state(spec), seed=4)
+        committee.leisure = leisure
+        now: list[tuple[int, int]] = []
+        for party in committee.parties:
+
+            def begin(effects: list[Effect], party: Party = party, real: Any = party._begin, now: Any = now) -> bool:
+                now[:] = [(party._step, party._attempt)]
+                return bool(real(effects))
+
+            party._begin = begin  # type: ignore[method-assign]
+        with monkeypatch.context() as patch:
+            patch.setattr("sordino_common.spdz.party.at_edge", lambda *_, now=now: now == [(1, 0)])
+            committee.run()
+        assert committee.retries == 1
+        assert [party.checks for party in committee.parties] == [2] * 3
+        said.append(sorted((who, m.kind, m.step, m.attempt, m.round, m.payload) for who, m in committee.sent))
+    assert said[0] == said[1] == said[2]
+
+
+def test_a_commitment_to_a_check_value_has_a_nonce_of_its_own() -> None:
+    committee = ahead()
+    drawn: list[bytes] = []
+    for party in committee.parties:
+        real = party._random
+
+        def random(size: int, real: Callable[[int], bytes] = real) -> bytes:
+            drawn.append(real(size))
+            return drawn[-1]
+
+        party._random = random  # type: ignore[misc]
+    committee.begin()
+    committee._deliver()
+    nonces = {message.payload[16:] for _, message in committee.sent if message.kind == "check-4"}
+    assert len(nonces) == 2 * STEPS
+    assert nonces <= set(drawn)
+    assert {len(nonce) for nonce in nonces} == {32}
+
+
 def test_what_was_put_off_is_told_by_whoever_needs_it() -> None:
     """An error on the way is no error of the one who had the time, and is there again when it matters."""
     committee = ahead()
