@@ -140,6 +140,7 @@ def test_members_hear_something_while_preprocessing_is_dealt_and_on_its_way() ->
         moments = [now_s for now_s, (to, _) in zip(world.moments, world.told, strict=True) if to == name]
         assert moments[-1] >= 30.0
         assert max(np.diff([0.0, *moments])) < 12.0
+    assert all(0 < wait.wait_s < 6.0 for wait in world.waits if wait.delivered)  # however long until the deadline
     before = world.told[: [type(message) for _, message in world.told].index(m.SpdzSetup)]
     assert {message.step for _, message in before if isinstance(message, m.SpdzConfirm)} == {0}
 

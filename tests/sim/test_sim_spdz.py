@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from helpers_sim import boston_shares, write_faults
 from sordino_common.errors import ConfigError, RemoteError
 from sordino_common.spdz.errors import CommitmentError, EquivocationError, MacCheckError
 from sordino_server.progress import line_of, result_line
+from sordino_server.rounds.effects import Effect, Result
 from sordino_server.rounds.events import Note, RunStarted
+from sordino_server.rounds.spdz_session import Session
 from sordino_sim.harness import SimulatedFleet
 from sordino_sim.runner import Simulated, simulate, without_wall_clock
 from sordino_sim.tamper import Tamper, read_tamper
@@ -56,13 +59,22 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert kept[0] == kept[1]
 
 
-def test_preprocessing_that_is_dealt_first_changes_no_bit() -> None:
+def test_preprocessing_that_is_dealt_first_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt: list[int] = []
+    deal_ahead = Session._deal_ahead
+
+    def watched(session: Session) -> Generator[Effect, Result, None]:
+        yield from deal_ahead(session)
+        dealt.append(session.dealing.dealt)
+
+    monkeypatch.setattr(Session, "_deal_ahead", watched)
     first, beside = (
         simulate(boston_shares(f"spdz.preprocessing={when}"), with_baseline=False) for when in ("first", "beside")
     )
     for name, value in first.result.tensors.items():
         assert np.array_equal(value, beside.result.tensors[name])
     assert first.summary["mac_checks"] == beside.summary["mac_checks"]
+    assert len(dealt) == 1 and dealt[0] > 1  # of the first run only
 
 
 @pytest.mark.parametrize("members", [2, 4])
