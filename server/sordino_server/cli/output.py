@@ -56,8 +56,9 @@ LogFormatOption = Annotated[
 def open_store(folder: Path, database: str | None = None) -> RunStore:
     """The run records of the fleet in `folder`, or those that `sordino-sim run --store` has left there; `database`
     counts before fleet.yaml's."""
-    if database is None and ((folder / "fleet.yaml").exists() or not (folder / RUNS_FILE).exists()):
-        database = Home(folder).spec.database
+    if (folder / "fleet.yaml").exists() or not (folder / RUNS_FILE).exists():
+        home = Home(folder)
+        folder, database = home.folder, database or home.spec.database
     return RunStore(folder, wall_s=time.time, database=database)
 
 
