@@ -29,6 +29,7 @@ from sordino_agent.executor import Cancel, InlineExecutor, OnDone
 from sordino_agent.policy import Limits, Policy
 from sordino_agent.service import link_settings
 from sordino_agent.spdz.bench import Bench
+from sordino_agent.spdz.corrections import Corrections
 from sordino_agent.spdz.policy import SpdzPolicy
 from sordino_agent.spdz.session import MASK_BYTES, MASK_STEPS
 from sordino_agent.spdz.tasks import SpdzOpenFacts, SpdzOpenTask, SpdzTask
@@ -37,9 +38,11 @@ from sordino_agent.workshop import Programs, plan_limits
 from sordino_common import messages as m
 from sordino_common.channel.roster import Roster
 from sordino_common.errors import LimitExceeded
+from sordino_common.messages.spdz import CORRECTION_PART_BYTES
 from sordino_common.plan.arrays import from_numpy, to_numpy
 from sordino_common.spdz.check import Sums
 from sordino_common.spdz.effects import Effect
+from sordino_common.spdz.errors import CorrectionError
 from sordino_common.spdz.layout import layout_of
 from sordino_common.spdz.party import Party
 
@@ -690,6 +693,54 @@ def test_corrections_beyond_the_window_are_refused() -> None:
     abort = made.abort("agent-00")
     assert abort.code == "correction"
     assert "a correction of step 8, with 0 steps confirmed and 4 agreed to be dealt ahead" in abort.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "times", "text"),
+    [
+        ({"attempt": 2}, 1, "a correction of step 5 under attempt 2, this session is at attempt 0"),
+        ({"parts": 2}, 1, "a correction of step 5 in 2 parts, the circuit's has 1"),
+        ({"parts": 3, "part": 2}, 1, "a correction of step 5 in 3 parts, the circuit's has 1"),
+        ({"attempt": 1}, 2, "the correction of step 5 attempt 1 came twice"),
+        ({}, 2, "the correction of step 5 attempt 0 came twice"),
+    ],
+)
+def test_who_deals_does_not_decide_how_much_waits_here(changes: dict[str, int], times: int, text: str) -> None:
+    """One correction for each step of the window, of this attempt or the next, in the parts that its size makes."""
+    made = committee()
+    made.open(open_command())
+    values: dict[str, object] = {"step": 5, "attempt": 0, "part": 0, "parts": 1, **changes}
+    for _ in range(times):
+        made.tell("agent-00", m.SpdzCorrection(session=SESSION, data=bytes(8), **values))  # type: ignore[arg-type]
+    made.settle()
+    abort = made.abort("agent-00")
+    assert abort.code == "correction"
+    assert text in abort.reason
+
+
+def test_corrections_are_put_together_and_what_is_late_is_dropped() -> None:
+    def part(step: int, attempt: int, number: int, data: bytes) -> m.SpdzCorrection:
+        return m.SpdzCorrection(session=SESSION, step=step, attempt=attempt, part=number, parts=2, data=data)
+
+    corrections = Corrections(first=2, ahead=4, nbytes=CORRECTION_PART_BYTES + 1)
+    assert corrections.take(part(2, 0, 1, b"b")) is None
+    assert corrections.take(part(2, 0, 1, b"b")) is None  # the same again
+    with pytest.raises(CorrectionError, match="two different parts 1 of the correction of step 2"):
+        corrections.take(part(2, 0, 1, b"c"))
+    assert corrections.take(part(2, 0, 0, b"a")) == b"ab"
+    assert corrections.take(part(5, 1, 0, b"c")) is None  # of an attempt that we have not heard of
+    assert corrections.take(part(4, 0, 0, b"d")) is None
+    corrections.restart(1)
+    assert corrections.take(part(5, 1, 1, b"d")) == b"cd"
+    for late in (part(4, 0, 1, b"e"), part(2, 0, 0, b"a"), part(2, 0, 1, b"b")):
+        assert corrections.take(late) is None
+    assert corrections.take(part(6, 2, 0, b"f")) is None
+    corrections.confirm(7)
+    for late in (part(6, 2, 1, b"f"), part(5, 1, 0, b"c"), part(5, 1, 1, b"d")):
+        assert corrections.take(late) is None
+    assert not corrections._parts and not corrections._whole
+    with pytest.raises(CorrectionError, match="a correction of step 15, with 7 steps confirmed"):
+        corrections.take(part(15, 1, 0, b"g"))
 
 
 def test_who_speaks_in_a_session_that_is_over_is_told() -> None:

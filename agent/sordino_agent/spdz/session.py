@@ -18,6 +18,7 @@ import msgspec
 
 from sordino_agent.errors import Silence
 from sordino_agent.executor import Executor
+from sordino_agent.spdz.corrections import Corrections
 from sordino_agent.spdz.journal import BurnJournal
 from sordino_agent.spdz.mailbox import Mailbox
 from sordino_agent.spdz.policy import OWNERS
@@ -108,7 +109,9 @@ class Session:
         self._checked = self._reported = command.first_step
         self._checkpoint = 0
         self._outputs: list[m.SpdzValues] = []
-        self._parts: dict[tuple[int, int], dict[int, bytes]] = {}
+        self._corrections: Final = Corrections(
+            first=command.first_step, ahead=command.ahead, nbytes=facts.correction_bytes
+        )
         self._sums: SpdzEffect | None = None
         self._closing: Callable[[m.SpdzClosed], None] | None = None
         self._step: tuple[m.SpdzStep, Taken] | None = None  # of a stepwise session, the last one told
@@ -163,17 +166,8 @@ class Session:
         self._require(sender, self.command.dealer, "correction")
         if not self.is_party:
             raise CorrectionError("a correction for who is no party")
-        if message.step >= self._confirmed + 2 * self.command.ahead:
-            raise CorrectionError(
-                f"a correction of step {message.step}, with {self._confirmed} steps confirmed and "
-                f"{self.command.ahead} agreed to be dealt ahead"
-            )
-        parts = self._parts.setdefault((message.step, message.attempt), {})
-        if parts.setdefault(message.part, message.data) != message.data:
-            raise CorrectionError(f"two different parts {message.part} of the correction of step {message.step}")
-        if len(parts) == message.parts:
-            del self._parts[message.step, message.attempt]
-            data = b"".join(parts[k] for k in range(message.parts)) if message.parts > 1 else message.data
+        data = self._corrections.take(message)
+        if data is not None:
             event = SpdzEvent(what="correction", step=message.step, attempt=message.attempt, data=data)
             if message.step > self._soon:
                 self._mailbox.put_early(event)
@@ -261,6 +255,7 @@ class Session:
             raise ProtocolError(f"{message.step} steps confirmed of {self.command.steps}")
         self._going = True
         self._confirmed = max(self._confirmed, message.step)
+        self._corrections.confirm(message.step)
         if self.is_party and self._checkpoint and message.step >= self._checkpoint:
             self._journal.forget_before(self.command.run, self.id, self._checkpoint)
         if self.provides and not self._provided:
@@ -274,7 +269,7 @@ class Session:
             raise ProtocolError(f"told to run step {message.step} under attempt {message.attempt} again")
         self._attempt = message.attempt
         self._retries += 1
-        self._parts = {place: parts for place, parts in self._parts.items() if place[1] >= message.attempt}
+        self._corrections.restart(message.attempt)
         self._masked_to = min(self._masked_to, message.step)
         self._mailbox.put(SpdzEvent(what="restart", step=message.step, attempt=message.attempt))
         self._ask_for_rows()
@@ -347,7 +342,7 @@ class Session:
             self._timer.cancel()
         self._executor.submit(SpdzEndTask(session=self.id, finished=not code and self.finished), _ignore)
         self._setup = None
-        self._parts.clear()
+        self._corrections.clear()
         self._release()
         self._on_over(code, reason)
 
