@@ -95,6 +95,27 @@ def test_a_crossing_carries_so_many_bytes_or_one_event(rows: bool) -> None:
     assert taken == [[0, 1], [2], [3], [4, 5]]
 
 
+def test_a_task_takes_the_openings_of_one_round() -> None:
+    """Of however many members; messages of a check go along with either."""
+    for others in ("b", "bc"):
+        mailbox = Mailbox(others=len(others))
+        mailbox.put(SpdzEvent(what="correction", step=9))
+        for sender in others:
+            mailbox.put_shares(sender, (share(4), share(0, kind="check-1"), share(5), share(6)))
+        mailbox.put(SpdzEvent(what="restart"))
+        mailbox.put_early(SpdzEvent(what="correction", step=11))
+        taken = []
+        while mailbox.ready:
+            taken.append([event.kind[:1] + str(event.round) if event.kind else event.what for event in mailbox.take()])
+        k = len(others)
+        assert taken == [
+            ["correction", *["o4"] * k, *["c0"] * k],
+            ["o5"] * k,
+            [*["o6"] * k, "restart", "correction"],
+        ]
+    assert mailbox.take() == ()
+
+
 def test_no_more_waits_than_fits() -> None:
     for others in (1, 2):
         mailbox = Mailbox(others=others)

@@ -2,7 +2,9 @@
 
 Shares of a round wait until every other party's is there; before that the party could do nothing with them. A
 correction of a step that the party has not come to waits for company: alone it would cost a crossing, too. All else
-goes with the next task, in the order it came.
+goes with the next task, in the order it came; but a task takes the openings of one round at most, so that what it makes
+of them leaves before the next round is computed. Else two members settle into computing by turns: each gets two rounds
+at a time, while the other waits.
 """
 
 from __future__ import annotations
@@ -79,23 +81,28 @@ class Mailbox:
         return ProtocolError(f"{len(self.ready)} messages wait for this device, no more are taken")
 
     def take(self) -> tuple[SpdzEvent, ...]:
-        """What the next task takes: all of it, or as much as one crossing should carry."""
-        if sum(map(_bytes_of, self.ready)) > TASK_BYTES:
-            return self._portion()
-        taken = (*self.ready, *self._early)
-        self.ready, self._early = [], []
+        """What the next task takes: the openings of one round at most, and as much as one crossing should carry."""
+        count = self._due()
+        taken, self.ready = tuple(self.ready[:count]), self.ready[count:]
+        if not self.ready and self._early:
+            taken += tuple(self._early)
+            self._early = []
         return taken
 
-    def _portion(self) -> tuple[SpdzEvent, ...]:
-        """At least one event, at most `TASK_BYTES` of the first of those that are ready."""
-        count = total = 0
-        for event in self.ready:
+    def _due(self) -> int:
+        """How many of the first of those that are ready: at least one if there is any."""
+        first: tuple[int, int, int] | None = None
+        total = 0
+        for count, event in enumerate(self.ready):
             total += _bytes_of(event)
             if count and total > TASK_BYTES:
-                break
-            count += 1
-        taken, self.ready = tuple(self.ready[:count]), self.ready[count:]
-        return taken
+                return count
+            if event.kind == "open":
+                round_ = (event.step, event.attempt, event.round)
+                if first is not None and round_ != first:
+                    return count
+                first = round_
+        return len(self.ready)
 
     def missing(self) -> dict[str, tuple[str, ...]]:
         """Who has sent what of the rounds that are not complete, for people."""
