@@ -72,7 +72,7 @@ from sordino_common.spdz.tagging import COEFFICIENT_BITS
 
 I64 = npt.NDArray[np.int64]
 _TOGETHER: Final = 1 << 18  # elements of steps that are evaluated together: enough to hide the calls
-_PORTION: Final = 1 << 15  # elements that a member reads in one go: as long as an opening takes to come, about
+_PORTION: Final = 1 << 17  # elements that a member reads in one go: of smaller portions the calls take their share
 _MASK: Final = np.int64((1 << COEFFICIENT_BITS) - 1)
 
 
