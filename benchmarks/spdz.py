@@ -3,7 +3,7 @@
     python benchmarks/spdz.py            counts, then two members and a dealer in this process
     python benchmarks/spdz.py --products products of the sizes that other frameworks publish
 
-Over a real broker, beside rounds x raw broadcast + arithmetic: `bench_spdz_wire.py`.
+Over a real broker, beside rounds x raw broadcast + arithmetic: `bench_spdz_wire.py`, or `--wire` here.
 
 Time of one process, one thread: `online` is both members together, openings handed over as bytes; `dealer` is all of
 the preprocessing. Everything is measured in turns in one run; read the ratios.
@@ -17,10 +17,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import secrets
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -281,6 +284,7 @@ def products() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--products", action="store_true")
+    parser.add_argument("--wire", action="store_true", help="and over mosquitto, with agent processes")
     parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -290,6 +294,9 @@ def main() -> None:
     circuit = boston_step()
     counts(circuit)
     train(circuit, turns=given.turns, slice_steps=32)
+    if given.wire:
+        sys.stdout.flush()
+        subprocess.run([sys.executable, Path(__file__).with_name("bench_spdz_wire.py")], check=True)
 
 
 if __name__ == "__main__":
