@@ -1,7 +1,7 @@
 """SPDZ over a real broker with real agent processes, beside its floor, all in one run.
 
     floor    rounds x (time of a raw broadcast round trip: two processes, MQTT v5 through mosquitto on loopback,
-             payloads as large as a round's shares, no keys, no links) + what the party's arithmetic takes
+             payloads as large as a round's shares, no keys, no links) + what the party's worker takes of the processor
     online   `sordino-agent` processes with their workers, active and passive, whose preprocessing is there
              (spdz.preprocessing: first): what the floor is of
     beside   the same, and the server deals beside them, on the same cores: what a training takes where the dealer has

@@ -47,7 +47,7 @@ def test_the_time_counts_for_the_session_and_for_nobody_else() -> None:
 
 def test_it_takes_the_time_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [5.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("time.process_time", lambda: now_s[0])
 
     def put_off() -> None:
         now_s[0] += 0.25
@@ -59,7 +59,7 @@ def test_it_takes_the_time_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_outcome_leaves_before_what_its_task_put_off_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next task is read after that; an error on the way ends nothing."""
     now_s, said = [5.0], []
-    monkeypatch.setattr("time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("time.process_time", lambda: now_s[0])
     frames = iter((encode_task(SHARES), encode_task(SHARES), None))
 
     def put_off() -> None:
