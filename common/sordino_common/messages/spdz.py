@@ -109,7 +109,7 @@ class SpdzShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class SpdzCounters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an agent counted in one session. `compute_s`: of the processor, in its worker; `wait_s`: between its worker's tasks."""
+    """What an agent counted in one session. `compute_s`: of its worker's processor; `wait_s`: between its tasks."""
 
     rounds: Count = 0
     checks: Count = 0
