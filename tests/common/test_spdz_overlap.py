@@ -146,20 +146,10 @@ def test_a_step_runs_again_while_the_check_before_it_is_under_way(seed: int) -> 
     committee = ahead(3, seed=seed)
     committee.begin()
     committee.holds = lambda message: message.kind == f"check-{1 + seed % 4}"
-    edges = []
-    for party in committee.parties:  # everybody meets the edge in step 1, as everybody sees the same
-
-        def accept(
-            round_: int, *rest: object, party: object = party, real: object = party._arithmetic.accept
-        ) -> object:
-            if party._step == 1 and party._attempt == 0:  # type: ignore[attr-defined]
-                edges.append(round_)
-                return "a value"
-            return real(round_, *rest)  # type: ignore[operator]
-
-        party._arithmetic.accept = accept  # type: ignore[method-assign]
+    for party in committee.parties:
+        meet_the_edge(party, step=1, round_=0)
     committee._deliver()
-    assert len(edges) == 3
+    assert len(committee._stopped) == 3
     assert committee.checked == [[], [], []]
     committee.restart(1)
     assert committee.checked == [[], [], []]
@@ -309,7 +299,7 @@ def test_whether_a_party_finds_the_time_to_catch_up_changes_no_bit(security: Sec
         party._lend = lent  # type: ignore[method-assign]
         if retries:
             for each in committee.parties:
-                meet_the_edge(each, step=1)
+                meet_the_edge(each, step=1, round_=1)
         committee.run()
         assert committee.retries == retries
         prepared.append(sum(found))
@@ -318,12 +308,12 @@ def test_whether_a_party_finds_the_time_to_catch_up_changes_no_bit(security: Sec
     assert prepared[2] > 0
 
 
-def meet_the_edge(party: Party, *, step: int) -> None:
-    """In its first attempt of that step, in the second round, as everybody sees the same."""
+def meet_the_edge(party: Party, *, step: int, round_: int) -> None:
+    """In its first attempt of that step, in that round, as everybody sees the same."""
     real = party._arithmetic.accept
 
     def accept(run: Run) -> str:
-        if (party._step, party._attempt, run.round) == (step, 0, 1):
+        if (party._step, party._attempt, run.round) == (step, 0, round_):
             return "a value"
         return real(run)
 
